@@ -1,0 +1,45 @@
+"""DiM distillation: distill an image data set into a generator, and emit training sets of any size from it.
+
+The main objects, all importable from here: `load_generator`, `sample_set`, `load_set`, `SyntheticSet`,
+`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `fit`, `load_data`, `load_recipe`.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `dim --help` does not wait for PyTorch.
+_HOMES = {
+    "DataSpec": "dim.spec",
+    "Evaluator": "dim.evaluate",
+    "GeneratedDataset": "dim.data.loader",
+    "GeneratedLoader": "dim.data.loader",
+    "Generator": "dim.nets.generators",
+    "InputError": "dim.errors",
+    "Score": "dim.evaluate",
+    "SyntheticSet": "dim.data.synthetic",
+    "TrainConfig": "dim.config",
+    "evaluate": "dim.evaluate",
+    "fit": "dim.fit",
+    "from_dataset": "dim.data.real",
+    "load_data": "dim.data.real",
+    "load_generator": "dim.hub",
+    "load_recipe": "dim.config",
+    "load_set": "dim.data.synthetic",
+    "push_to_hub": "dim.hub",
+    "sample_set": "dim.sampler",
+    "save_pretrained": "dim.hub",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

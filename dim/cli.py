@@ -1,0 +1,399 @@
+"""The command line: `dim train`, `dim sample`, `dim evaluate`, `dim recipes`. Arguments in, one clear line on error."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from dim.config import ProtocolConfig, TrainConfig, from_dict, load_recipe, recipe_names, to_toml
+from dim.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(TrainConfig):
+    """Train a generator and leave a run folder. Start from a recipe (see `dim recipes`) and override any option."""
+
+    recipe: str | None = None
+    """A recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The run folder to make."""
+    resume: bool = False
+    """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
+
+    generator: tyro.conf.Positional[str]
+    """A run folder, an exported folder, or a Hub id."""
+    out: str
+    """The folder to write."""
+    ipc: int | None = None
+    """Images per class; also far more than it was trained for."""
+    counts: tuple[str, ...] = ()
+    """Images for single classes, in place of --ipc: `--counts 3=100 cat=20`, by number or name."""
+    classes: tuple[str, ...] = ()
+    """Only these classes, by number or name."""
+    seed: int = 0
+    """Another seed gives another set."""
+    format: Literal["imagefolder", "safetensors", "npz"] = "imagefolder"
+    """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file."""
+    batch_size: int = 2048
+    """Images generated at a time; it bounds memory and changes nothing else."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    overwrite: bool = False
+    """Replace what the folder holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Train fresh students on sets and streams and print their test accuracy, with controls, in one table."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets (fixed track), and runs or generators (stream track, or fixed with --track fixed)."""
+    seeds: int = 3
+    """Students per row, with seeds 0, 1, ..."""
+    ipc: tuple[int, ...] = (10,)
+    """For generators: images per class, one row each."""
+    track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
+    """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
+    controls: tuple[Literal["random", "oracle", "full"], ...] = ()
+    """Also: random real images at the IPCs of the fixed rows; real data at the step budgets of the stream rows; full data."""
+    split: Literal["test", "val"] = "test"
+    """Part of the real data to score on; choose on val, report on test."""
+    data_root: str | None = None
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    json: str | None = None
+    """Also write the scores, with everything that they depend on, to this file."""
+    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
+    """How students are trained. Default: what the first subject carries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesArguments:
+    """List the recipes, or print one, resolved, as TOML."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A recipe's name, or a path to a TOML file."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`dim train`."""
+    recipe = _value_of(arguments, "--recipe")
+    out = _value_of(arguments, "--out")
+    resume = "--resume" in arguments
+    if recipe is not None:
+        base = load_recipe(recipe)
+    elif resume and out is not None:
+        from dim.fit import load_run_config
+
+        base = load_run_config(out)
+    else:
+        base = TrainConfig()
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
+    parsed = _parse(TrainArguments, arguments, "train", default=TrainArguments(**fields, recipe=recipe, out=out))
+    config = TrainConfig(**{name: getattr(parsed, name) for name in fields})
+    config = dataclasses.replace(config, data=_with_root(config.data))
+    if parsed.dry_run:
+        print(to_toml(config), end="")
+        return
+    if recipe is None and not resume:
+        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
+    if parsed.out is None:
+        raise InputError("no run folder: name one with --out")
+
+    from dim.data.real import load_data
+    from dim.fit import fit, make_accelerator
+    from dim.report import write_report
+
+    accelerator = make_accelerator(config, Path(parsed.out))
+    data = load_data(config.data, accelerator.device)
+    run = fit(config, data, parsed.out, resume=resume, accelerator=accelerator)
+    if accelerator.is_main_process:
+        report = write_report(run, data)
+        print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`dim sample`."""
+    parsed = _parse(SampleArguments, arguments, "sample")
+    if parsed.ipc is None and not parsed.counts:
+        raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
+
+    from dim.hub import load_generator
+    from dim.io import require_free
+    from dim.sampler import request, sample_set_together
+
+    require_free(parsed.out, overwrite=parsed.overwrite)
+    generator = load_generator(parsed.generator, _device(parsed.device))
+    size: dict[str, Any] = {"ipc": parsed.ipc}
+    if parsed.counts:
+        size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
+    if parsed.classes:
+        size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
+    request(generator.spec, **size)
+    result = sample_set_together(generator, **size, seed=parsed.seed, batch_size=parsed.batch_size)
+    if result is not None:
+        result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
+        print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`dim evaluate`."""
+    first, _ = _parse_known(EvaluateArguments, arguments, "evaluate")
+    if not first.subjects:
+        raise InputError("nothing to evaluate: name sets, runs or generators")
+
+    from rich.console import Console
+
+    from dim.data.export import DESCRIPTION
+    from dim.data.synthetic import SyntheticSet, load_set
+    from dim.evaluate import Evaluator, Score, real_data_of
+    from dim.hub import load_generator
+    from dim.io import write_json
+    from dim.report import format_accuracy, print_scores, scores_to_json, write_report
+    from dim.sampler import sample_set
+
+    device = _device(first.device)
+    subjects: dict[str, Any] = {}
+    for name in first.subjects:
+        subjects[name] = load_set(name) if (Path(name) / DESCRIPTION).is_file() else load_generator(name, device)
+    info = next(iter(subjects.values())).info
+    carried = from_dict(ProtocolConfig, info.get("protocol") or {})
+    default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
+    parsed = _parse(EvaluateArguments, arguments, "evaluate", default=default)
+    if parsed.seeds < 1:
+        raise InputError(f"seeds is {parsed.seeds}: expected 1 or more")
+    for ipc in parsed.ipc:
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+    data = real_data_of(info, parsed.data_root or os.environ.get("DIM_DATA_ROOT"), device)
+    console = Console(stderr=True, highlight=False)
+    scores: list[Score] = []
+
+    def report(score: Score) -> None:
+        scores.append(score)
+        ipc = "" if score.ipc is None else f" IPC {score.ipc}"
+        console.print(f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)")
+
+    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=report)
+    fixed, streamed, steps = [], [], 0
+    for name, subject in subjects.items():
+        if isinstance(subject, SyntheticSet):
+            evaluator.fixed(subject, name)
+            fixed.append(subject.ipc)
+            continue
+        for ipc in parsed.ipc:
+            if "stream" in parsed.track:
+                evaluator.stream(subject, ipc, name)
+                streamed.append(ipc)
+            if "fixed" in parsed.track:
+                evaluator.fixed(sample_set(subject, ipc=ipc), name)
+                fixed.append(ipc)
+    for ipc in dict.fromkeys(ipc for ipc in fixed if ipc is not None and "random" in parsed.controls):
+        evaluator.random_real(ipc)
+    for ipc in dict.fromkeys(ipc for ipc in streamed if "oracle" in parsed.controls):
+        evaluator.oracle(ipc)
+    if "full" in parsed.controls:
+        steps = max(score.steps for score in scores)
+        evaluator.full(steps)
+    print_scores(scores)
+    if parsed.json:
+        write_json(parsed.json, scores_to_json(scores))
+    for name in subjects:
+        if (Path(name) / "run.json").is_file():
+            print(f"report: {write_report(name, data, scores)}")
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """`dim recipes`."""
+    parsed = _parse(RecipesArguments, arguments, "recipes")
+    if parsed.name is not None:
+        print(to_toml(load_recipe(parsed.name)), end="")
+        return
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        print(f"{name:<{width}}  {load_recipe(name).about.title}")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
+    "train": (train, TrainArguments),
+    "sample": (sample, SampleArguments),
+    "evaluate": (evaluate, EvaluateArguments),
+    "recipes": (recipes, RecipesArguments),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, or non-zero after one line on standard error that says what to do."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, RuntimeError) as error:
+        return _fail_late(error)
+    return 0
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+    elif arguments[0] == "--version":
+        import dim
+
+        print(dim.__version__)
+    elif arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]][0](arguments[1:])
+    else:
+        raise InputError(f"unknown command {arguments[0]!r}. {nearest(arguments[0], COMMANDS)}")
+
+
+def _overview() -> str:
+    lines = ["usage: dim COMMAND [options]", "", "Distill an image data set into a generator; emit training sets from it.", ""]
+    lines += [f"  {name:<10} {kind.__doc__}" for name, (_, kind) in COMMANDS.items()]
+    return "\n".join([*lines, "", "dim COMMAND --help explains every option."])
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"dim: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _fail_late(error: Exception) -> int:
+    """Errors that arise while working: a full disk, an interrupt, a loss that is not finite, too little memory."""
+    from dim.fit import Interrupted, NonFiniteError
+    from dim.io import is_no_space
+
+    if isinstance(error, Interrupted):
+        return _fail(str(error), 128 + error.signal_number)
+    if isinstance(error, NonFiniteError):
+        return _fail(str(error), 1)
+    if isinstance(error, OSError) and is_no_space(error):
+        where = f" for {error.filename}" if error.filename else ""
+        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and try again", 1)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _fail(f"{error.filename}: {error.strerror}", 1)
+    raise error
+
+
+def _parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
+    """Parse strictly: an unknown option is an error with the nearest known name."""
+    parsed, unknown = _parse_known(cls, arguments, command, default)
+    if unknown:
+        option = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+        known = _option_names(cls)
+        raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known) if option[0] == '-' else ''}")
+    return parsed
+
+
+def _parse_known(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> tuple[T, list[str]]:
+    captured = io.StringIO()
+    settings = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_first_lines(captured.getvalue(), command)) from None
+
+
+def _first_lines(box: str, command: str) -> str:
+    """The message of tyro's error box, without the box and what follows the rule."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ \t")
+        if text.startswith("──") and lines:
+            break
+        if text and not text.strip("─").startswith(" ") and "─" not in text:
+            lines.append(text)
+    return f"{' '.join(lines)} (see 'dim {command} --help')"
+
+
+def _option_names(cls: type, prefix: str = "--") -> list[str]:
+    names = []
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}{field.name.replace('_', '-')}"
+        hint = field.type
+        if dataclasses.is_dataclass(hint):
+            names += _option_names(hint, f"{name}.")
+        else:
+            names.append(name)
+        for marker in getattr(hint, "__metadata__", ()):
+            names += getattr(marker, "aliases", None) or ()
+    return names
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    """Value of an option before the arguments are parsed: `--option value` or `--option=value`."""
+    for position, text in enumerate(arguments):
+        if text == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if text.startswith(f"{option}="):
+            return text.partition("=")[2]
+    return None
+
+
+def _with_root(data: Any) -> Any:
+    if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
+        return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
+    return data
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from None
+    return device
+
+
+def _class_number(text: str, names: Sequence[str]) -> int:
+    if re.fullmatch(r"\d+", text) and int(text) < len(names):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
+
+
+def _count(text: str, names: Sequence[str]) -> tuple[int, int]:
+    label, equals, count = text.rpartition("=")
+    if not equals or not re.fullmatch(r"-?\d+", count):
+        raise InputError(f"count {text!r}: expected CLASS=NUMBER, for instance 3=100")
+    return _class_number(label, names), int(count)
+
+
+if __name__ == "__main__":
+    run()

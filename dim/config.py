@@ -1,0 +1,382 @@
+"""Configuration: frozen dataclasses, read from TOML recipes, overridden on the command line, stored as JSON.
+
+Every field has a default and a docstring; `dim train --help` shows both. A recipe sets only what differs. Unknown keys
+and values of a wrong type or outside their range are refused with the nearest known name or the range.
+"""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from dim.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which real data to use."""
+
+    dataset: Annotated[str, tyro.conf.arg(aliases=["--dataset"])] = "digits"
+    """digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, or folder (a folder of class folders)."""
+    root: Annotated[str | None, tyro.conf.arg(aliases=["--data-root"])] = None
+    """Where the data lies (torchvision's root, or the folder itself). `digits` needs none."""
+    download: bool = False
+    """Let torchvision download a data set that is absent from the root."""
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=["--resolution"])] = None
+    """Height and width in pixels; images are resized and centre-cropped. Required for `folder`; default: the data's own."""
+    channels: Literal[1, 3] | None = None
+    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder`."""
+    val_fraction: float = 0.1
+    """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
+    test_fraction: float = 0.2
+    """For data without a test part of its own (digits; a folder without train/ and test/): held out per class."""
+    split_seed: int = 0
+    """Seed of both splits."""
+    memory_gib: float = 8.0
+    """Decoded images up to this size are held on the device; a larger data set is read batch by batch."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "a number in [0, 0.5]")
+        _require(0 < self.test_fraction <= 0.5, "data.test_fraction", self.test_fraction, "a number in (0, 0.5]")
+        _require(self.resolution is None or self.resolution >= 4, "data.resolution", self.resolution, "at least 4 pixels")
+        _require(self.memory_gib >= 0, "data.memory_gib", self.memory_gib, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """The conditional generator, which is the product."""
+
+    name: Literal["dim2023"] = "dim2023"
+    """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023)."""
+    latent_dim: int = 90
+    """Gaussian inputs beside the one-hot label. Published: 100 inputs, of which the first 10 are the label."""
+    width: int = 196
+    """Channels of every hidden layer."""
+
+    def __post_init__(self) -> None:
+        _require(self.latent_dim >= 1, "generator.latent_dim", self.latent_dim, "at least 1")
+        _require(self.width >= 1, "generator.width", self.width, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """The two-headed discriminator (real or fake; class)."""
+
+    width: int = 196
+    """Channels of every hidden layer."""
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, "discriminator.width", self.width, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Length and optimiser of one training stage. Adam for the generator and the discriminator."""
+
+    epochs: float = 1.0
+    """Passes over the training data; fractions are allowed, 0 skips the stage."""
+    batch_size: int = 64
+    """Real images, and generated images, per step, over all processes."""
+    lr: float = 1e-4
+    """Adam learning rate of generator and discriminator."""
+    lr_end: float | None = None
+    """Learning rate that a cosine reaches at the end of the stage. Default: constant."""
+    betas: tuple[float, float] = (0.0, 0.9)
+    """Adam betas."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(self.lr > 0, "lr", self.lr, "a positive number")
+        _require(self.lr_end is None or self.lr_end >= 0, "lr_end", self.lr_end, "0 or more")
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """AC-GAN with the WGAN-GP loss, present in both stages."""
+
+    gradient_penalty: float = 10.0
+    """Weight of the gradient penalty (Gulrajani et al. 2017, eq. 3)."""
+    class_weight: float = 1.0
+    """Weight of the classification loss of both networks (Odena et al. 2017)."""
+    augment: str = ""
+    """Differentiable augmentation of real and generated images alike before the discriminator (Zhao et al. 2020), e.g.
+    `color_crop_cutout`. Published: none."""
+
+    def __post_init__(self) -> None:
+        _require(self.gradient_penalty >= 0, "adversarial.gradient_penalty", self.gradient_penalty, "0 or more")
+        _require(self.class_weight >= 0, "adversarial.class_weight", self.class_weight, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Matching the logits of a pool of models between real and generated images (stage two)."""
+
+    weight: float = 0.01
+    """Weight beside the adversarial loss. Published: 0.01. 0 turns the pool off."""
+    pairing: Literal["random", "unbiased"] = "unbiased"
+    """`random`: one real image against one generated image of its class (published; its optimum is the class mean, a pull
+    towards collapse). `unbiased`: the squared distance of the class means, estimated without that pull."""
+    augment: str = "color_crop_cutout"
+    """Augmentation of both sides, one draw for both."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "matching.weight", self.weight, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """The pool of models whose logits are matched, and how it is kept up on real data."""
+
+    source: Literal["persistent", "fresh"] = "persistent"
+    """`persistent`: members of many ages live through the stage and take turns. `fresh`: published; one new model per epoch,
+    thrown away at its end."""
+    students: tuple[str, ...] = (
+        "convnet",
+        "resnet10:width=32,norm=instance",
+        "resnet18:width=32,norm=instance",
+        "resnetap10:width=32,norm=instance",
+        "resnetap18:width=32,norm=instance",
+    )
+    """Architectures, as `dim evaluate --students` names them. Default: the published five, at the published sizes."""
+    members: int = 10
+    """Persistent: number of models alive; architectures are dealt out in turn."""
+    upkeep_steps: int = 1
+    """SGD steps on real data per upkeep. Published: 16."""
+    upkeep_every: int = 1
+    """Generator steps between two upkeeps of the drawn member. Published: 1."""
+    max_age: int = 1000
+    """Persistent: a member is started afresh after this many SGD steps."""
+    lr: float = 0.01
+    """SGD learning rate."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    augment: str = "color_crop"
+    """Augmentation during upkeep."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
+        for name in ("members", "upkeep_steps", "upkeep_every", "max_age"):
+            _require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
+        _require(self.lr > 0, "pool.lr", self.lr, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The training loop: everything that is not the method."""
+
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
+    """Seed of the whole run."""
+    ema: float = 0.0
+    """Decay per step of the exponential moving average of the generator's weights, which is then the result; it is warmed
+    up as (1 + t) / (10 + t). 0: no average (published)."""
+    clip_norm: float = 0.0
+    """Largest norm of the generator's and the discriminator's gradient; 0 leaves it alone."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of accelerate. fp16 is not offered: the gradient penalty overflows it."""
+    channels_last: bool = True
+    """Keep convolutions in the channels-last memory format."""
+    tf32: bool = True
+    """Allow TF32 matrix products on GPUs that have them."""
+    device: Annotated[str | None, tyro.conf.arg(aliases=["--device"])] = None
+    """cpu, cuda, mps ... Default: what accelerate finds."""
+    checkpoint_minutes: float = 5.0
+    """Wall time between two checkpoints; 0: only by steps."""
+    checkpoint_steps: int = 0
+    """Steps between two checkpoints; 0: only by time."""
+    sample_steps: int = 500
+    """Steps between two sample grids; 0: only at the end."""
+    log_steps: int = 20
+    """Steps between two metric records; losses are checked for non-finite values then and before every checkpoint."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers of accelerate, beside metrics.jsonl; pass none with `--fit.trackers` and no value."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.ema < 1, "fit.ema", self.ema, "a number in [0, 1)")
+        _require(self.clip_norm >= 0, "fit.clip_norm", self.clip_norm, "0 or more")
+        _require(self.log_steps >= 1, "fit.log_steps", self.log_steps, "at least 1")
+        for name in ("checkpoint_minutes", "checkpoint_steps", "sample_steps"):
+            _require(getattr(self, name) >= 0, f"fit.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """How students are trained on a set or a stream. It travels with the run, so that its scores are comparable.
+
+    The step budget of n images per class is `epochs * ceil(n * classes / batch_size)`, on both tracks.
+    """
+
+    students: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--students"])] = ("convnet",)
+    """Architectures: convnet, resnet10, resnet18, resnetap10, resnetap18, vgg11, alexnet, timm:NAME; options after the name as
+    in `convnet:width=64,depth=3`."""
+    epochs: int = 1000
+    """Passes over a set of n images per class that its step budget stands for. Published: 1000."""
+    full_epochs: int = 0
+    """Passes over the full real data for the control row; 0: the largest step budget in the table."""
+    batch_size: int = 64
+    """Images per step."""
+    lr: float = 0.01
+    """SGD learning rate."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """`step`: a tenth of the learning rate in the second half (published)."""
+    augment: str = "color|crop|cutout|flip|scale|rotate"
+    """Differentiable augmentation (DSA, Zhao & Bilen 2021): `|` picks one family per batch, `_` applies all."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.students) > 0, "protocol.students", self.students, "at least one architecture")
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"protocol.{name}", getattr(self, name), "at least 1")
+        _require(self.full_epochs >= 0, "protocol.full_epochs", self.full_epochs, "0 or more")
+        _require(self.lr > 0, "protocol.lr", self.lr, "a positive number")
+
+    def steps(self, images: int) -> int:
+        """Step budget of a set of this many images."""
+        return self.epochs * -(-images // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboutConfig:
+    """What a recipe is for. It changes nothing in a run."""
+
+    title: str = ""
+    """One line."""
+    source: str = ""
+    """Paper and code that the settings come from, and where they depart."""
+    expect: str = ""
+    """Accuracy and time to expect, with the machine and the file under benchmarks/results/ that measured them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One generator run: data, networks, two stages, pool, loop, and the protocol its sets are scored by."""
+
+    about: AboutConfig = field(default_factory=AboutConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    stage_one: StageConfig = field(default_factory=lambda: StageConfig(epochs=150, batch_size=128, lr=1e-4))
+    """Adversarial training alone."""
+    stage_two: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, batch_size=64, lr=5e-6))
+    """Adversarial training and logit matching, from stage one's weights and optimiser states."""
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def to_toml(config: Any) -> str:
+    """A configuration as TOML: a recipe that gives the same configuration again. Fields that are None are left out."""
+    plain, tables = [], []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            lines = [f"{key} = {_toml_value(item)}" for key, item in value.items() if item is not None]
+            tables.append("\n".join([f"[{name}]", *lines]))
+        elif value is not None:
+            plain.append(f"{name} = {_toml_value(value)}")
+    return "\n\n".join(["\n".join(plain)] * bool(plain) + tables) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in JSON and TOML
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], base: T | None = None, where: str = "") -> T:
+    """Build a configuration from nested dictionaries, over the defaults of `base`.
+
+    Raises:
+        InputError: for an unknown key or a value of the wrong type, naming `where` it stands.
+    """
+    base = cls() if base is None else base
+    hints = typing.get_type_hints(cls)
+    changes = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in hints:
+            raise InputError(f"unknown key {name!r} in {where.rstrip('.') or 'configuration'}. {nearest(key, hints)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{name} is {value!r}: expected a table of settings")
+            changes[key] = from_dict(hints[key], value, getattr(base, key), f"{name}.")
+        else:
+            changes[key] = _convert(value, hints[key], name)
+    return dataclasses.replace(base, **changes)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """Check a parsed value against a field's annotation; lists become tuples and integers become floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise InputError(f"{name} is {value!r}: expected one of {', '.join(map(repr, arguments))}")
+    if origin is types.UnionType:
+        if value is None and types.NoneType in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not types.NoneType), name)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            raise InputError(f"{name} is {value!r}: expected a list")
+        return tuple(_convert(item, arguments[0], name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise InputError(f"{name} is {value!r}: expected {hint.__name__}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("dim.recipes")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """A recipe that comes with the package, by name, or a TOML file of the same form, by path.
+
+    Raises:
+        InputError: if there is no such recipe or file, or it does not parse.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"no recipe file {name}: expected a path to a TOML file")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("dim.recipes") / f"{name}.toml").read_text()
+    else:
+        raise InputError(f"unknown recipe {name!r}. {nearest(name, recipe_names())} A path must end in .toml.")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name} is not valid TOML: {error}") from None
+    return from_dict(TrainConfig, values)

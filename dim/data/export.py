@@ -1,0 +1,150 @@
+"""Synthetic sets on disk: a folder with `set.json` and the images in one of three formats.
+
+- imagefolder: `<class>/<number>.png` and `metadata.jsonl`; torchvision's ImageFolder and the `datasets` library read it.
+- safetensors: `data.safetensors` with images, labels and soft labels.
+- npz: `data.npz` with the same arrays, for NumPy.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dim.errors import InputError, nearest
+from dim.io import atomic_folder, digest, load_tensors, read_json, save_tensors, write_json
+from dim.spec import DataSpec
+
+FORMATS = ("imagefolder", "safetensors", "npz")
+DESCRIPTION = "set.json"
+_VERSION = 1
+
+
+def write_folder(
+    path: Path | str,
+    content: Mapping[str, Tensor],
+    spec: DataSpec,
+    info: Mapping[str, Any],
+    format: str,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a set; see `SyntheticSet.save`."""
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r}. {nearest(format, FORMATS)}")
+    if format == "imagefolder" and content["images"].dtype != torch.uint8:
+        raise InputError("format 'imagefolder' holds 8 bits per channel and these images are float32: use safetensors or npz")
+    description = {
+        "format": _VERSION,
+        "kind": "set",
+        "storage": format,
+        "digest": digest(content),
+        "count": len(content["labels"]),
+        "spec": spec.to_dict(),
+        "info": dict(info),
+    }
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        if format == "imagefolder":
+            _write_images(folder, content, spec)
+        elif format == "safetensors":
+            save_tensors(folder / "data.safetensors", content, {"kind": "set-data"})
+        else:
+            np.savez(folder / "data.npz", **{name: tensor.numpy() for name, tensor in content.items()})
+        write_json(folder / DESCRIPTION, description)
+    return Path(path)
+
+
+def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str, Any]]:
+    """Read a set: its tensors, its data specification, and what is known of its making."""
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        raise InputError(f"{path} is no synthetic set: expected a folder made by 'dim sample' (it has no {DESCRIPTION})")
+    description = read_json(path / DESCRIPTION)
+    if description.get("format", 0) > _VERSION:
+        raise InputError(f"{path} has format {description['format']}: this version reads up to {_VERSION}; upgrade dim-distill")
+    spec = DataSpec.from_dict(description["spec"])
+    if description["storage"] == "imagefolder":
+        content = _read_images(path, spec)
+    elif description["storage"] == "safetensors":
+        content, _ = load_tensors(path / "data.safetensors")
+    else:
+        content = _read_npz(path / "data.npz")
+    if digest(content) != description["digest"]:
+        raise InputError(f"{path} is damaged: its images or labels are not those that were written; make it again")
+    return content, spec, description["info"]
+
+
+def _class_folders(spec: DataSpec) -> list[str]:
+    """A folder name per class: its number, so that sorting keeps the order, and its name as far as file systems allow."""
+    width = len(str(spec.num_classes - 1))
+    return [
+        f"{label:0{width}d}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('-.')}".rstrip("_")
+        for label, name in enumerate(spec.class_names)
+    ]
+
+
+def _write_images(folder: Path, content: Mapping[str, Tensor], spec: DataSpec) -> None:
+    labels = content["labels"].tolist()
+    folders = _class_folders(spec)
+    seen = [0] * spec.num_classes
+    names = []
+    for label in labels:
+        names.append(f"{folders[label]}/{seen[label]:05d}.png")
+        seen[label] += 1
+    for label, count in enumerate(seen):
+        if count:
+            (folder / folders[label]).mkdir()
+
+    def write(position: int) -> None:
+        array = content["images"][position].permute(1, 2, 0).numpy()
+        image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+        image.save(folder / names[position], format="PNG", compress_level=1)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(len(labels))))
+    with open(folder / "metadata.jsonl", "w") as handle:
+        for position, (name, label) in enumerate(zip(names, labels, strict=True)):
+            record = {"file_name": name, "label": label, "class_name": spec.class_names[label]}
+            if "soft" in content:
+                record["soft"] = content["soft"][position].tolist()
+            handle.write(json.dumps(record) + "\n")
+
+
+def _read_images(path: Path, spec: DataSpec) -> dict[str, Tensor]:
+    try:
+        records = [json.loads(line) for line in (path / "metadata.jsonl").read_text().splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path / 'metadata.jsonl'} is missing or damaged ({error}); make the set again") from None
+
+    def read(record: dict[str, Any]) -> np.ndarray:
+        file = path / record["file_name"]
+        try:
+            with Image.open(file) as image:
+                return np.array(image.convert("L" if spec.channels == 1 else "RGB"))
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
+
+    with ThreadPoolExecutor() as pool:
+        images = torch.from_numpy(np.stack(list(pool.map(read, records)))).view(len(records), spec.height, spec.width, -1)
+    content = {
+        "images": images.permute(0, 3, 1, 2).contiguous(),
+        "labels": torch.tensor([record["label"] for record in records]),
+    }
+    if records and "soft" in records[0]:
+        content["soft"] = torch.tensor([record["soft"] for record in records])
+    return content
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None

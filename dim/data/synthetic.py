@@ -1,0 +1,108 @@
+"""SyntheticSet: a stored set of images with labels, whatever method made it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dim.data.export import read_folder, write_folder
+from dim.errors import InputError
+from dim.spec import DataSpec, to_unit_range
+
+
+class SyntheticSet(Dataset):
+    """A map-style Dataset of (image float32 (C, H, W) in [-1, 1], target).
+
+    Images are held as they are stored. Sets drawn from a generator hold 8 bits per channel, so what is scored in memory
+    is bit by bit what a saved folder gives back; sets of learned pixels may hold float32.
+
+    Args:
+        images: (N, C, H, W), uint8, or float32 in [-1, 1].
+        labels: int64 (N,).
+        spec: the data set that it stands for.
+        soft: float32 (N, classes) target probabilities or None; then items give these in place of the label.
+        info: JSON about its making: method, seed, generator, protocol, ...
+        transform: applied to an item's image.
+
+    Raises:
+        InputError: if shapes disagree or a label is out of range.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        spec: DataSpec,
+        *,
+        soft: Tensor | None = None,
+        info: Mapping[str, Any] | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        if tuple(images.shape[1:]) != spec.image_shape or len(images) == 0:
+            raise InputError(f"images have shape {tuple(images.shape)}: expected (N, {', '.join(map(str, spec.image_shape))})")
+        if images.dtype not in (torch.uint8, torch.float32):
+            raise InputError(f"images are {images.dtype}: expected uint8, or float32 in [-1, 1]")
+        if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
+            raise InputError(f"labels do not fit {len(images)} images of {spec.num_classes} classes")
+        if soft is not None and soft.shape != (len(images), spec.num_classes):
+            raise InputError(f"soft labels have shape {tuple(soft.shape)}: expected ({len(images)}, {spec.num_classes})")
+        self.images, self.labels, self.soft = images.cpu(), labels.long().cpu(), None if soft is None else soft.float().cpu()
+        self.spec, self.info, self.transform = spec, dict(info or {}), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image = self.images[index]
+        image = to_unit_range(image) if image.dtype == torch.uint8 else image.clone()
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.labels[index]) if self.soft is None else self.soft[index]
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """All images, float32 (N, C, H, W) in [-1, 1], and all targets, int64 (N,) or float32 (N, classes)."""
+        images = to_unit_range(self.images) if self.images.dtype == torch.uint8 else self.images
+        return images, self.labels if self.soft is None else self.soft
+
+    @property
+    def ipc(self) -> int | None:
+        """Images per class, if every class has as many."""
+        counts = torch.bincount(self.labels, minlength=self.spec.num_classes)
+        return int(counts[0]) if bool((counts == counts[0]).all()) else None
+
+    def bytes_stored(self) -> dict[str, int]:
+        """Uncompressed bytes of images and labels. A hard label counts one byte up to 256 classes, two beyond."""
+        label = 1 if self.spec.num_classes <= 256 else 2
+        return {
+            "images": self.images.numel() * self.images.element_size(),
+            "labels": label * len(self) if self.soft is None else 4 * self.soft.numel(),
+        }
+
+    def save(self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False) -> Path:
+        """Write a folder, atomically.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            format: imagefolder (PNG files in class folders, with metadata.jsonl), safetensors, or npz.
+            overwrite: replace what is there.
+
+        Raises:
+            InputError: if the folder holds something, the format is unknown, or it cannot hold such images.
+        """
+        content = {"images": self.images, "labels": self.labels}
+        if self.soft is not None:
+            content["soft"] = self.soft
+        return write_folder(path, content, self.spec, self.info, format, overwrite=overwrite)
+
+
+def load_set(path: Path | str) -> SyntheticSet:
+    """Read a folder written by `SyntheticSet.save`, in any of its formats.
+
+    Raises:
+        InputError: if the folder is missing, is no set, or is damaged.
+    """
+    content, spec, info = read_folder(path)
+    return SyntheticSet(content["images"], content["labels"], spec, soft=content.get("soft"), info=info)

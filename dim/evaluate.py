@@ -1,0 +1,396 @@
+"""The evaluator: train fresh students on a set or a stream, many seeds, and report the last epoch's test accuracy.
+
+Two tracks that are never mixed. *Fixed*: a stored set of exactly IPC images per class. *Stream*: fresh images at the step
+budget that IPC stands for. Controls go through the same code: random real images at the same IPC, real data at the same
+step budget (the oracle), and the full data.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
+from dim.data.loader import GeneratedLoader
+from dim.data.real import EpochBatches, RealData, Split, load_data, per_class_indices
+from dim.data.synthetic import SyntheticSet
+from dim.errors import InputError
+from dim.nets.generators import Generator
+from dim.nets.students import build_student, parse_student
+from dim.provenance import hardware, versions
+from dim.sampler import stored_bytes
+
+Track = Literal["fixed", "stream", "full"]
+# A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
+Feed = Callable[[int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One row: one source of images, one architecture, several seeds."""
+
+    name: str
+    """What was trained on: a set, a generator, or a control."""
+    track: Track
+    ipc: int | None
+    """Images per class of the set, or that the stream's step budget stands for; None for the full data."""
+    student: str
+    labels: str
+    """`hard`, or `soft` with its teacher."""
+    accuracies: tuple[float, ...]
+    """Test accuracy in percent after the last step, one per seed."""
+    seeds: tuple[int, ...]
+    steps: int
+    """SGD steps."""
+    batch_size: int
+    images_seen: int
+    """Steps times batch size."""
+    distinct_images: int
+    """Different images among them, before augmentation."""
+    bytes: dict[str, int]
+    """Stored bytes: images and labels, and for a generator its weights. Real streams count the whole training part."""
+    seconds: float
+    """Wall time of all seeds."""
+    split: str = "test"
+    """Part of the real data that the accuracy is of."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Name and fingerprint of the real data."""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and mean, std and n."""
+        return {**dataclasses.asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Score":
+        """Inverse of `to_dict`, from parsed JSON."""
+        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a row is made from: how to feed one seed, and the facts that the row states."""
+
+    name: str
+    track: Track
+    ipc: int | None
+    steps: int
+    batch_size: int
+    distinct: int
+    bytes: dict[str, int]
+    feed: Callable[[int], Feed]
+    labels: str = "hard"
+
+
+class Evaluator:
+    """Scores sets and generators of one data set under one protocol.
+
+    Args:
+        data: the real data: its test part, and the training part for controls.
+        protocol: how students are trained.
+        seeds: how many (0, 1, ...), or which.
+        device: where to train. Default: where the real images are.
+        split: `test`, or `val` when something is to be chosen.
+        report: called with every row when it is done.
+
+    Raises:
+        InputError: for an unknown student or no seeds.
+    """
+
+    def __init__(
+        self,
+        data: RealData,
+        protocol: ProtocolConfig,
+        *,
+        seeds: int | Iterable[int] = 3,
+        device: torch.device | str = "cpu",
+        split: Literal["test", "val"] = "test",
+        report: Callable[[Score], None] = lambda score: None,
+    ) -> None:
+        self.data, self.protocol, self.split, self.report = data, protocol, split, report
+        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+        if not self.seeds:
+            raise InputError("no seeds: expected at least one")
+        if len(data.val) == 0 and split == "val":
+            raise InputError("the data has no validation part: expected data.val_fraction above 0")
+        for student in protocol.students:
+            parse_student(student)
+        self.device = torch.device(device)
+
+    # --- rows ------------------------------------------------------------------------------------------------------------
+
+    def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
+        """A stored set: `epochs` passes over it."""
+        self._require_same_data(subject.spec.name, subject.spec.image_shape, subject.spec.num_classes)
+        images, targets = subject.tensors()
+        labels = "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
+        return self._score(self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels))
+
+    def stream(self, generator: Generator, ipc: int, name: str = "generator") -> list[Score]:
+        """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream."""
+        self._require_same_data(generator.spec.name, generator.spec.image_shape, generator.spec.num_classes)
+        steps = self._budget(ipc)
+        generator = generator.to(self.device)
+
+        def feed(seed: int) -> Feed:
+            stream_seed = rng.fold(seed, "evaluate-stream")
+            loader = GeneratedLoader(generator, batch_size=self.protocol.batch_size, steps=steps, seed=stream_seed)
+            batches = iter(loader)
+            return lambda step: next(batches)
+
+        seen = steps * self.protocol.batch_size
+        return self._score(
+            _Source(name, "stream", ipc, steps, self.protocol.batch_size, seen, {"generator": stored_bytes(generator)}, feed)
+        )
+
+    def random_real(self, ipc: int, name: str = "random real") -> list[Score]:
+        """Control: `ipc` random real images per class, other ones for every seed."""
+        spec, labels = self.data.spec, self.data.train.labels
+
+        def pick(seed: int) -> tuple[Tensor, Tensor]:
+            return self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
+
+        count = ipc * spec.num_classes
+        size = {"images": count * spec.image_bytes, "labels": count * (1 if spec.num_classes <= 256 else 2)}
+        pick(self.seeds[0])  # a class that is too small is found before anything is trained
+        source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
+        return self._score(source)
+
+    def oracle(self, ipc: int, name: str = "real stream (oracle)") -> list[Score]:
+        """Control: the real training part at the step budget of `ipc`."""
+        return self._score(self._real_source(name, "stream", ipc, self._budget(ipc)))
+
+    def full(self, steps: int = 0, name: str = "full data") -> list[Score]:
+        """Control: the real training part for `full_epochs` passes, or `steps` if the protocol leaves that open."""
+        if self.protocol.full_epochs:
+            steps = math.ceil(self.protocol.full_epochs * len(self.data.train) / self.protocol.batch_size)
+        if steps < 1:
+            raise InputError("the full-data control needs a budget: set protocol.full_epochs")
+        return self._score(self._real_source(name, "full", None, steps))
+
+    # --- sources ---------------------------------------------------------------------------------------------------------
+
+    def _budget(self, ipc: int) -> int:
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+        return self.protocol.steps(ipc * self.data.spec.num_classes)
+
+    def _stored_source(
+        self,
+        name: str,
+        images: Tensor | Callable[[int], Tensor],
+        targets: Callable[[int], Tensor],
+        ipc: int | None,
+        size: dict[str, int],
+        labels: str,
+        count: int | None = None,
+    ) -> _Source:
+        count = len(images) if count is None else count
+        batch = min(self.protocol.batch_size, count)
+
+        def feed(seed: int) -> Feed:
+            own = (images(seed) if callable(images) else images).to(self.device)
+            wanted = targets(seed).to(self.device)
+            order = EpochBatches(_Positions(count), batch, seed=seed, purpose="evaluate")
+
+            def at(step: int) -> tuple[Tensor, Tensor]:
+                chosen = order.indices(step).to(self.device)
+                return own[chosen], wanted[chosen]
+
+            return at
+
+        steps = self.protocol.steps(count)
+        return _Source(name, "fixed", ipc, steps, batch, count, size, feed, labels)
+
+    def _real_source(self, name: str, track: Track, ipc: int | None, steps: int) -> _Source:
+        train, spec, batch = self.data.train, self.data.spec, min(self.protocol.batch_size, len(self.data.train))
+
+        def feed(seed: int) -> Feed:
+            batches = EpochBatches(train, batch, seed=seed, purpose="evaluate")
+
+            def at(step: int) -> tuple[Tensor, Tensor]:
+                images, labels = batches.at(step)
+                return images.to(self.device), labels.to(self.device)
+
+            return at
+
+        size = {"images": len(train) * spec.image_bytes, "labels": len(train) * (1 if spec.num_classes <= 256 else 2)}
+        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed)
+
+    def _require_same_data(self, name: str, shape: tuple[int, ...], classes: int) -> None:
+        spec = self.data.spec
+        if (shape, classes) != (spec.image_shape, spec.num_classes):
+            wanted = f"{spec.name!r} ({spec.num_classes} classes of {spec.image_shape})"
+            raise InputError(f"made for {name!r} ({classes} classes of {shape}): expected {wanted}")
+
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    def _score(self, source: _Source) -> list[Score]:
+        scores, spec = [], self.data.spec
+        for student in self.protocol.students:
+            started = time.perf_counter()
+            accuracies = []
+            for seed in self.seeds:
+                net = train_student(student, source.feed(seed), source.steps, self.protocol, self.data, seed, self.device)
+                accuracies.append(accuracy(net, getattr(self.data, self.split), self.device))
+            score = Score(
+                name=source.name,
+                track=source.track,
+                ipc=source.ipc,
+                student=student,
+                labels=source.labels,
+                accuracies=tuple(accuracies),
+                seeds=self.seeds,
+                steps=source.steps,
+                batch_size=source.batch_size,
+                images_seen=source.steps * source.batch_size,
+                distinct_images=source.distinct,
+                bytes=source.bytes,
+                seconds=round(time.perf_counter() - started, 2),
+                split=self.split,
+                protocol=to_dict(dataclasses.replace(self.protocol, students=(student,))),
+                data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+                hardware=hardware(self.device),
+                versions=versions(),
+            )
+            self.report(score)
+            scores.append(score)
+        return scores
+
+
+class _Positions:
+    """A stand-in for a split where only the number of images matters."""
+
+    streams = False
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def train_student(
+    student: str, feed: Feed, steps: int, protocol: ProtocolConfig, data: RealData, seed: int, device: torch.device
+) -> nn.Module:
+    """Train one fresh student: SGD with momentum, schedule, differentiable augmentation, cross-entropy.
+
+    Args:
+        student: architecture, as `parse_student` reads it.
+        feed: batches by step; targets int64 (B,) or float (B, classes).
+        steps: SGD steps.
+        protocol: optimiser, schedule and augmentation.
+        data: for its specification.
+        seed: of the weights and the augmentation.
+        device: where to train.
+
+    Returns:
+        The student after the last step, in evaluation mode.
+    """
+    net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
+    net = net.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
+    )
+    augment = Augment(protocol.augment, data.spec)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
+        images, targets = feed(step)
+        images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
+        loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.eval()
+
+
+def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
+    """Factor of the learning rate at `step` of `steps`: step (a tenth in the second half), cosine, or constant."""
+    if schedule == "step":
+        return 1.0 if step < steps / 2 else 0.1
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
+    return 1.0
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = 1000) -> float:
+    """Percentage of a split's images that a classifier gets right."""
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for indices in torch.arange(len(split)).split(batch_size):
+        images, labels = split.batch(indices)
+        correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
+    return 100 * int(correct) / len(split)
+
+
+def evaluate(
+    subject: SyntheticSet | Generator,
+    *,
+    students: Sequence[str] | None = None,
+    seeds: int | Iterable[int] = 3,
+    ipc: int | None = None,
+    data: RealData | None = None,
+    root: str | None = None,
+    protocol: ProtocolConfig | None = None,
+    device: torch.device | str = "cpu",
+    split: Literal["test", "val"] = "test",
+) -> list[Score]:
+    """Score a set (fixed track) or a generator (stream track).
+
+    Args:
+        subject: a `SyntheticSet`, or a generator, which then needs `ipc`.
+        students: architectures. Default: the protocol's.
+        seeds: how many, or which.
+        ipc: stream track: the images per class that the step budget stands for.
+        data: the real data. Default: what the subject says it was made from, under `root`.
+        protocol: how to train. Default: the one that travels with the subject.
+        device, split: see `Evaluator`.
+
+    Returns:
+        One `Score` per student.
+
+    Raises:
+        InputError: if the subject does not say what it was made from and `data` is not given, or for a bad argument.
+    """
+    info = subject.info if isinstance(subject, SyntheticSet) else getattr(subject, "info", {})
+    protocol = protocol or from_dict(ProtocolConfig, info.get("protocol") or {})
+    if students is not None:
+        protocol = dataclasses.replace(protocol, students=tuple(students))
+    evaluator = Evaluator(data or real_data_of(info, root, device), protocol, seeds=seeds, device=device, split=split)
+    if isinstance(subject, SyntheticSet):
+        return evaluator.fixed(subject)
+    if ipc is None:
+        raise InputError("a generator is scored on the stream track: give ipc, the images per class of the step budget")
+    return evaluator.stream(subject, ipc)
+
+
+def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
+    """The real data that a set or a generator says it was made from.
+
+    Raises:
+        InputError: if it says nothing.
+    """
+    if not info.get("data"):
+        raise InputError("this set or generator does not say which data it was made from: give the real data")
+    return load_data(dataclasses.replace(from_dict(DataConfig, info["data"]), root=root), device)

@@ -1,0 +1,578 @@
+"""The training loop: two stages over one step, whatever the data, the networks and the objectives.
+
+Every draw is a function of (seed, step), so a checkpoint holds weights, optimiser states, the pool and a step number, and
+a resumed run continues bit by bit (on the CPU).
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dim import rng
+from dim.config import StageConfig, TrainConfig, from_dict, to_dict
+from dim.data.real import EpochBatches, RealData
+from dim.errors import InputError
+from dim.grid import grid, save_png
+from dim.io import load_tensors, read_json, require_free, save_tensors, write_bytes, write_json
+from dim.nets.discriminators import build_discriminator
+from dim.nets.generators import Generator, build_generator
+from dim.nets.generators.storage import FILE_NAME, save_generator_file
+from dim.objectives import Objective
+from dim.objectives.adversarial import Adversarial
+from dim.objectives.logit import LogitMatching
+from dim.pool import ModelPool, build_pool
+from dim.provenance import hardware, versions
+
+_CHECKPOINT = "checkpoint.safetensors"
+_FAILED = "failed.safetensors"
+_RUN = "run.json"
+_METRICS = "metrics.jsonl"
+# What may change when a run is resumed: nothing that the weights depend on.
+_MAY_CHANGE = {
+    "about",
+    "protocol",
+    "data.root",
+    "data.download",
+    "data.memory_gib",
+    "fit.checkpoint_minutes",
+    "fit.checkpoint_steps",
+    "fit.sample_steps",
+    "fit.log_steps",
+    "fit.trackers",
+}
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state has been saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient stopped being finite; the last good checkpoint is kept and the state at fault saved beside it."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A span of steps with its settings."""
+
+    name: str
+    config: StageConfig
+    start: int
+    stop: int
+    matching: bool
+
+    def lr(self, step: int) -> float:
+        """Learning rate at a step: constant, or a half cosine to `lr_end`."""
+        if self.config.lr_end is None:
+            return self.config.lr
+        progress = (step - self.start) / max(1, self.stop - self.start)
+        return self.config.lr_end + (self.config.lr - self.config.lr_end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
+    """The accelerator that a configuration asks for.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    device = config.fit.device
+    if device not in (None, "cpu", "cuda", "mps"):
+        raise InputError(f"fit.device is {device!r}: expected cpu, cuda or mps (for one of several GPUs: accelerate launch)")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("fit.device is 'cuda': no CUDA device is available; leave the option out")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("fit.device is 'mps': no MPS device is available; leave the option out")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # accelerate keeps one state per process; a second run in this process may differ in device and precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=config.fit.precision,
+        log_with=list(config.fit.trackers) or None,
+        project_dir=str(out),
+    )
+
+
+def fit(
+    config: TrainConfig, data: RealData, out: Path | str, *, resume: bool = False, accelerator: Accelerator | None = None
+) -> Path:
+    """Train a generator and leave a run folder.
+
+    Args:
+        config: everything about the run.
+        data: the real data; images on the accelerator's device.
+        out: the run folder: generator.safetensors (the result), checkpoint.safetensors, run.json, metrics.jsonl, samples/.
+        resume: continue the run that lies there.
+        accelerator: from `make_accelerator`; made here if absent.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: if `out` holds something else, or the run there has other settings or another data set.
+        NonFiniteError: if a loss is not finite.
+        Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    out = Path(out)
+    accelerator = accelerator or make_accelerator(config, out)
+    return Trainer(config, data, out, accelerator, resume=resume).run()
+
+
+class Trainer:
+    """One run: its networks, its optimisers, and the loop over steps."""
+
+    def __init__(self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool) -> None:
+        self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
+        self.step = 0
+        self.seconds = 0.0
+        # A run that was killed before its first checkpoint is resumed from the beginning.
+        resume = resume and check_same_run(out, config, data)
+        if not resume and accelerator.is_main_process:
+            require_free_run(out)
+        accelerator.wait_for_everyone()
+        spec, device, seed = data.spec, accelerator.device, config.fit.seed
+        self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
+        self.generator = build_generator(config.generator, spec, seed=seed).to(device, memory_format=self.format)
+        self.discriminator = build_discriminator(config.discriminator, spec, seed=seed).to(device, memory_format=self.format)
+        self.average: Generator | None = None
+        if config.fit.ema > 0:
+            self.average = build_generator(config.generator, spec, seed=seed).to(device, memory_format=self.format)
+            self.average.requires_grad_(False)
+        first = config.stage_one
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=first.lr, betas=first.betas, fused=True)
+        self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=first.lr, betas=first.betas, fused=True)
+        self.adversarial = Adversarial(
+            self.discriminator,
+            self.optimizer_d,
+            config.adversarial,
+            spec,
+            seed=seed,
+            finish=self._finish_gradients,
+            rank=accelerator.process_index,
+        )
+        self.stages = self._plan()
+        self.pool: ModelPool | None = None
+        if resume:
+            self._load()
+
+    def _plan(self) -> list[_Stage]:
+        stages, start = [], 0
+        for name, settings, matching in (("one", self.config.stage_one, False), ("two", self.config.stage_two, True)):
+            steps = round(settings.epochs * len(self.data.train) / settings.batch_size)
+            stages.append(_Stage(name, settings, start, start + steps, matching and self.config.matching.weight > 0))
+            start += steps
+        if start == 0:
+            raise InputError("stage_one.epochs and stage_two.epochs are both 0: nothing to train")
+        return stages
+
+    @property
+    def total_steps(self) -> int:
+        return self.stages[-1].stop
+
+    @property
+    def result(self) -> Generator:
+        """The generator that is the product: the average if there is one."""
+        return self.generator if self.average is None else self.average
+
+    def run(self) -> Path:
+        """Train from the current step to the end and write the result."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.fit.tf32
+        if accelerator.is_main_process:
+            self._open_folder()
+        if config.fit.trackers:
+            kwargs = {"tensorboard": {"purge_step": self.step}} if "tensorboard" in config.fit.trackers else {}
+            accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
+        bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=None if self._main else True)
+        self._saved_at = time.monotonic()
+        self._started = time.monotonic() - self.seconds
+        with _signals() as asked, bar:
+            try:
+                for stage in self.stages:
+                    if self.step < stage.stop:
+                        self._run_stage(stage, bar, asked)
+            except KeyboardInterrupt:
+                asked.append(signal.SIGINT)
+                self._stop_if_asked(asked)
+        self._save(final=True)
+        accelerator.wait_for_everyone()
+        if config.fit.trackers:
+            accelerator.end_training()
+        return self.out
+
+    @property
+    def _main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _run_stage(self, stage: _Stage, bar: tqdm, asked: list[int]) -> None:
+        config, accelerator = self.config, self.accelerator
+        world, rank, seed = accelerator.num_processes, accelerator.process_index, config.fit.seed
+        share = {"rank": rank, "world": world}
+        batches = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose=f"stage-{stage.name}", **share)
+        objectives: list[Objective] = [self.adversarial]
+        upkeep: EpochBatches | None = None
+        if stage.matching:
+            pool = self._stage_pool(stage)
+            upkeep = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose="pool", **share)
+            objectives.append(LogitMatching(pool, config.matching, self.data.spec, seed=seed, rank=rank))
+        for optimizer in (self.optimizer_g, self.optimizer_d):
+            optimizer.param_groups[0]["betas"] = stage.config.betas
+        self.generator.train()
+        sums: dict[str, Tensor] = {}
+        count = 0
+        while self.step < stage.stop:
+            for optimizer in (self.optimizer_g, self.optimizer_d):
+                optimizer.param_groups[0]["lr"] = stage.lr(self.step)
+            losses = self.train_step(stage, batches, upkeep, objectives)
+            self.step += 1
+            count += 1
+            for name, value in losses.items():
+                sums[name] = sums[name] + value if name in sums else value
+            bar.update()
+            if self.step % config.fit.log_steps == 0 or self.step == stage.stop:
+                self._log(stage, sums, count, bar)
+                sums, count = {}, 0
+            self._periodic(sums, stage)
+            self._stop_if_asked(asked)
+
+    def train_step(
+        self, stage: _Stage, batches: EpochBatches, upkeep: EpochBatches | None, objectives: Iterable[Objective]
+    ) -> dict[str, Tensor]:
+        """One step: upkeep of the pool, one step of the discriminator, one of the generator. Detached losses by name."""
+        config, accelerator, step = self.config, self.accelerator, self.step
+        losses: dict[str, Tensor] = {}
+        real, labels = batches.at(step - stage.start)
+        real = real.contiguous(memory_format=self.format)
+        with accelerator.autocast():
+            if upkeep is not None:
+                local = step - stage.start
+                for part in range(self.pool.due(local)):
+                    batch = upkeep.at(local // config.pool.upkeep_every * config.pool.upkeep_steps + part)
+                    losses["pool"] = self.pool.advance(*batch, local, part)
+            source = rng.generator(config.fit.seed, "train-latent", step, accelerator.process_index, device=real.device)
+            z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=real.device)
+            generated = self.generator(z, labels)
+            images = generated.detach().float().requires_grad_()
+            losses |= self.adversarial.advance(images.detach(), labels, real=real, step=step)
+            for objective in objectives:
+                at = step - stage.start if objective is not self.adversarial else step
+                losses |= objective.accumulate(images, labels, real=real, step=at)
+        generated.backward(images.grad.to(generated.dtype))
+        norm = self._finish_gradients(self.generator.parameters())
+        self.optimizer_g.step()
+        self.optimizer_g.zero_grad()
+        if self.average is not None:
+            update_average(self.average, self.generator, step, config.fit.ema)
+        if norm is not None:
+            losses["gradient_norm"] = norm.detach()
+        return losses
+
+    def _stage_pool(self, stage: _Stage) -> ModelPool:
+        if self.pool is None:
+            self.pool = build_pool(
+                self.config.pool,
+                self.data.spec,
+                steps_per_epoch=max(1, len(self.data.train) // stage.config.batch_size),
+                seed=self.config.fit.seed,
+                device=self.accelerator.device,
+                channels_last=self.config.fit.channels_last,
+                rank=self.accelerator.process_index,
+                average=self._average_gradients,
+            )
+        return self.pool
+
+    # --- gradients -----------------------------------------------------------------------------------------------------
+
+    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of
+        gradients, which a DistributedDataParallel wrapper does not allow."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = self.accelerator.reduce(flat, reduction="mean")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def _finish_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
+        parameters = list(parameters)
+        self._average_gradients(parameters)
+        if self.config.fit.clip_norm > 0:
+            return torch.nn.utils.clip_grad_norm_(parameters, self.config.fit.clip_norm)
+        return None
+
+    # --- what happens between steps ------------------------------------------------------------------------------------
+
+    def _log(self, stage: _Stage, sums: dict[str, Tensor], count: int, bar: tqdm) -> None:
+        values = self._read(sums, count)
+        self._require_finite(values)
+        if not self._main:
+            return
+        values["lr"] = stage.lr(self.step - 1)
+        self.accelerator.log(values, step=self.step)
+        record = {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values}
+        with open(self.out / _METRICS, "a") as handle:
+            handle.write(json.dumps(record) + "\n")
+        bar.set_postfix({name: f"{values[name]:.3g}" for name in ("critic", "class", "matching", "pool") if name in values})
+
+    @staticmethod
+    def _read(sums: dict[str, Tensor], count: int) -> dict[str, float]:
+        """Means of accumulated losses; the one place of the loop where the host waits for the device."""
+        if not sums:
+            return {}
+        return dict(zip(sums, (torch.stack([value.float() for value in sums.values()]) / count).tolist(), strict=True))
+
+    def _require_finite(self, values: dict[str, float]) -> None:
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        if self._main:
+            save_tensors(self.out / _FAILED, self._tensors(), self._metadata())
+        name, value = next(iter(bad.items()))
+        kept = self.out / _CHECKPOINT
+        remedy = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
+        raise NonFiniteError(
+            f"step {self.step}: loss {name!r} is {value}. The state is saved in {self.out / _FAILED}; {remedy}. "
+            "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)"
+        )
+
+    def _periodic(self, sums: dict[str, Tensor], stage: _Stage) -> None:
+        """Checkpoint and sample grid when they are due."""
+        fit_config = self.config.fit
+        if self.step == self.total_steps:
+            return  # the end writes both
+        due = fit_config.checkpoint_steps > 0 and self.step % fit_config.checkpoint_steps == 0
+        if fit_config.checkpoint_minutes > 0:
+            due |= time.monotonic() - self._saved_at >= 60 * fit_config.checkpoint_minutes
+        if due:
+            self._require_finite(self._read(sums, 1))
+            self._save()
+        if fit_config.sample_steps > 0 and self.step % fit_config.sample_steps == 0:
+            self._save_grid()
+
+    def _stop_if_asked(self, asked: list[int]) -> None:
+        if asked and self.step < self.total_steps:
+            self._save()
+            done = f"interrupted at step {self.step} of {self.total_steps}"
+            raise Interrupted(f"{done}; continue with: dim train --out {self.out} --resume", asked[0])
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _save_grid(self) -> None:
+        if self._main:
+            save_png(self.out / "samples" / f"step-{self.step:07d}.png", sample_grid(self.result))
+
+    # --- the run folder --------------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        """Create the folder, or cut the records of a resumed run back to its checkpoint."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        for stale in self.out.rglob(".*.tmp"):  # what a kill left half-written
+            stale.unlink()
+        write_json(self.out / _RUN, run_description(self.config, self.data, self.accelerator.device))
+        metrics = self.out / _METRICS
+        if metrics.exists():
+            kept = []
+            for line in metrics.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a kill can leave the last line half-written
+                    if json.loads(line)["step"] <= self.step:
+                        kept.append(line + "\n")
+            write_bytes(metrics, "".join(kept).encode())
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "kind": "checkpoint",
+            "step": self.step,
+            "seconds": self._elapsed(),
+            "fingerprint": self.data.spec.fingerprint,
+            "config": to_dict(self.config),
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = _prefixed("generator", self.generator.state_dict())
+        tensors |= _prefixed("discriminator", self.discriminator.state_dict())
+        if self.average is not None:
+            tensors |= _prefixed("average", self.average.state_dict())
+        for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            for index, entries in optimizer.state_dict()["state"].items():
+                tensors |= _prefixed(f"{name}.{index}", entries)
+        if self.pool is not None:
+            tensors |= _prefixed("pool", self.pool.state())
+        return tensors
+
+    def _save(self, final: bool = False) -> None:
+        """Write the checkpoint and the generator; with `final`, also the last grid."""
+        if self._main:
+            save_tensors(self.out / _CHECKPOINT, self._tensors(), self._metadata())
+            save_generator_file(
+                self.out / FILE_NAME,
+                self.result,
+                config=self.config.generator,
+                data=self.config.data,
+                protocol=self.config.protocol,
+                about={
+                    **to_dict(self.config.about),
+                    "step": self.step,
+                    "total_steps": self.total_steps,
+                    "seconds": round(self._elapsed(), 1),
+                    "seed": self.config.fit.seed,
+                },
+            )
+            if final:
+                self._save_grid()
+        self._saved_at = time.monotonic()
+
+    def _load(self) -> None:
+        tensors, metadata = load_tensors(self.out / _CHECKPOINT, self.accelerator.device)
+        self.step, self.seconds = metadata["step"], metadata["seconds"]
+        self.generator.load_state_dict(_unprefixed("generator", tensors))
+        self.discriminator.load_state_dict(_unprefixed("discriminator", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_unprefixed("average", tensors))
+        for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, value in _unprefixed(name, tensors).items():
+                index, _, entry = key.partition(".")
+                entries.setdefault(int(index), {})[entry] = value
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        pool = _unprefixed("pool", tensors)
+        if pool:
+            self._stage_pool(self.stages[1]).load(pool)
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, source: nn.Module, step: int, decay: float) -> None:
+    """Exponential moving average of weights and statistics: average <- d * average + (1 - d) * source.
+
+    d = min(decay, (1 + step) / (10 + step)), so that early weights are forgotten quickly. Integer buffers are copied.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    targets, sources = list(average.state_dict().values()), list(source.state_dict().values())
+    pairs = list(zip(targets, sources, strict=True))
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([pair[0] for pair in floating], [pair[1] for pair in floating], 1 - decay)
+    for target, value in pairs:
+        if not target.is_floating_point():
+            target.copy_(value)
+
+
+def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int = 20, seed: int = 0):
+    """The first images of every class (of the first classes, if there are many), one row per class, as a picture."""
+    classes = min(generator.spec.num_classes, max_classes)
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    images = generator.sample(labels, seed=seed)
+    return grid(images.view(classes, per_class, *generator.spec.image_shape))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous: dict[int, Callable | int | None] = {}
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_description(config: TrainConfig, data: RealData, device: torch.device) -> dict[str, Any]:
+    """What run.json says."""
+    return {
+        "format": 1,
+        "kind": "run",
+        "config": to_dict(config),
+        "spec": data.spec.to_dict(),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def read_run(out: Path | str) -> dict[str, Any]:
+    """Parse run.json of a run folder.
+
+    Raises:
+        InputError: if the folder is no run.
+    """
+    path = Path(out) / _RUN
+    if not path.is_file():
+        raise InputError(f"{out} is no run: expected a folder made by 'dim train' (it has no {_RUN})")
+    return read_json(path)
+
+
+def load_run_config(out: Path | str) -> TrainConfig:
+    """The configuration of the run in a folder."""
+    return from_dict(TrainConfig, read_run(out)["config"])
+
+
+def require_free_run(out: Path) -> None:
+    """Refuse a folder that holds a run with a checkpoint, or anything else."""
+    if (out / _CHECKPOINT).is_file():
+        raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
+    if not (out / _RUN).is_file():
+        require_free(out)
+
+
+def check_same_run(out: Path, config: TrainConfig, data: RealData) -> bool:
+    """Whether there is a checkpoint to resume from; refuse another data set or other settings than the run began with.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    run = read_run(out)
+    if run["spec"]["fingerprint"] != data.spec.fingerprint:
+        before, now = run["spec"]["name"], data.spec.name
+        raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
+    before, now = _flat(run["config"]), _flat(to_dict(config))
+    for key in now:
+        allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in _MAY_CHANGE)
+        if not allowed and _plain(before.get(key)) != _plain(now[key]):
+            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before.get(key)!r}; resume with the same settings")
+    return (out / _CHECKPOINT).is_file()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

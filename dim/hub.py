@@ -1,0 +1,120 @@
+"""Generators to and from folders and the Hugging Face Hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict
+from dim.errors import InputError
+from dim.fit import sample_grid
+from dim.grid import save_png
+from dim.io import atomic_folder
+from dim.nets.generators import Generator
+from dim.nets.generators.storage import FILE_NAME, load_generator_file, save_generator_file
+
+
+def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """Load a generator in evaluation mode.
+
+    Args:
+        name: a run folder, an exported folder, a generator file, or a Hub id (`owner/name`), in this order.
+        device: where to put it.
+
+    Returns:
+        The generator; its `info` holds how it was made.
+
+    Raises:
+        InputError: if nothing of that name holds a generator, or its file is damaged.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / FILE_NAME).is_file():
+            return load_generator_file(path / FILE_NAME, device)
+        what = "this run has not saved one yet" if (path / "run.json").is_file() else "it is no run and no exported generator"
+        raise InputError(f"{path} has no {FILE_NAME}: {what}")
+    if path.is_file():
+        return load_generator_file(path, device)
+    text = str(name)
+    if text.count("/") != 1 or text.startswith((".", "/")):
+        raise InputError(f"no run, folder or file {text!r}: expected a run made by 'dim train', or a Hub id owner/name")
+    return load_generator_file(_download(text), device)
+
+
+def _download(repository: str) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(repository, FILE_NAME)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"no folder {repository!r} here, and the Hub gave no generator of that id ({reason})") from None
+
+
+def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Export a loaded generator as a folder: its file, a model card, and a sample grid.
+
+    Raises:
+        InputError: if the folder holds something, or the generator was not loaded by `load_generator`.
+    """
+    info = getattr(generator, "info", None)
+    if info is None:
+        raise InputError("this generator does not say how it was made: load it with dim.load_generator before exporting it")
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        save_generator_file(
+            temporary / FILE_NAME,
+            generator,
+            config=from_dict(GeneratorConfig, info["generator"]),
+            data=from_dict(DataConfig, info["data"]),
+            protocol=from_dict(ProtocolConfig, info["protocol"]),
+            about=info["about"],
+        )
+        (temporary / "README.md").write_text(model_card(generator, info))
+        save_png(temporary / "samples.png", sample_grid(generator))
+    return Path(folder)
+
+
+def push_to_hub(generator: Generator, repository: str, *, private: bool = False, token: str | None = None) -> str:
+    """Export a loaded generator and upload it; returns its address."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    api.create_repo(repository, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_pretrained(generator, Path(scratch) / "export")
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    return f"{api.endpoint}/{repository}"
+
+
+def model_card(generator: Generator, info: dict[str, Any]) -> str:
+    """A model card that says what the generator is, what it was trained on, and how to use it."""
+    spec, about = generator.spec, info["about"]
+    shape = f"{spec.height}x{spec.width}x{spec.channels}"
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    return f"""---
+library_name: dim-distill
+tags: [dataset-distillation, image-generation]
+---
+# A generator that stands for {spec.name}
+
+{about.get("title", "")}
+
+| | |
+|---|---|
+| data | {spec.name}, {spec.num_classes} classes, {shape} |
+| architecture | {info["generator"]["name"]}, {parameters:,} parameters |
+| steps | {about.get("step")} of {about.get("total_steps")} |
+| versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
+
+![samples](samples.png)
+
+```python
+import dim
+
+generator = dim.load_generator("OWNER/NAME")  # or this folder
+dim.sample_set(generator, ipc=10, seed=0).save("set-10")
+```
+"""

@@ -1,0 +1,144 @@
+"""The type that every generator has, and how it turns (seed, class, index) into images.
+
+Image i of class k depends on (generator, seed, k, i) only. Two things make that hold bit by bit. The latent is drawn by
+a counter-based generator keyed with (k, i). And since kernels round differently at different batch sizes, positions
+and thread counts, networks always run on blocks of one fixed size, an image always takes the same row of its block,
+and on the CPU a block is computed by one thread; several blocks run side by side.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from dim import rng
+from dim.errors import InputError
+from dim.spec import DataSpec
+
+BLOCK_CPU = 16
+BLOCK_ACCELERATOR = 256
+
+
+class Generator(nn.Module):
+    """A conditional generator: the stored data set.
+
+    Attributes:
+        spec: the data it stands for.
+        latent_dim: width Z of the latents.
+    """
+
+    def __init__(self, spec: DataSpec, latent_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.latent_dim = latent_dim
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """(B, Z) float standard normal latents, (B,) int64 labels -> (B, C, H, W) float images in [-1, 1]."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
+        """Latents of images number `indices` of classes `labels`: int64 (B,), (B,) -> float32 (B, Z)."""
+        return rng.normal(rng.fold(seed, "latent"), torch.stack((labels, indices), dim=1), self.latent_dim)
+
+    def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
+        """Generate one image per label: the first image of a class is number 0 of that class, the next number 1, ...
+
+        Args:
+            labels: int64 (B,), in [0, classes).
+            seed: names the data set that the images belong to.
+
+        Returns:
+            float32 (B, C, H, W) in [-1, 1], on the generator's device.
+
+        Raises:
+            InputError: if a label is out of range.
+        """
+        labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
+        return self.images(labels, occurrence(labels), seed=seed)
+
+    def images(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
+        """Generate images number `indices` of classes `labels`; bitwise independent of what else is asked for.
+
+        Args:
+            labels: int64 (B,), in [0, classes), on the CPU.
+            indices: int64 (B,), 0 or more, on the CPU.
+            seed: names the data set that the images belong to.
+
+        Returns:
+            float32 (B, C, H, W) in [-1, 1], on the generator's device.
+
+        Raises:
+            InputError: if a label or an index is out of range.
+        """
+        if len(labels) == 0:
+            return torch.empty(0, *self.spec.image_shape, device=self.device)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.spec.num_classes:
+            wrong = low if low < 0 else high
+            raise InputError(f"label {wrong} is out of range: {self.spec.name} has classes 0 to {self.spec.num_classes - 1}")
+        if int(indices.min()) < 0:
+            raise InputError(f"image index {int(indices.min())}: expected 0 or more")
+        block = BLOCK_CPU if self.device.type == "cpu" else BLOCK_ACCELERATOR
+        # An odd multiplier spreads both a single class and a balanced set evenly over the rows of a block.
+        rows = (indices * (self.spec.num_classes | 1) + labels) % block
+        blocks = occurrence(rows)
+        count = int(blocks.max()) + 1
+        label_table = torch.zeros(count, block, dtype=torch.int64)
+        index_table = torch.zeros(count, block, dtype=torch.int64)
+        label_table[blocks, rows] = labels
+        index_table[blocks, rows] = indices
+        label_table, index_table = label_table.to(self.device), index_table.to(self.device)
+
+        def run(number: int) -> Tensor:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                y = label_table[number]
+                return self(self.latents(y, index_table[number], seed=seed), y).float().contiguous()
+
+        training = self.training
+        self.eval()
+        try:
+            output = torch.stack(_run_blocks(run, count, self.device))
+        finally:
+            self.train(training)
+        return output[blocks.to(self.device), rows.to(self.device)]
+
+
+def _run_blocks(run, count: int, device: torch.device) -> list[Tensor]:
+    """Compute every block the same way, whatever the number of threads: one thread a block on the CPU."""
+    if device.type != "cpu":
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            return [run(number) for number in range(count)]
+    with _one_thread_each() as threads:
+        if threads == 1 or count == 1:
+            return [run(number) for number in range(count)]
+        with ThreadPoolExecutor(min(threads, count)) as pool:
+            return list(pool.map(run, range(count)))
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Within the block a tensor operation uses one thread; yields how many threads there are to share out."""
+    threads = torch.get_num_threads()
+    if threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
+
+
+def occurrence(values: Tensor) -> Tensor:
+    """How often each value has stood earlier in the list: [3, 5, 3, 3] -> [0, 0, 1, 2]. int64 (B,) -> int64 (B,)."""
+    order = torch.argsort(values, stable=True)
+    ordered = values[order]
+    first = torch.searchsorted(ordered, ordered)  # where the run of equal values begins
+    result = torch.empty_like(values)
+    result[order] = torch.arange(len(values)) - first
+    return result

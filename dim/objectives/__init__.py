@@ -1,0 +1,29 @@
+"""Objectives: what may drive images, one per file. Each adds its gradient to `images.grad` and knows nothing of where
+the images came from, so every objective can drive pixels, latents, or a generator's weights."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Objective(Protocol):
+    """Something that wants images to change."""
+
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+        """Add dLoss/dimages into `images.grad`.
+
+        Args:
+            images: float32 (B, C, H, W) in [-1, 1], a leaf that requires a gradient.
+            targets: int64 (B,) labels of `images` and of `real` alike.
+            real: float32 (B, C, H, W) real images.
+            step: number of the step, from which every random draw derives.
+
+        Returns:
+            Detached scalar losses by name, on the device; reading them is left to the caller, who knows when to wait.
+        """
+        ...
+
+
+def add_gradient(images: Tensor, gradient: Tensor) -> None:
+    """Add to `images.grad`, which may not be there yet."""
+    images.grad = gradient if images.grad is None else images.grad.add_(gradient)

@@ -1,0 +1,81 @@
+"""Logit matching (DiM, Wang et al. 2023, section 3.3): a pool's log-probabilities of real and generated images agree."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import MatchingConfig
+from dim.objectives import add_gradient
+from dim.pool import ModelPool
+from dim.spec import DataSpec
+
+
+def paired_distance(real: Tensor, generated: Tensor) -> Tensor:
+    """Published: mean over images and classes of the squared difference of log-probabilities of two paired images.
+
+    Pairs are of one class and otherwise random, so in expectation this is the distance of the class means *plus the
+    variances of both sides*: lowering the spread of generated images lowers it. See `mean_distance`.
+
+    Args:
+        real, generated: float (B, K) log-probabilities, paired by row.
+
+    Returns:
+        A scalar, 0 or more.
+    """
+    return (real - generated).square().mean()
+
+
+def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of the class means of log-probabilities, estimated without bias (a U-statistic).
+
+    For every class, products of *different* images only: with a_i real and b_i generated, n of each,
+    sum_{i != j} a_i a_j / (n (n-1)) + sum_{i != j} b_i b_j / (n (n-1)) - 2 mean(a) mean(b). Its expectation is
+    |E a - E b|^2 whatever the spread, so nothing is gained by collapsing. Classes are weighted by their images.
+
+    Args:
+        real, generated: float (B, K) log-probabilities.
+        labels: int64 (B,), the class of both images of a row.
+
+    Returns:
+        A scalar, averaged over the K outputs like `paired_distance`. A single estimate may be negative. Classes with fewer
+        than two images in the batch have no such estimate and count as 0.
+    """
+    outputs = real.shape[1]
+    members = F.one_hot(labels, outputs).to(real.dtype)  # (B, K classes)
+    count = members.sum(0)
+    usable = (count >= 2).to(real.dtype)
+    pairs = (count * (count - 1)).clamp(min=1)
+    sum_real, sum_generated = members.T @ real, members.T @ generated  # (K classes, K outputs)
+    own = sum(
+        total.square().sum(1) - members.T @ values.square().sum(1)
+        for total, values in ((sum_real, real), (sum_generated, generated))
+    )
+    cross = (sum_real * sum_generated).sum(1) / count.clamp(min=1).square()
+    return ((own / pairs - 2 * cross) * usable * count).sum() / (len(real) * outputs)
+
+
+class LogitMatching:
+    """Matches log-probabilities that one member of a pool gives to real and generated images of the same classes.
+
+    Both sides get one augmentation draw. Departures from the published code: images are normalised alike everywhere (it
+    normalised [-1, 1] images with [0, 1] statistics), and the default pairing does not pull towards collapse.
+    """
+
+    def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
+        self.pool, self.config = pool, config
+        self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
+
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+        """See `dim.objectives.Objective`. The loss is returned before its weight."""
+        member = self.pool.draw(step)
+        source = rng.generator(self._seed, "matching-augment", step, self._rank, device=images.device)
+        draw = self._augment.draw(len(images), source)
+        with torch.no_grad():
+            wanted = F.log_softmax(member(self._augment.apply(real, draw)).float(), dim=1)
+        given = F.log_softmax(member(self._augment.apply(images, draw)).float(), dim=1)
+        random = self.config.pairing == "random"
+        loss = paired_distance(wanted, given) if random else mean_distance(wanted, given, targets)
+        add_gradient(images, torch.autograd.grad(self.config.weight * loss, images)[0])
+        return {"matching": loss.detach()}

@@ -1,0 +1,200 @@
+"""ModelPool: the models whose logits are matched, and their upkeep on real data.
+
+The published pool makes a fresh model per epoch and trains it for 16 steps before every generator step, which is most of
+the run's time, and then throws it away. The persistent pool keeps members of several architectures and ages alive, takes
+one at a time, and spreads the upkeep thin. Which member is taken at a step, and every weight it starts from, is a
+function of (seed, step), so a resumed run meets the same pool.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import PoolConfig
+from dim.nets.students import Student, build_student, parse_student
+from dim.spec import DataSpec
+
+
+class _Member:
+    """One model, its optimiser and its age in SGD steps."""
+
+    def __init__(self, student: str, generation: int, net: Student, config: PoolConfig) -> None:
+        self.student, self.generation, self.net, self.age = student, generation, net, 0
+        self.optimizer = torch.optim.SGD(
+            net.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+
+
+class ModelPool(ABC):
+    """A set of models in slots. Subclasses say which slot serves a step and when a slot starts afresh.
+
+    Args:
+        config: the pool's settings.
+        spec: the data that members classify.
+        seed: seed of the run.
+        device: where members live.
+        channels_last: memory format of their convolutions.
+        rank: number of this process, so that each augments its own share of a batch its own way.
+        average: averages the gradients of parameters over processes, in place, so that all hold the same members.
+
+    Raises:
+        InputError: for an unknown architecture.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        spec: DataSpec,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        rank: int = 0,
+        average: Callable[[Iterable[nn.Parameter]], None] = lambda parameters: None,
+    ) -> None:
+        for student in config.students:
+            parse_student(student)
+        self.config, self.spec, self.seed = config, spec, seed
+        self.slots: dict[int, _Member] = {}
+        self._serving: tuple[int, _Member] | None = None
+        self._device, self._rank, self._average = torch.device(device), rank, average
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._augment = Augment(config.augment, spec)
+
+    @abstractmethod
+    def _identity(self, step: int) -> tuple[int, int, str]:
+        """Slot, generation and architecture of the member that serves `step`."""
+
+    def _member(self, step: int) -> _Member:
+        """The member that serves `step`; it is settled at the first call, so that it stays throughout the step."""
+        if self._serving is None or self._serving[0] != step:
+            slot, generation, student = self._identity(step)
+            if slot not in self.slots or self.slots[slot].generation != generation:
+                self.slots[slot] = self._make(slot, generation, student)
+            self._serving = (step, self.slots[slot])
+        return self._serving[1]
+
+    def _make(self, slot: int, generation: int, student: str) -> _Member:
+        net = build_student(student, self.spec, seed=rng.fold(self.seed, "pool-member", slot, generation))
+        net = net.to(self._device, memory_format=self._format).requires_grad_(False).eval()
+        return _Member(student, generation, net, self.config)
+
+    def draw(self, step: int) -> Student:
+        """The member that serves `step`, in evaluation mode: (B, C, H, W) images in [-1, 1] -> (B, classes) logits.
+
+        Its parameters need no gradient; images may.
+        """
+        return self._member(step).net
+
+    def due(self, step: int) -> int:
+        """How many real batches `advance` wants at this step."""
+        return self.config.upkeep_steps if step % self.config.upkeep_every == 0 else 0
+
+    def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
+        """One SGD step of the member that serves `step`, on real data: cross-entropy of augmented images.
+
+        Args:
+            images: float32 (B, C, H, W) in [-1, 1].
+            labels: int64 (B,).
+            step: the generator step that the upkeep belongs to.
+            part: number of this batch among those `due` at this step.
+
+        Returns:
+            The loss, a detached scalar on the device.
+        """
+        member = self._member(step)
+        source = rng.generator(self.seed, "pool-augment", step, part, self._rank, device=images.device)
+        member.net.requires_grad_(True).train()
+        loss = F.cross_entropy(member.net(self._augment(images, source)), labels)
+        loss.backward()
+        self._average(member.net.parameters())
+        member.optimizer.step()
+        member.optimizer.zero_grad()
+        member.net.requires_grad_(False).eval()
+        member.age += 1
+        return loss.detach()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, momenta, generations and ages of all members, as named tensors."""
+        tensors = {}
+        for slot, member in self.slots.items():
+            tensors[f"{slot}.counts"] = torch.tensor([member.generation, member.age])
+            tensors |= {f"{slot}.net.{name}": value for name, value in member.net.state_dict().items()}
+            for name, parameter in member.net.named_parameters():
+                momentum = member.optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if momentum is not None:
+                    tensors[f"{slot}.momentum.{name}"] = momentum
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        self.slots.clear()
+        self._serving = None
+        for slot in sorted({int(name.partition(".")[0]) for name in tensors}):
+            own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{slot}.")}
+            generation, age = own["counts"].tolist()
+            member = self.slots[slot] = self._make(slot, generation, self._student(slot, generation))
+            member.age = age
+            member.net.load_state_dict({k.removeprefix("net."): v for k, v in own.items() if k.startswith("net.")})
+            for name, parameter in member.net.named_parameters():
+                if f"momentum.{name}" in own:
+                    momentum = torch.empty_like(parameter).copy_(own[f"momentum.{name}"])
+                    member.optimizer.state[parameter]["momentum_buffer"] = momentum
+
+    @abstractmethod
+    def _student(self, slot: int, generation: int) -> str:
+        """Architecture of a slot's member."""
+
+
+class FreshPool(ModelPool):
+    """Published: one newly initialised model per epoch, of an architecture drawn at random.
+
+    Args:
+        steps_per_epoch: generator steps that one model serves.
+    """
+
+    def __init__(self, config: PoolConfig, spec: DataSpec, *, steps_per_epoch: int, **settings) -> None:
+        super().__init__(config, spec, **settings)
+        self.steps_per_epoch = steps_per_epoch
+
+    def _identity(self, step: int) -> tuple[int, int, str]:
+        epoch = step // self.steps_per_epoch
+        return 0, epoch, self._student(0, epoch)
+
+    def _student(self, slot: int, generation: int) -> str:
+        return self.config.students[rng.fold(self.seed, "pool-student", generation) % len(self.config.students)]
+
+
+class PersistentPool(ModelPool):
+    """Members of all architectures and of many ages; a step takes one at random and trains it a little.
+
+    A member is started afresh at `max_age` steps. First lives are cut short, each at another age, so that ages are
+    spread from then on.
+    """
+
+    def _identity(self, step: int) -> tuple[int, int, str]:
+        slot = rng.fold(self.seed, "pool-draw", step) % self.config.members
+        member = self.slots.get(slot)
+        generation = 0 if member is None else member.generation
+        if member is not None and member.age >= self._lifetime(slot, generation):
+            generation += 1
+        return slot, generation, self._student(slot, generation)
+
+    def _lifetime(self, slot: int, generation: int) -> int:
+        share = (slot + 1) / self.config.members if generation == 0 else 1.0
+        return max(1, round(self.config.max_age * share))
+
+    def _student(self, slot: int, generation: int) -> str:
+        return self.config.students[slot % len(self.config.students)]
+
+
+def build_pool(config: PoolConfig, spec: DataSpec, *, steps_per_epoch: int, **settings) -> ModelPool:
+    """A pool by its configuration; further arguments as for `ModelPool`."""
+    if config.source == "fresh":
+        return FreshPool(config, spec, steps_per_epoch=steps_per_epoch, **settings)
+    return PersistentPool(config, spec, **settings)

@@ -1,0 +1,131 @@
+"""From a generator to sets and streams: which images of which classes, in which order.
+
+Image i of class k is the same image wherever it appears (see `dim.nets.generators.base`); this module only decides
+which (class, index) pairs are wanted.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dim.data.synthetic import SyntheticSet
+from dim.errors import InputError
+from dim.io import digest
+from dim.nets.generators import Generator
+from dim.spec import DataSpec, to_uint8
+
+
+def request(
+    spec: DataSpec,
+    *,
+    ipc: int | None = None,
+    counts: Mapping[int, int] | None = None,
+    classes: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Labels and indices of a set, ordered by index and then by class, so that smaller sets are a beginning of larger ones.
+
+    Args:
+        spec: the data.
+        ipc: images per class, 1 or more; or
+        counts: images by class.
+        classes: only these classes (with `ipc`). Default: all.
+
+    Returns:
+        int64 (N,) labels and int64 (N,) indices.
+
+    Raises:
+        InputError: for a count below 1, an unknown class, or if not exactly one of `ipc` and `counts` is given.
+    """
+    if (ipc is None) == (counts is None):
+        raise InputError("give either a number of images per class (ipc) or counts by class, and not both")
+    if counts is None:
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+        counts = dict.fromkeys(range(spec.num_classes) if classes is None else classes, ipc)
+    elif classes is not None:
+        raise InputError("give either counts by class or a list of classes, and not both")
+    if not counts:
+        raise InputError("no class was asked for: name at least one")
+    for label, count in counts.items():
+        if not 0 <= label < spec.num_classes:
+            raise InputError(f"class {label} is unknown: {spec.name} has classes 0 to {spec.num_classes - 1}")
+        if count < 1:
+            raise InputError(f"class {label} has count {count}: expected 1 or more images")
+    labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
+    indices = torch.cat([torch.arange(count) for count in counts.values()])
+    order = torch.argsort(indices * spec.num_classes + labels)
+    return labels[order], indices[order]
+
+
+def sample_set(
+    generator: Generator,
+    *,
+    ipc: int | None = None,
+    counts: Mapping[int, int] | None = None,
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 2048,
+    rank: int = 0,
+    world: int = 1,
+) -> SyntheticSet:
+    """Draw a fixed set from a generator, 8 bits per channel.
+
+    Sets are nested: for one seed, `ipc=10` is the first ten images of every class of `ipc=50`, bit by bit.
+
+    Args:
+        ipc, counts, classes: what to draw, see `request`.
+        seed: names the set.
+        batch_size: images generated at a time; it bounds memory and changes nothing else.
+        rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
+            work; the images are those that one process would draw.
+
+    Raises:
+        InputError: see `request`.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: expected 1 or more")
+    labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
+    labels, indices = labels[rank::world], indices[rank::world]
+    parts = [
+        to_uint8(generator.images(some_labels, some_indices, seed=seed)).cpu()
+        for some_labels, some_indices in zip(labels.split(batch_size), indices.split(batch_size), strict=True)
+    ]
+    origin = getattr(generator, "info", {})
+    info = {
+        "method": "generator",
+        "policy": "plain",
+        "seed": seed,
+        "generator": {"digest": digest(generator.state_dict()), "bytes": stored_bytes(generator), **origin.get("about", {})},
+        "data": origin.get("data"),
+        "protocol": origin.get("protocol"),
+    }
+    return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info)
+
+
+def stored_bytes(generator: Generator) -> int:
+    """Bytes of a generator's weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
+
+
+def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSet | None:
+    """`sample_set` with the work shared among the processes of an `accelerate launch`; in a single process, the same.
+
+    Returns:
+        The whole set in the main process, None in the others.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    own = sample_set(generator, **request_and_seed, rank=state.process_index, world=state.num_processes)
+    if state.num_processes == 1:
+        return own
+    parts = gather_object([(own.images, own.labels)])
+    if not state.is_main_process:
+        return None
+    images = own.images.new_empty(sum(len(labels) for _, labels in parts), *own.images.shape[1:])
+    labels = own.labels.new_empty(len(images))
+    for rank, (some_images, some_labels) in enumerate(parts):
+        images[rank :: state.num_processes], labels[rank :: state.num_processes] = some_images, some_labels
+    return SyntheticSet(images, labels, own.spec, info=own.info)

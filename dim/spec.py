@@ -1,0 +1,92 @@
+"""DataSpec: what every artefact must know of the data it was made from."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dim.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Shape, classes and statistics of an image classification data set.
+
+    It travels inside every checkpoint, generator and synthetic set, so that none of them needs the real data to
+    be used correctly. Images between modules are float32 (B, C, H, W) in [-1, 1]; `mean` and `std` follow the
+    field's convention and describe images in [0, 1]. `normalize` is the only place where the two meet.
+
+    Raises:
+        InputError: if a size is not positive, there are fewer than two classes, or lengths disagree.
+    """
+
+    name: str
+    """Name of the data set, e.g. `cifar10`."""
+    channels: int
+    height: int
+    width: int
+    class_names: tuple[str, ...]
+    """One name per class, in label order."""
+    mean: tuple[float, ...]
+    """Per-channel mean of the training images in [0, 1]."""
+    std: tuple[float, ...]
+    """Per-channel standard deviation of the training images in [0, 1]."""
+    fingerprint: str
+    """Digest of the training part; two data sets with the same fingerprint are the same data in the same order."""
+
+    def __post_init__(self) -> None:
+        for field in ("channels", "height", "width"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}: expected a positive number of pixels")
+        if len(self.class_names) < 2:
+            raise InputError(f"data set {self.name!r} has {len(self.class_names)} class(es): expected at least 2")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise InputError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} values: expected one per channel ({self.channels})"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, self.height, self.width)
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image at 8 bits per channel."""
+        return self.channels * self.height * self.width
+
+    def mean_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of images in [-1, 1], each (1, C, 1, 1), on the device and in the dtype of `like`."""
+        mean = torch.tensor(self.mean, dtype=like.dtype).view(1, -1, 1, 1) * 2 - 1
+        std = torch.tensor(self.std, dtype=like.dtype).view(1, -1, 1, 1) * 2
+        return mean.to(like.device), std.to(like.device)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DataSpec":
+        """Inverse of `to_dict`, from parsed JSON.
+
+        Raises:
+            InputError: if a field is missing or unknown.
+        """
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except TypeError as error:
+            raise InputError(f"not a data specification: {error}") from None
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 (..., C, H, W) -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float (..., C, H, W) in [-1, 1] -> uint8, rounded to nearest; values outside the range are clipped."""
+    return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
