@@ -15,6 +15,7 @@ import tyro
 
 from dim.config import ProtocolConfig, TrainConfig, from_dict, load_recipe, recipe_names, to_toml
 from dim.errors import InputError, nearest
+from dim.host import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -257,9 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run() -> None:
-    """The console script."""
-    sys.exit(main())
+def run(arguments: Sequence[str] | None = None) -> None:
+    """The console script: `main` in a process of its own."""
+    keep_freed_memory()
+    sys.exit(main(arguments))
 
 
 def _dispatch(arguments: list[str]) -> None:

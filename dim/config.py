@@ -149,17 +149,17 @@ class PoolConfig:
     thrown away at its end."""
     students: tuple[str, ...] = (
         "convnet",
-        "resnet10:width=32,norm=instance",
-        "resnet18:width=32,norm=instance",
-        "resnetap10:width=32,norm=instance",
-        "resnetap18:width=32,norm=instance",
+        "resnet10:width=32,norm=batchstats",
+        "resnet18:width=32,norm=batchstats",
+        "resnetap10:width=32,norm=batchstats",
+        "resnetap18:width=32,norm=batchstats",
     )
-    """Architectures, as `dim evaluate --students` names them. Default: the published five, at the published sizes."""
+    """Architectures, as `dim evaluate --students` names them. Default: the published five, at the published sizes and norms."""
     members: int = 10
     """Persistent: number of models alive; architectures are dealt out in turn."""
     upkeep_steps: int = 1
     """SGD steps on real data per upkeep. Published: 16."""
-    upkeep_every: int = 1
+    upkeep_every: int = 2
     """Generator steps between two upkeeps of the drawn member. Published: 1."""
     max_age: int = 1000
     """Persistent: a member is started afresh after this many SGD steps."""

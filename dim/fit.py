@@ -262,18 +262,16 @@ class Trainer:
         real = real.contiguous(memory_format=self.format)
         with accelerator.autocast():
             if upkeep is not None:
-                local = step - stage.start
-                for part in range(self.pool.due(local)):
-                    batch = upkeep.at(local // config.pool.upkeep_every * config.pool.upkeep_steps + part)
-                    losses["pool"] = self.pool.advance(*batch, local, part)
+                for part in range(self.pool.due(step)):
+                    batch = upkeep.at((step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps + part)
+                    losses["pool"] = self.pool.advance(*batch, step, part)
             source = rng.generator(config.fit.seed, "train-latent", step, accelerator.process_index, device=real.device)
             z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=real.device)
             generated = self.generator(z, labels)
             images = generated.detach().float().requires_grad_()
-            losses |= self.adversarial.advance(images.detach(), labels, real=real, step=step)
             for objective in objectives:
-                at = step - stage.start if objective is not self.adversarial else step
-                losses |= objective.accumulate(images, labels, real=real, step=at)
+                losses |= objective.accumulate(images, labels, real=real, step=step)
+            losses |= self.adversarial.advance(images, labels, real=real, step=step)
         generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
         self.optimizer_g.step()
@@ -290,6 +288,7 @@ class Trainer:
                 self.config.pool,
                 self.data.spec,
                 steps_per_epoch=max(1, len(self.data.train) // stage.config.batch_size),
+                first_step=stage.start,
                 seed=self.config.fit.seed,
                 device=self.accelerator.device,
                 channels_last=self.config.fit.channels_last,

@@ -36,6 +36,8 @@ class ModelPool(ABC):
     Args:
         config: the pool's settings.
         spec: the data that members classify.
+        steps_per_epoch: generator steps per epoch.
+        first_step: number of the first generator step that the pool serves.
         seed: seed of the run.
         device: where members live.
         channels_last: memory format of their convolutions.
@@ -51,6 +53,8 @@ class ModelPool(ABC):
         config: PoolConfig,
         spec: DataSpec,
         *,
+        steps_per_epoch: int,
+        first_step: int = 0,
         seed: int,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
@@ -60,6 +64,7 @@ class ModelPool(ABC):
         for student in config.students:
             parse_student(student)
         self.config, self.spec, self.seed = config, spec, seed
+        self._steps_per_epoch, self._first_step = steps_per_epoch, first_step
         self.slots: dict[int, _Member] = {}
         self._serving: tuple[int, _Member] | None = None
         self._device, self._rank, self._average = torch.device(device), rank, average
@@ -93,7 +98,7 @@ class ModelPool(ABC):
 
     def due(self, step: int) -> int:
         """How many real batches `advance` wants at this step."""
-        return self.config.upkeep_steps if step % self.config.upkeep_every == 0 else 0
+        return self.config.upkeep_steps if (step - self._first_step) % self.config.upkeep_every == 0 else 0
 
     def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
         """One SGD step of the member that serves `step`, on real data: cross-entropy of augmented images.
@@ -110,7 +115,8 @@ class ModelPool(ABC):
         member = self._member(step)
         source = rng.generator(self.seed, "pool-augment", step, part, self._rank, device=images.device)
         member.net.requires_grad_(True).train()
-        loss = F.cross_entropy(member.net(self._augment(images, source)), labels)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = F.cross_entropy(member.net(self._augment(images, source)), labels)
         loss.backward()
         self._average(member.net.parameters())
         member.optimizer.step()
@@ -152,18 +158,10 @@ class ModelPool(ABC):
 
 
 class FreshPool(ModelPool):
-    """Published: one newly initialised model per epoch, of an architecture drawn at random.
-
-    Args:
-        steps_per_epoch: generator steps that one model serves.
-    """
-
-    def __init__(self, config: PoolConfig, spec: DataSpec, *, steps_per_epoch: int, **settings) -> None:
-        super().__init__(config, spec, **settings)
-        self.steps_per_epoch = steps_per_epoch
+    """Published: one newly initialised model per epoch, of an architecture drawn at random."""
 
     def _identity(self, step: int) -> tuple[int, int, str]:
-        epoch = step // self.steps_per_epoch
+        epoch = (step - self._first_step) // self._steps_per_epoch
         return 0, epoch, self._student(0, epoch)
 
     def _student(self, slot: int, generation: int) -> str:
@@ -193,8 +191,7 @@ class PersistentPool(ModelPool):
         return self.config.students[slot % len(self.config.students)]
 
 
-def build_pool(config: PoolConfig, spec: DataSpec, *, steps_per_epoch: int, **settings) -> ModelPool:
+def build_pool(config: PoolConfig, spec: DataSpec, **settings) -> ModelPool:
     """A pool by its configuration; further arguments as for `ModelPool`."""
-    if config.source == "fresh":
-        return FreshPool(config, spec, steps_per_epoch=steps_per_epoch, **settings)
-    return PersistentPool(config, spec, **settings)
+    kind = FreshPool if config.source == "fresh" else PersistentPool
+    return kind(config, spec, **settings)

@@ -5,7 +5,7 @@ The same as `dim train`; see `--help`.
 
 import sys
 
-from dim.cli import main
+from dim.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    run(["train", *sys.argv[1:]])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from dim import rng
 from dim.config import DiscriminatorConfig
 from dim.nets.generators.dim2023 import resolution_chain
+from dim.nets.layers import ImageConv2d, ImageLayerNorm
 from dim.spec import DataSpec
 
 
@@ -15,8 +16,8 @@ class _ConvBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, 1)
-        self.norm = nn.LayerNorm([outputs, *size])
+        self.conv = ImageConv2d(inputs, outputs, 3, stride, 1)
+        self.norm = ImageLayerNorm([outputs, *size])
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x)))

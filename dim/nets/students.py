@@ -19,13 +19,17 @@ from dim.spec import DataSpec
 
 
 def norm_layer(name: str, channels: int) -> nn.Module:
-    """A normalisation over (B, C, H, W): batch, instance, layer, group (four channels each) or none.
+    """A normalisation over (B, C, H, W): batch, batchstats, instance, layer, group (four channels each) or none.
 
-    `instance` is `GroupNorm(C, C)`, as in the literature's ConvNet. None but `batch` mixes images or keeps statistics.
+    `instance` is `GroupNorm(C, C)`, as in the literature's ConvNet. `batchstats` is batch norm by the statistics of the
+    batch at hand, also in evaluation mode: it keeps no running statistics, as published pools used it and as
+    functional gradients need it.
     """
     match name:
         case "batch":
             return nn.BatchNorm2d(channels)
+        case "batchstats":
+            return nn.BatchNorm2d(channels, track_running_stats=False)
         case "instance":
             return nn.GroupNorm(channels, channels)
         case "layer":
@@ -34,7 +38,7 @@ def norm_layer(name: str, channels: int) -> nn.Module:
             return nn.GroupNorm(max(1, channels // 4), channels)
         case "none":
             return nn.Identity()
-    raise InputError(f"norm is {name!r}: expected batch, instance, layer, group or none")
+    raise InputError(f"norm is {name!r}: expected batch, batchstats, instance, layer, group or none")
 
 
 class Student(nn.Module):

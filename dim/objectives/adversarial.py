@@ -15,7 +15,7 @@ from dim.spec import DataSpec
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, generated: Tensor, mixture: Tensor) -> Tensor:
-    """E[(|grad_x critic(x)| - 1)^2] at x = m * real + (1 - m) * generated (Gulrajani et al. 2017, eq. 3).
+    """E[(|grad_x critic(x)| - 1)^2] at x = m * real + (1 - m) * generated (Gulrajani et al. 2017, eq. 3), in float32.
 
     Args:
         real, generated: (B, C, H, W).
@@ -25,12 +25,15 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, generated: Tensor, 
     critic, _ = discriminator(points)
     (gradient,) = torch.autograd.grad(critic.sum(), points, create_graph=True)
     # The root has no derivative at 0; the offset is far below float32's resolution of a norm near 1.
-    norm = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
+    norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()
     return (norm - 1).square().mean()
 
 
 class Adversarial:
-    """The two-player loss: `advance` teaches the discriminator, `accumulate` moves images by it.
+    """The two-player loss: `accumulate` moves images by the discriminator, `advance` then teaches it on the same images.
+
+    As published, the generator's turn comes first. Both turns see the same discriminator and the same generated images
+    (the published code draws others for the second), so they share one pass of the discriminator over them.
 
     Args:
         discriminator: the network.
@@ -39,8 +42,8 @@ class Adversarial:
         spec: the data.
         seed: seed of the run.
         finish: called with the discriminator's parameters between backward and the optimiser's step (averaging over
-            processes, clipping); returns the norm of the gradient.
-        rank: number of this process, so that each draws its own mixtures.
+            processes, clipping).
+        rank: number of this process, so that each makes its own draws.
     """
 
     def __init__(
@@ -56,39 +59,45 @@ class Adversarial:
     ) -> None:
         self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
         self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
+        self._shared: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def advance(self, generated: Tensor, labels: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
-        """One step of the discriminator: fake - real + class losses + penalty, on images that get no gradient."""
-        device = real.device
+    def _judge(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Critic values and logits, float32. All images of a step get the same augmentation draw."""
         if self._augment.families:
-            source = rng.generator(self._seed, "discriminator-augment", step, self._rank, device=device)
-            real, generated = self._augment(real, source), self._augment(generated, source)
-        # Layer norm keeps images apart, so one pass over both halves equals two passes.
-        critic, logits = self.discriminator(torch.cat((real, generated)))
-        critic_real, critic_fake = critic.float().chunk(2)
-        class_loss = 2 * F.cross_entropy(logits.float(), labels.repeat(2))  # of real plus of generated images
-        loss = critic_fake.mean() - critic_real.mean() + self.config.class_weight * class_loss
-        if self.config.gradient_penalty > 0:
-            source = rng.generator(self._seed, "penalty", step, self._rank, device=device)
-            mixture = torch.rand(len(real), 1, 1, 1, generator=source, device=device)
-            with torch.autocast(device.type, enabled=False):
-                loss = loss + self.config.gradient_penalty * gradient_penalty(
-                    self.discriminator, real.float(), generated.float(), mixture
-                )
-        loss.backward()
-        self._finish(self.discriminator.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {"critic": loss.detach(), "distance": (critic_real.mean() - critic_fake.mean()).detach()}
+            images = self._augment(
+                images, rng.generator(self._seed, "adversarial-augment", step, self._rank, device=images.device)
+            )
+        critic, logits = self.discriminator(images)
+        return critic.float(), logits.float()
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`: -critic + class loss."""
-        inputs = images
-        if self._augment.families:
-            source = rng.generator(self._seed, "generator-augment", step, self._rank, device=images.device)
-            inputs = self._augment(images, source)
-        critic, logits = self.discriminator(inputs)
-        class_loss = F.cross_entropy(logits.float(), targets)
-        loss = -critic.float().mean() + self.config.class_weight * class_loss
-        add_gradient(images, torch.autograd.grad(loss, images)[0])
+        critic, logits = self._judge(images, step)
+        class_loss = F.cross_entropy(logits, targets)
+        loss = self.config.class_weight * class_loss - critic.mean()
+        add_gradient(images, torch.autograd.grad(loss, images, retain_graph=True)[0])
+        self._shared = (images, critic, logits)
         return {"adversarial": loss.detach(), "class": class_loss.detach()}
+
+    def advance(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator: fake - real + class losses + penalty. `images.grad` is left alone."""
+        if self._shared is not None and self._shared[0] is images:
+            _, critic_fake, logits_fake = self._shared
+        else:
+            critic_fake, logits_fake = self._judge(images.detach(), step)
+        self._shared = None
+        critic_real, logits_real = self._judge(real, step)
+        class_loss = F.cross_entropy(logits_real, targets) + F.cross_entropy(logits_fake, targets)
+        distance = critic_real.mean() - critic_fake.mean()
+        loss = self.config.class_weight * class_loss - distance
+        if self.config.gradient_penalty > 0:
+            source = rng.generator(self._seed, "penalty", step, self._rank, device=real.device)
+            mixture = torch.rand(len(real), 1, 1, 1, generator=source, device=real.device)
+            penalty = gradient_penalty(self.discriminator, real, images.detach(), mixture)
+            loss = loss + self.config.gradient_penalty * penalty
+        parameters = list(self.discriminator.parameters())
+        loss.backward(inputs=parameters)
+        self._finish(parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"critic": loss.detach(), "distance": distance.detach()}

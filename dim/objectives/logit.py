@@ -72,9 +72,10 @@ class LogitMatching:
         member = self.pool.draw(step)
         source = rng.generator(self._seed, "matching-augment", step, self._rank, device=images.device)
         draw = self._augment.draw(len(images), source)
-        with torch.no_grad():
-            wanted = F.log_softmax(member(self._augment.apply(real, draw)).float(), dim=1)
-        given = F.log_softmax(member(self._augment.apply(images, draw)).float(), dim=1)
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = F.log_softmax(member(self._augment.apply(real, draw)), dim=1)
+            given = F.log_softmax(member(self._augment.apply(images, draw)), dim=1)
         random = self.config.pairing == "random"
         loss = paired_distance(wanted, given) if random else mean_distance(wanted, given, targets)
         add_gradient(images, torch.autograd.grad(self.config.weight * loss, images)[0])
