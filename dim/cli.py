@@ -77,7 +77,7 @@ class EvaluateArguments:
     split: Literal["test", "val"] = "test"
     """Part of the real data to score on; choose on val, report on test."""
     data_root: str | None = None
-    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT."""
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
     device: str | None = None
     """cpu, cuda, mps. Default: a GPU if there is one."""
     json: str | None = None
@@ -184,7 +184,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     for ipc in parsed.ipc:
         if ipc < 1:
             raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
-    data = real_data_of(info, parsed.data_root or os.environ.get("DIM_DATA_ROOT"), device)
+    data = real_data_of(info, parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs(parsed.subjects), device)
     console = Console(stderr=True, highlight=False)
     scores: list[Score] = []
 
@@ -367,6 +367,14 @@ def _with_root(data: Any) -> Any:
     if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
         return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
     return data
+
+
+def _root_of_runs(subjects: Sequence[str]) -> str | None:
+    """Where the real data lay when the first run among the subjects was trained."""
+    from dim.fit import load_run_config
+
+    runs = [name for name in subjects if (Path(name) / "run.json").is_file()]
+    return load_run_config(runs[0]).data.root if runs else None
 
 
 def _device(name: str | None) -> Any:

@@ -65,10 +65,13 @@ class GeneratorConfig:
     """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023)."""
     latent_dim: int = 90
     """Gaussian inputs beside the one-hot label. Published: 100 inputs, of which the first 10 are the label."""
+    label_scale: float = 1.0
+    """Value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs: the class is learned late."""
     width: int = 196
     """Channels of every hidden layer."""
 
     def __post_init__(self) -> None:
+        _require(self.label_scale > 0, "generator.label_scale", self.label_scale, "a positive number")
         _require(self.latent_dim >= 1, "generator.latent_dim", self.latent_dim, "at least 1")
         _require(self.width >= 1, "generator.width", self.width, "at least 1")
 
@@ -115,13 +118,17 @@ class AdversarialConfig:
     """Weight of the gradient penalty (Gulrajani et al. 2017, eq. 3)."""
     class_weight: float = 1.0
     """Weight of the classification loss of both networks (Odena et al. 2017)."""
+    class_weight_generated: float = 1.0
+    """The discriminator's classification loss on generated images, beside 1 for real ones. Published: 1. At 0 it learns
+    classes from real images only, so that early images, which do not show their class yet, cannot unteach it."""
     augment: str = ""
     """Differentiable augmentation of real and generated images alike before the discriminator (Zhao et al. 2020), e.g.
     `color_crop_cutout`. Published: none."""
 
     def __post_init__(self) -> None:
         _require(self.gradient_penalty >= 0, "adversarial.gradient_penalty", self.gradient_penalty, "0 or more")
-        _require(self.class_weight >= 0, "adversarial.class_weight", self.class_weight, "0 or more")
+        for name in ("class_weight", "class_weight_generated"):
+            _require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ _MAY_CHANGE = {
 }
 
 
-class Interrupted(Exception):
+class Interrupted(RuntimeError):
     """The run was asked to stop; its state has been saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -25,9 +25,7 @@ class ImageConv2d(nn.Conv2d):
 def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, stride, padding, mask: list[bool]):
     """Gradients of a convolution with respect to (input, weight, bias), as far as `mask` asks for them."""
     bias_sizes = [weight.shape[0]] if mask[2] else None
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, bias_sizes, stride, padding, (1, 1), False, (0, 0), 1, mask
-    )
+    return torch.ops.aten.convolution_backward(grad, x, weight, bias_sizes, stride, padding, (1, 1), False, (0, 0), 1, mask)
 
 
 class _Conv(torch.autograd.Function):

@@ -87,7 +87,9 @@ class Adversarial:
             critic_fake, logits_fake = self._judge(images.detach(), step)
         self._shared = None
         critic_real, logits_real = self._judge(real, step)
-        class_loss = F.cross_entropy(logits_real, targets) + F.cross_entropy(logits_fake, targets)
+        class_loss = F.cross_entropy(logits_real, targets)
+        if self.config.class_weight_generated > 0:
+            class_loss = class_loss + self.config.class_weight_generated * F.cross_entropy(logits_fake, targets)
         distance = critic_real.mean() - critic_fake.mean()
         loss = self.config.class_weight * class_loss - distance
         if self.config.gradient_penalty > 0:

@@ -33,7 +33,7 @@ class DiM2023(Generator):
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, config.latent_dim)
-        width = config.width
+        self.label_scale, width = config.label_scale, config.width
         sizes = resolution_chain(spec.height, spec.width)
         self.base = (width, *sizes[0])
         self.linear = nn.Linear(spec.num_classes + config.latent_dim, width * sizes[0][0] * sizes[0][1])
@@ -51,6 +51,7 @@ class DiM2023(Generator):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        inputs = torch.cat((F.one_hot(y, self.spec.num_classes).to(z.dtype), z), dim=1)
+        labels = F.one_hot(y, self.spec.num_classes).to(z.dtype) * self.label_scale
+        inputs = torch.cat((labels, z), dim=1)
         x = torch.relu(self.linear_norm(self.linear(inputs))).view(-1, *self.base)
         return torch.tanh(self.layers(x))

@@ -1,0 +1,96 @@
+"""Time of a stage-two step of cifar10-dim2023: published upkeep of the pool against the default pool, in one run.
+
+    python benchmarks/step_time.py --data-root DIR [--precision no bf16] [--steps 20]
+
+The published upkeep makes one fresh model per epoch; here the steps are divided among its five architectures, four steps
+each, so that the mean is over all of them. The default pool draws as it always does. Warm-up steps come first.
+"""
+
+import dataclasses
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from common import save
+
+from dim.config import PoolConfig, TrainConfig, load_recipe, to_dict
+from dim.data.real import EpochBatches, RealData, load_data
+from dim.fit import Trainer, make_accelerator
+from dim.host import keep_freed_memory
+from dim.objectives.logit import LogitMatching
+from dim.pool import FreshPool, build_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure a stage-two step."""
+
+    data_root: str | None = None
+    """Where CIFAR-10 lies. Default: the environment variable DIM_DATA_ROOT."""
+    recipe: str = "cifar10-dim2023"
+    """Recipe whose networks and batch size are used."""
+    precision: tuple[Literal["no", "bf16"], ...] = ("no", "bf16")
+    """Precisions to measure, each with both pools."""
+    steps: int = 20
+    """Steps per measurement; a multiple of the pool's five architectures."""
+
+
+PUBLISHED = {"source": "fresh", "upkeep_steps": 16, "upkeep_every": 1}
+
+
+def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfig, steps: int) -> float:
+    """Mean wall time of a step, upkeep included."""
+    config = dataclasses.replace(config, pool=pool_config)
+    with tempfile.TemporaryDirectory() as scratch:
+        accelerator = make_accelerator(config, Path(scratch))
+        trainer = Trainer(config, data, Path(scratch), accelerator, resume=False)
+        stage = dataclasses.replace(trainer.stages[1], start=0)
+        device, count = accelerator.device, len(pool_config.students)
+        settings = {"seed": 0, "device": device, "channels_last": config.fit.channels_last}
+        pool = build_pool(pool_config, data.spec, steps_per_epoch=max(1, steps // count), **settings)
+        if isinstance(pool, FreshPool):
+            pool._student = lambda slot, generation: pool_config.students[generation % count]
+        batches, upkeep = (EpochBatches(data.train, stage.config.batch_size, seed=0, purpose=p) for p in ("batches", "upkeep"))
+        objectives = [trainer.adversarial, LogitMatching(pool, config.matching, data.spec, seed=0)]
+        trainer.pool = pool
+
+        def run(number: int) -> None:
+            for step in range(number):
+                trainer.step = step
+                trainer.train_step(stage, batches, upkeep, objectives)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        run(3)
+        started = time.perf_counter()
+        run(steps)
+        return (time.perf_counter() - started) / steps
+
+
+def main(arguments: Arguments) -> None:
+    base = load_recipe(arguments.recipe)
+    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=root))
+    device = make_accelerator(base, Path(tempfile.gettempdir())).device
+    data = load_data(base.data, device)
+    rows = []
+    for precision in arguments.precision:
+        config = dataclasses.replace(base, fit=dataclasses.replace(base.fit, precision=precision, trackers=()))
+        default = seconds_per_step(config, data, config.pool, arguments.steps)
+        published = seconds_per_step(config, data, dataclasses.replace(config.pool, **PUBLISHED), arguments.steps)
+        rows.append({"precision": precision, "default": default, "published_upkeep": published, "ratio": default / published})
+        print(
+            f"precision {precision}: default {default:.2f} s, published upkeep {published:.2f} s, ratio {default / published:.3f}"
+        )
+    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=None))
+    print(save("step-time", {"steps": arguments.steps, "seconds_per_step": rows, "config": to_dict(base)}, device))
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Arguments))
