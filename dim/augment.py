@@ -46,13 +46,18 @@ class Augment:
             raise InputError(f"augmentation {strategy!r} mixes '_' (all) and '|' (one of): expected one kind")
         self.one_of = "|" in strategy
         self.families = tuple(part for part in strategy.replace("|", "_").split("_") if part)
+        if strategy and not self.families:
+            raise InputError(f"augmentation {strategy!r} names no family. Known: {', '.join(sorted(_FAMILIES))}.")
         for family in self.families:
             if family not in _FAMILIES:
                 raise InputError(f"unknown augmentation {family!r}. {nearest(family, _FAMILIES)}")
         self.spec = spec
 
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
-        """Draw the random numbers for a batch, on the generator's device."""
+        """Draw the random numbers for a batch, on the generator's device.
+
+        With `|`, the family follows from the generator's seed: give every batch a generator of its own, as `dim.rng` does.
+        """
         families = self.families
         if self.one_of:
             # The choice is made on the host from a seed, so that it costs no device synchronisation.
@@ -71,7 +76,7 @@ class Augment:
         for family, values in draw.values.items():
             if len(values) != len(images):
                 raise ValueError(f"the draw is for {len(values)} images: expected {len(images)}")
-            images = _FAMILIES[family][1](images, values.to(images.dtype), self.spec)
+            images = _FAMILIES[family][1](images, values, self.spec)
         return images
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,12 +84,12 @@ class Augment:
         return self.apply(images, self.draw(len(images), generator)) if self.families else images
 
 
-def _columns(values: Tensor) -> list[Tensor]:
-    return [column.view(-1, 1, 1, 1) for column in values.unbind(1)]
+def _columns(values: Tensor, like: Tensor) -> list[Tensor]:
+    return [column.view(-1, 1, 1, 1).to(like.dtype) for column in values.unbind(1)]
 
 
 def _color(images: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
-    brightness, saturation, contrast = _columns(values)
+    brightness, saturation, contrast = _columns(values, images)
     _, std = spec.mean_std(images)
     images = images + (brightness - 0.5) * BRIGHTNESS * std
     if spec.channels > 1:
@@ -129,7 +134,7 @@ def _flip(images: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
 
 def _affine(images: Tensor, matrix: Tensor, spec: DataSpec) -> Tensor:
     fill, _ = spec.mean_std(images)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    grid = F.affine_grid(matrix.to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
 
 
@@ -141,9 +146,10 @@ def _scale(images: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
 
 def _rotate(images: Tensor, values: Tensor, spec: DataSpec) -> Tensor:
     """Rotate by up to 15 degrees either way."""
+    stretch = images.shape[2] / images.shape[3]  # sampling coordinates run over [-1, 1] on both axes, whatever their length
     angle = (values[:, 0] - 0.5) * (2 * ROTATE_DEGREES * torch.pi / 180)
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack((cosine, -sine, zero, sine, cosine, zero), dim=1).view(-1, 2, 3)
+    matrix = torch.stack((cosine, -sine * stretch, zero, sine / stretch, cosine, zero), dim=1).view(-1, 2, 3)
     return _affine(images, matrix, spec)
 
 

@@ -194,26 +194,28 @@ def evaluate(arguments: Sequence[str]) -> None:
         console.print(f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)")
 
     evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=report)
-    fixed, streamed, steps = [], [], 0
-    for name, subject in subjects.items():
-        if isinstance(subject, SyntheticSet):
-            evaluator.fixed(subject, name)
-            fixed.append(subject.ipc)
-            continue
+    sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
+    generators = {name: subject for name, subject in subjects.items() if name not in sets}
+    fixed = [subject.ipc for subject in sets.values() if subject.ipc is not None]
+    fixed += [ipc for ipc in parsed.ipc if generators and "fixed" in parsed.track]
+    streamed = [ipc for ipc in parsed.ipc if generators and "stream" in parsed.track]
+    if "random" in parsed.controls:
+        for ipc in fixed:
+            evaluator.require_random_real(ipc)  # found before anything is trained
+    for name, subject in sets.items():
+        evaluator.fixed(subject, name)
+    for name, generator in generators.items():
         for ipc in parsed.ipc:
             if "stream" in parsed.track:
-                evaluator.stream(subject, ipc, name)
-                streamed.append(ipc)
+                evaluator.stream(generator, ipc, name)
             if "fixed" in parsed.track:
-                evaluator.fixed(sample_set(subject, ipc=ipc), name)
-                fixed.append(ipc)
-    for ipc in dict.fromkeys(ipc for ipc in fixed if ipc is not None and "random" in parsed.controls):
+                evaluator.fixed(sample_set(generator, ipc=ipc), name)
+    for ipc in dict.fromkeys(fixed if "random" in parsed.controls else ()):
         evaluator.random_real(ipc)
-    for ipc in dict.fromkeys(ipc for ipc in streamed if "oracle" in parsed.controls):
+    for ipc in dict.fromkeys(streamed if "oracle" in parsed.controls else ()):
         evaluator.oracle(ipc)
     if "full" in parsed.controls:
-        steps = max(score.steps for score in scores)
-        evaluator.full(steps)
+        evaluator.full(max(score.steps for score in scores))
     print_scores(scores)
     if parsed.json:
         write_json(parsed.json, scores_to_json(scores))

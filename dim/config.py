@@ -6,6 +6,7 @@ and values of a wrong type or outside their range are refused with the nearest k
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -145,6 +146,7 @@ class MatchingConfig:
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "matching.weight", self.weight, "0 or more")
+        _require(self.pairing in ("random", "unbiased"), "matching.pairing", self.pairing, "'random' or 'unbiased'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,9 @@ class PoolConfig:
         for name in ("members", "upkeep_steps", "upkeep_every", "max_age"):
             _require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
         _require(self.lr > 0, "pool.lr", self.lr, "a positive number")
+        _require(0 <= self.momentum < 1, "pool.momentum", self.momentum, "a number in [0, 1)")
+        _require(self.weight_decay >= 0, "pool.weight_decay", self.weight_decay, "0 or more")
+        _require(self.source in ("persistent", "fresh"), "pool.source", self.source, "'persistent' or 'fresh'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +262,8 @@ class ProtocolConfig:
             _require(getattr(self, name) >= 1, f"protocol.{name}", getattr(self, name), "at least 1")
         _require(self.full_epochs >= 0, "protocol.full_epochs", self.full_epochs, "0 or more")
         _require(self.lr > 0, "protocol.lr", self.lr, "a positive number")
+        _require(0 <= self.momentum < 1, "protocol.momentum", self.momentum, "a number in [0, 1)")
+        _require(self.weight_decay >= 0, "protocol.weight_decay", self.weight_decay, "0 or more")
 
     def steps(self, images: int) -> int:
         """Step budget of a set of this many images."""
@@ -343,10 +350,10 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     """Check a parsed value against a field's annotation; lists become tuples and integers become floats."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value in arguments:
+        if any(type(value) is type(known) and value == known for known in arguments):
             return value
         raise InputError(f"{name} is {value!r}: expected one of {', '.join(map(repr, arguments))}")
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # Python 3.11 gives the second for `Literal[...] | None`
         if value is None and types.NoneType in arguments:
             return None
         return _convert(value, next(a for a in arguments if a is not types.NoneType), name)
@@ -354,7 +361,9 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         if not isinstance(value, (list, tuple)) or (arguments[-1] is not ... and len(value) != len(arguments)):
             raise InputError(f"{name} is {value!r}: expected a list")
         return tuple(_convert(item, arguments[0], name) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value!r}: expected a finite number")
         return float(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

@@ -25,7 +25,7 @@ from dim.data.real import EpochBatches, RealData, Split, load_data, per_class_in
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generators import Generator
-from dim.nets.students import build_student, parse_student
+from dim.nets.students import build_student, check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import stored_bytes
 
@@ -70,6 +70,7 @@ class Score:
 
     @property
     def mean(self) -> float:
+        """Mean accuracy over seeds, in percent."""
         return statistics.fmean(self.accuracies)
 
     @property
@@ -134,8 +135,7 @@ class Evaluator:
             raise InputError("no seeds: expected at least one")
         if len(data.val) == 0 and split == "val":
             raise InputError("the data has no validation part: expected data.val_fraction above 0")
-        for student in protocol.students:
-            parse_student(student)
+        check_protocol(protocol, data.spec)
         self.device = torch.device(device)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
@@ -173,9 +173,13 @@ class Evaluator:
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * (1 if spec.num_classes <= 256 else 2)}
-        pick(self.seeds[0])  # a class that is too small is found before anything is trained
+        self.require_random_real(ipc)
         source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
         return self._score(source)
+
+    def require_random_real(self, ipc: int) -> None:
+        """Raise InputError if a class of the real training part has fewer than `ipc` images."""
+        per_class_indices(self.data.train.labels, ipc, self.data.spec.num_classes, seed=0)
 
     def oracle(self, ipc: int, name: str = "real stream (oracle)") -> list[Score]:
         """Control: the real training part at the step budget of `ipc`."""

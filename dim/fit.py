@@ -9,6 +9,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,16 +31,18 @@ from dim.io import load_tensors, read_json, require_free, save_tensors, write_by
 from dim.nets.discriminators import build_discriminator
 from dim.nets.generators import Generator, build_generator
 from dim.nets.generators.storage import FILE_NAME, save_generator_file
+from dim.nets.students import check_protocol
 from dim.objectives import Objective
 from dim.objectives.adversarial import Adversarial
 from dim.objectives.logit import LogitMatching
-from dim.pool import ModelPool, build_pool
+from dim.pool import build_pool
 from dim.provenance import hardware, versions
 
 _CHECKPOINT = "checkpoint.safetensors"
 _FAILED = "failed.safetensors"
 _RUN = "run.json"
 _METRICS = "metrics.jsonl"
+_TELL_SECONDS = 20.0
 # What may change when a run is resumed: nothing that the weights depend on.
 _MAY_CHANGE = {
     "about",
@@ -167,7 +170,20 @@ class Trainer:
             rank=accelerator.process_index,
         )
         self.stages = self._plan()
-        self.pool: ModelPool | None = None
+        # Made here although stage two may be hours away, so that an impossible setting is found now.
+        self.pool = build_pool(
+            config.pool,
+            spec,
+            steps_per_epoch=max(1, len(data.train) // config.stage_two.batch_size),
+            first_step=self.stages[1].start,
+            seed=seed,
+            device=device,
+            channels_last=config.fit.channels_last,
+            rank=accelerator.process_index,
+            average=self._average_gradients,
+        )
+        self.matching = LogitMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        check_protocol(config.protocol, spec)
         if resume:
             self._load()
 
@@ -183,6 +199,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
+        """Steps of both stages."""
         return self.stages[-1].stop
 
     @property
@@ -202,7 +219,8 @@ class Trainer:
             accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
         bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=None if self._main else True)
         self._saved_at = time.monotonic()
-        self._started = time.monotonic() - self.seconds
+        self._entered = self._told_at = time.monotonic()
+        self._started, self._first_step = self._entered - self.seconds, self.step
         with _signals() as asked, bar:
             try:
                 for stage in self.stages:
@@ -229,9 +247,8 @@ class Trainer:
         objectives: list[Objective] = [self.adversarial]
         upkeep: EpochBatches | None = None
         if stage.matching:
-            pool = self._stage_pool(stage)
             upkeep = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose="pool", **share)
-            objectives.append(LogitMatching(pool, config.matching, self.data.spec, seed=seed, rank=rank))
+            objectives.append(self.matching)
         for optimizer in (self.optimizer_g, self.optimizer_d):
             optimizer.param_groups[0]["betas"] = stage.config.betas
         self.generator.train()
@@ -269,9 +286,9 @@ class Trainer:
             z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=real.device)
             generated = self.generator(z, labels)
             images = generated.detach().float().requires_grad_()
+            losses |= self.adversarial.advance(images, labels, real=real, step=step)
             for objective in objectives:
                 losses |= objective.accumulate(images, labels, real=real, step=step)
-            losses |= self.adversarial.advance(images, labels, real=real, step=step)
         generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
         self.optimizer_g.step()
@@ -281,21 +298,6 @@ class Trainer:
         if norm is not None:
             losses["gradient_norm"] = norm.detach()
         return losses
-
-    def _stage_pool(self, stage: _Stage) -> ModelPool:
-        if self.pool is None:
-            self.pool = build_pool(
-                self.config.pool,
-                self.data.spec,
-                steps_per_epoch=max(1, len(self.data.train) // stage.config.batch_size),
-                first_step=stage.start,
-                seed=self.config.fit.seed,
-                device=self.accelerator.device,
-                channels_last=self.config.fit.channels_last,
-                rank=self.accelerator.process_index,
-                average=self._average_gradients,
-            )
-        return self.pool
 
     # --- gradients -----------------------------------------------------------------------------------------------------
 
@@ -329,7 +331,22 @@ class Trainer:
         record = {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values}
         with open(self.out / _METRICS, "a") as handle:
             handle.write(json.dumps(record) + "\n")
-        bar.set_postfix({name: f"{values[name]:.3g}" for name in ("critic", "class", "matching", "pool") if name in values})
+        shown = {name: f"{values[name]:.3g}" for name in ("critic", "class", "matching", "pool") if name in values}
+        bar.set_postfix(shown)
+        if bar.disable and time.monotonic() - self._told_at >= _TELL_SECONDS:
+            self._tell(stage, shown)
+
+    def _tell(self, stage: _Stage, shown: dict[str, str]) -> None:
+        """One line of progress, where there is no terminal for a bar."""
+        self._told_at = time.monotonic()
+        rate = (self.step - self._first_step) / (self._told_at - self._entered)
+        left = (self.total_steps - self.step) / rate
+        losses = "  ".join(f"{name} {value}" for name, value in shown.items())
+        print(
+            f"step {self.step}/{self.total_steps}  stage {stage.name}  {losses}  {rate:.2f} steps/s  {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @staticmethod
     def _read(sums: dict[str, Tensor], count: int) -> dict[str, float]:
@@ -414,8 +431,7 @@ class Trainer:
         for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= _prefixed(f"{name}.{index}", entries)
-        if self.pool is not None:
-            tensors |= _prefixed("pool", self.pool.state())
+        tensors |= _prefixed("pool", self.pool.state())
         return tensors
 
     def _save(self, final: bool = False) -> None:
@@ -453,9 +469,7 @@ class Trainer:
                 index, _, entry = key.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        pool = _unprefixed("pool", tensors)
-        if pool:
-            self._stage_pool(self.stages[1]).load(pool)
+        self.pool.load(_unprefixed("pool", tensors))
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -532,7 +546,10 @@ def read_run(out: Path | str) -> dict[str, Any]:
     path = Path(out) / _RUN
     if not path.is_file():
         raise InputError(f"{out} is no run: expected a folder made by 'dim train' (it has no {_RUN})")
-    return read_json(path)
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("kind") != "run":
+        raise InputError(f"{path} is damaged: it does not describe a run; restore it or train again")
+    return run
 
 
 def load_run_config(out: Path | str) -> TrainConfig:

@@ -48,7 +48,7 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     Raises:
         InputError: if `path` exists and is not an empty folder, unless `overwrite`, which then replaces it.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     require_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -58,7 +58,11 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
         if path.exists():
             retired = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
             os.replace(path, retired)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(retired, path)
+                raise
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
@@ -116,7 +120,14 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write one safetensors file atomically, with JSON `metadata` and a digest of all content inside it."""
     text = json.dumps(metadata, allow_nan=False)
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Copies, where tensors share memory: the format stores each on its own.
+    stored: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
     header = {_METADATA_KEY: text, _DIGEST_KEY: digest(stored, text)}
     write_bytes(path, safetensors.torch.save(stored, metadata=header))
 

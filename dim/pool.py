@@ -126,7 +126,7 @@ class ModelPool(ABC):
         return loss.detach()
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, momenta, generations and ages of all members, as named tensors."""
+        """Weights, momenta, generations and ages of all members, as named tensors; they change with the next `advance`."""
         tensors = {}
         for slot, member in self.slots.items():
             tensors[f"{slot}.counts"] = torch.tensor([member.generation, member.age])

@@ -48,6 +48,7 @@ class DataSpec:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -67,6 +68,7 @@ class DataSpec:
         return mean.to(like.device), std.to(like.device)
 
     def to_dict(self) -> dict:
+        """All fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -58,6 +58,7 @@ class ArraySplit:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.batch`."""
         indices = indices.to(self.images.device, non_blocking=True)
         return to_unit_range(self.images[indices]), self._labels[indices]
 
@@ -78,6 +79,7 @@ class StreamSplit:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.batch`."""
         indices = indices.cpu()
         images = torch.stack(list(self._pool.map(self._decode, self._items[indices].tolist())))
         return to_unit_range(images).to(self._device), self.labels[indices].to(self._device)

@@ -13,7 +13,14 @@ class ImageConv2d(nn.Conv2d):
     PyTorch writes the second derivative as convolutions of transposed copies; here it uses the kernels of the first (0.85
     to 0.9 times the time of a gradient penalty). First and second derivatives are exact; there is no third, and the second
     is that of the gradient with respect to the images (a penalty on the gradient of the weights is refused).
+
+    Args:
+        inputs, outputs: channels.
+        kernel_size, stride, padding: as of `nn.Conv2d`; there is always a bias.
     """
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, kernel_size, stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):

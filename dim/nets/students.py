@@ -7,6 +7,7 @@ returns (B, classes) logits. Architectures follow the data-set-distillation lite
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dim import rng
+from dim.augment import Augment
+from dim.config import ProtocolConfig
 from dim.errors import InputError, nearest
 from dim.spec import DataSpec
 
@@ -70,12 +73,21 @@ class Student(nn.Module):
         return self.head(self.embed(images))
 
 
+def _require_spatial_norm(norm: str, size: int) -> None:
+    """Instance norm of a single pixel is the same for every image: such a network cannot learn."""
+    if norm == "instance" and size < 2:
+        raise InputError(
+            "norm is 'instance' and the last map is a single pixel, where it erases the image: use norm=batch or layer"
+        )
+
+
 def _flat_features(body: nn.Module, spec: DataSpec) -> int:
     """Number of features that a convolutional body gives for one image of this size."""
     training = body.training
     body.eval()
     with torch.no_grad():
-        features = body(torch.zeros(1, *spec.image_shape)).flatten(1).shape[1]
+        # Two images: batch norm without running statistics refuses a single value per channel.
+        features = body(torch.zeros(2, *spec.image_shape)).flatten(1).shape[1]
     body.train(training)
     return features
 
@@ -153,6 +165,7 @@ def _resnet(spec: DataSpec, blocks: tuple[int, ...], *, width: int, norm: str, a
             size //= stride
             layers.append(_ResidualBlock(channels, outputs, stride, norm, average))
             channels = outputs
+    _require_spatial_norm(norm, size)
     layers.append(nn.AdaptiveAvgPool2d(1))
     return Student(spec, nn.Sequential(*layers), channels)
 
@@ -183,6 +196,7 @@ def vgg11(spec: DataSpec, *, width: int = 64, norm: str = "batch") -> Student:
     channels, size = spec.channels, min(spec.height, spec.width)
     for multiple in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):  # 0 marks a pooling
         if multiple:
+            _require_spatial_norm(norm, size)
             outputs = width * multiple
             layers += [nn.Conv2d(channels, outputs, 3, padding=1), norm_layer(norm, outputs), nn.ReLU(inplace=True)]
             channels = outputs
@@ -265,9 +279,11 @@ def parse_student(text: str) -> tuple[str, dict[str, Any]]:
             raise InputError(f"student option {item!r} in {text!r}: expected option=value")
         if known is not None and key not in known:
             raise InputError(f"unknown option {key!r} of student {name!r}. {nearest(key, known)}")
-        numeric = value.lstrip("-").isdigit()
-        if known is not None and isinstance(known[key].default, int) and (not numeric or int(value) < 0):
-            raise InputError(f"option {key!r} of student {name!r} is {value!r}: expected a whole number, 0 or more")
+        numeric = re.fullmatch(r"-?[0-9]+", value) is not None
+        if known is not None and isinstance(known[key].default, int):
+            low = 1 if known[key].default else 0  # a default of 0 stands for "choose for me"
+            if not numeric or int(value) < low:
+                raise InputError(f"option {key!r} of student {name!r} is {value!r}: expected a whole number, {low} or more")
         options[key] = int(value) if numeric else value
     return name, options
 
@@ -288,3 +304,14 @@ def build_student(text: str, spec: DataSpec, *, seed: int) -> Student:
         if name.startswith("timm:"):
             return _timm(spec, name.removeprefix("timm:"), options)
         return STUDENTS[name](spec, **options)
+
+
+def check_protocol(protocol: ProtocolConfig, spec: DataSpec) -> None:
+    """Refuse a scoring protocol that names an unknown architecture or augmentation.
+
+    Raises:
+        InputError: naming it.
+    """
+    for student in protocol.students:
+        parse_student(student)
+    Augment(protocol.augment, spec)

@@ -40,6 +40,7 @@ class Generator(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.parameters()).device
 
     def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:

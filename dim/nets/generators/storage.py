@@ -63,6 +63,9 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
         raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
     config = from_dict(GeneratorConfig, metadata["generator"])
     generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0)
-    generator.load_state_dict(tensors)
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError:
+        raise InputError(f"{path} does not hold the weights of the generator it describes: restore it or make it again") from None
     generator.info = metadata
     return generator.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()

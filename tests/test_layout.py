@@ -1,0 +1,167 @@
+"""The house: imports point one way, nothing is unpickled, everything public is documented, the wheel holds `dim` only."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dim
+from dim.config import recipe_names
+
+ROOT = Path(dim.__file__).parents[1]
+FILES = sorted((ROOT / "dim").rglob("*.py"))
+
+# A room may import itself and rooms of a lower rank.
+RANKS = {
+    "errors": 0,
+    "host": 0,
+    "spec": 1,
+    "config": 1,
+    "rng": 1,
+    "provenance": 1,
+    "io": 2,
+    "augment": 2,
+    "grid": 3,
+    "nets": 3,
+    "data": 4,
+    "trajectory": 4,
+    "pool": 5,
+    "sampler": 5,
+    "objectives": 6,
+    "evaluate": 6,
+    "fit": 7,
+    "hub": 8,
+    "report": 8,
+    "cli": 9,
+}
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path) for path in FILES}
+
+
+def _imports(path: Path) -> list[tuple[int, str]]:
+    """Line and full name of everything imported, also inside functions and for type checking."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                found.append((node.lineno, "." * node.level))
+                continue
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.append((node.lineno, full if full in MODULES else node.module))
+    return found
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def _id(path: Path) -> str:
+    return _module(path)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "." in _module(path)], ids=_id)
+def test_imports_point_one_way(path):
+    room = _room(_module(path))
+    if room == "recipes":
+        assert _imports(path) == []
+        return
+    assert room in RANKS, f"{room} has no rank: say where it stands"
+    for line, name in _imports(path):
+        assert not name.startswith("."), f"{path}:{line} has a relative import"
+        if name.partition(".")[0] != "dim":
+            continue
+        if name == "dim":
+            assert room == "cli", f"{path}:{line} imports the package itself, which reaches every room"
+            continue
+        other = _room(name)
+        assert other == room or RANKS[other] < RANKS[room], f"{path}:{line} ({room}) imports {name}"
+
+
+def test_the_parser_of_imports_sees_imports_in_functions():
+    names = [name for _, name in _imports(ROOT / "dim" / "cli.py")]
+    assert "dim.fit" in names
+    assert "dim.config" in names
+
+
+def test_the_package_itself_imports_nothing_heavy():
+    assert {name for _, name in _imports(ROOT / "dim" / "__init__.py")} <= {"importlib", "typing"}
+
+
+def test_every_public_name_is_there():
+    for name in dim.__all__:
+        assert getattr(dim, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = dim.no_such_name
+
+
+@pytest.mark.parametrize("path", FILES, ids=_id)
+def test_nothing_is_unpickled(path):
+    for line, name in _imports(path):
+        assert name.partition(".")[0] not in {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}, f"{path}:{line}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in {"torch.load", "torch.save", "torch.jit.load"}, f"{path}:{node.lineno}"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False", f"{path}:{node.value.lineno}"
+
+
+def test_no_file_is_called_utils():
+    assert not [path for path in FILES if "util" in path.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_id)
+def test_everything_public_has_a_docstring(path):
+    """Modules, functions and classes at the top of a module."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
+
+
+def test_every_setting_has_a_docstring():
+    """They are the help texts of the command line."""
+    tree = ast.parse((ROOT / "dim" / "config.py").read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(classes) > 8
+    for node in classes:
+        for field, following in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in {c.name for c in classes}:
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                assert documented, f"{node.name}.{ast.unparse(field.target)} has no docstring"
+
+
+def test_the_wheel_holds_dim_and_its_recipes_only(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "results")
+    for entry in ROOT.iterdir():
+        if entry.name in {"dim", "train", "sample", "benchmarks", "tests"}:
+            shutil.copytree(entry, source / entry.name, ignore=skipped)
+        elif entry.is_file():
+            shutil.copy(entry, source)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "out", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"dim"}
+    assert len(tops) == 2
+    assert {f"dim/recipes/{name}.toml" for name in recipe_names()} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in FILES} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)

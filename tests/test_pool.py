@@ -1,0 +1,237 @@
+"""The pool: who serves a step, how members age, and a resume that meets the same pool."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dim import rng
+from dim.config import PoolConfig
+from dim.errors import InputError
+from dim.nets.students import build_student
+from dim.pool import build_pool
+
+TINY = PoolConfig(students=("convnet:width=2,depth=1", "convnet:width=3,depth=1"), members=4, max_age=8, augment="color_crop")
+
+
+@pytest.fixture
+def make(spec):
+    def pool(seed: int = 0, steps_per_epoch: int = 4, first_step: int = 0, **changes):
+        config = dataclasses.replace(TINY, **changes)
+        return build_pool(config, spec(1, 8), steps_per_epoch=steps_per_epoch, first_step=first_step, seed=seed)
+
+    return pool
+
+
+def _batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.rand(8, 1, 8, 8, generator=generator) * 2 - 1, torch.randint(0, 4, (8,), generator=generator)
+
+
+def _weights(net) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+def _run(pool, steps) -> list[torch.Tensor]:
+    """Serve and keep up the given steps; the weights after each."""
+    seen = []
+    for step in steps:
+        pool.draw(step)
+        for part in range(pool.due(step)):
+            pool.advance(*_batch(step), step, part)
+        seen.append(_weights(pool.draw(step)))
+    return seen
+
+
+def test_fresh_takes_a_new_model_every_epoch(make):
+    pool = make(source="fresh", upkeep_every=1, first_step=10)
+    starts, nets = [], []
+    for step in range(10, 22):
+        net = pool.draw(step)
+        if (step - 10) % 4 == 0:
+            starts.append(_weights(net))
+            nets.append(net)
+        assert net is nets[-1], "the member changed within an epoch"
+        pool.advance(*_batch(step), step)
+    assert len({id(net) for net in nets}) == 3
+    for epoch, start in enumerate(starts):
+        fresh = make(source="fresh", upkeep_every=1, first_step=10)
+        assert torch.equal(_weights(fresh.draw(10 + 4 * epoch + 3)), start), "not a function of (seed, epoch)"
+    assert not torch.equal(starts[0][: len(starts[1])], starts[1][: len(starts[0])])
+
+
+def test_fresh_members_are_built_from_the_seed(make, spec):
+    """Of one of the architectures, with that architecture's own initialisation."""
+    pool = make(source="fresh", seed=5)
+    sizes = {len(_weights(build_student(name, spec(1, 8), seed=0))) for name in TINY.students}
+    assert {len(_weights(pool.draw(step))) for step in range(0, 80, 4)} == sizes
+    assert not torch.equal(_weights(make(source="fresh", seed=5).draw(0)), _weights(make(source="fresh", seed=6).draw(0)))
+    expected = build_student(TINY.students[0], spec(1, 8), seed=rng.fold(5, "pool-member", 0, 0))
+    if len(_weights(pool.draw(0))) == len(_weights(expected)):
+        assert torch.equal(_weights(make(source="fresh", seed=5).draw(0)), _weights(expected))
+
+
+def test_persistent_members_of_all_architectures_take_turns(make):
+    pool = make()
+    served = [pool.draw(step) for step in range(60)]
+    counts = [sum(net is member for net in served) for member in {id(net): net for net in served}.values()]
+    assert len(counts) == 4
+    assert min(counts) >= 5
+    assert len({len(_weights(net)) for net in served}) == 2
+    assert [id(net) for net in served] == [id(pool.draw(step)) for step in range(60)], "not a function of the step"
+
+
+def test_persistent_members_live_on_and_are_renewed(make):
+    """Ages grow by one per SGD step; at their age a new member of the same slot starts at once, at age 0."""
+    pool = make(upkeep_every=1, members=2, max_age=6)
+    births = {}
+    age: dict[int, int] = {}
+    for step in range(60):
+        net = pool.draw(step)
+        if id(net) not in age:
+            births[id(net)] = net  # kept, so that no id is used twice
+            age[id(net)] = 0
+        assert age[id(net)] < 6
+        pool.advance(*_batch(step), step)
+        age[id(net)] += 1
+    lives = sorted(age.values())
+    assert len(lives) > 6
+    assert lives.count(6) >= len(lives) - 4, "lives end early"
+    assert 3 in lives, "the first lives were to be cut short at different ages"
+
+
+def test_the_member_stays_throughout_a_step(make):
+    """Also when its last upkeep brings it to its end in the middle of the step."""
+    pool = make(members=1, max_age=2, upkeep_steps=3, upkeep_every=1)
+    net = pool.draw(0)
+    for part in range(3):
+        pool.advance(*_batch(part), 0, part)
+        assert pool.draw(0) is net
+    assert pool.draw(1) is not net
+
+
+def test_upkeep_is_one_step_of_sgd(make):
+    """Against SGD with momentum and weight decay written out by hand."""
+    pool = make(members=1, augment="", lr=0.1, momentum=0.5, weight_decay=0.01)
+    net = pool.draw(0)
+    reference = make(members=1).draw(0)
+    velocity = [torch.zeros_like(parameter) for parameter in reference.parameters()]
+    for part in range(2):
+        images, labels = _batch(part)
+        logits = reference.requires_grad_(True)(images)
+        expected_loss = -torch.stack([row.log_softmax(0)[label] for row, label in zip(logits, labels, strict=True)]).mean()
+        gradients = torch.autograd.grad(expected_loss, list(reference.parameters()))
+        with torch.no_grad():
+            for parameter, gradient, speed in zip(reference.parameters(), gradients, velocity, strict=True):
+                speed.mul_(0.5).add_(gradient + 0.01 * parameter)
+                parameter.sub_(0.1 * speed)
+        loss = pool.advance(images, labels, 0, part)
+        torch.testing.assert_close(loss, expected_loss.detach())
+        torch.testing.assert_close(_weights(net), _weights(reference))
+
+
+def test_upkeep_learns(make):
+    pool = make(members=1, max_age=1000, augment="", lr=0.1)
+    images, labels = _batch(0)
+    losses = [float(pool.advance(images, labels, step)) for step in range(60)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_drawn_models_pass_gradients_to_images_and_need_none_themselves(make):
+    for source in ("fresh", "persistent"):
+        pool = make(source=source)
+        pool.advance(*_batch(0), 0)
+        net = pool.draw(0)
+        assert not net.training
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        images = _batch(1)[0].requires_grad_()
+        F.cross_entropy(net(images), _batch(1)[1]).backward()
+        assert images.grad.abs().sum() > 0
+        assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("source", ["fresh", "persistent"])
+@pytest.mark.parametrize("stop", [1, 13])
+def test_a_restored_pool_continues_bit_by_bit(make, source, stop):
+    settings = {"source": source, "upkeep_every": 1}
+    uninterrupted = _run(make(**settings), range(30))
+    pool = make(**settings)
+    _run(pool, range(stop))
+    saved = {name: value.clone() for name, value in pool.state().items()}
+    restored = make(**settings)
+    _run(restored, range(40, 43))  # whatever it held before
+    restored.load(saved)
+    again = _run(restored, range(stop, 30))
+    assert all(torch.equal(*pair) for pair in zip(again, uninterrupted[stop:], strict=True))
+    assert all(torch.equal(value, saved[name]) for name, value in saved.items())
+
+
+def test_loading_copies(make):
+    """Training on must not write into the tensors that were loaded."""
+    pool = make(upkeep_every=1)
+    _run(pool, range(6))
+    saved = {name: value.clone() for name, value in pool.state().items()}
+    before = {name: value.clone() for name, value in saved.items()}
+    restored = make(upkeep_every=1)
+    restored.load(saved)
+    _run(restored, range(6, 20))
+    assert all(torch.equal(saved[name], before[name]) for name in saved)
+
+
+def test_state_can_be_stored(make, tmp_path):
+    from dim.io import load_tensors, save_tensors
+
+    pool = make(upkeep_every=1)
+    _run(pool, range(9))
+    save_tensors(tmp_path / "pool", pool.state(), {})
+    restored = make(upkeep_every=1)
+    restored.load(load_tensors(tmp_path / "pool")[0])
+    assert all(torch.equal(*pair) for pair in zip(_run(restored, range(9, 15)), _run(pool, range(9, 15)), strict=True))
+
+
+def test_upkeep_is_amortised(make):
+    pool = make(upkeep_every=3, upkeep_steps=2, first_step=5)
+    assert [pool.due(step) for step in range(5, 13)] == [2, 0, 0, 2, 0, 0, 2, 0]
+
+
+def test_ranks_augment_their_own_share(spec):
+    """Same member on every rank, other augmentation; the average is taken over all parameters before the step."""
+    losses, calls = [], []
+    for rank in (0, 1):
+        pool = build_pool(
+            TINY, spec(1, 8), steps_per_epoch=4, seed=0, rank=rank, average=lambda parameters: calls.append(len(list(parameters)))
+        )
+        losses.append(float(pool.advance(*_batch(0), 0)))
+    assert losses[0] != losses[1]
+    assert calls == [len(list(pool.draw(0).parameters()))] * 2
+
+
+def test_average_acts_on_gradients(spec):
+    """Gradients set to zero by it leave only weight decay."""
+
+    def erase(parameters):
+        for parameter in parameters:
+            parameter.grad.zero_()
+
+    config = dataclasses.replace(TINY, lr=0.5, weight_decay=0.1)
+    pool = build_pool(config, spec(1, 8), steps_per_epoch=4, seed=0, average=erase)
+    before = _weights(pool.draw(0)).clone()
+    pool.advance(*_batch(0), 0)
+    torch.testing.assert_close(_weights(pool.draw(0)), before * 0.95)
+
+
+def test_the_global_state_is_left_alone(make):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for source in ("fresh", "persistent"):
+        _run(make(source=source), range(6))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"students": ("convnet", "convnat")}, "convnat"), ({"augment": "colr"}, "colr")]
+)
+def test_unknown_names_are_refused_at_once(make, changes, message):
+    with pytest.raises(InputError, match=message):
+        make(**changes)
