@@ -139,7 +139,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     from dim.hub import load_generator
     from dim.io import require_free
-    from dim.sampler import request, sample_set_together
+    from dim.sampler import leave_together, request, sample_set_together
 
     require_free(parsed.out, overwrite=parsed.overwrite)
     generator = load_generator(parsed.generator, _device(parsed.device))
@@ -153,6 +153,7 @@ def sample(arguments: Sequence[str]) -> None:
     if result is not None:
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
         print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
+    leave_together()
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -191,7 +192,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     def report(score: Score) -> None:
         scores.append(score)
         ipc = "" if score.ipc is None else f" IPC {score.ipc}"
-        console.print(f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)")
+        console.print(
+            f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)", soft_wrap=True
+        )
 
     evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=report)
     sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}

@@ -105,7 +105,7 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         # accelerate keeps one state per process; a second run in this process may differ in device and precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=config.fit.precision,
         log_with=list(config.fit.trackers) or None,
         project_dir=str(out),
@@ -227,12 +227,12 @@ class Trainer:
                     if self.step < stage.stop:
                         self._run_stage(stage, bar, asked)
             except KeyboardInterrupt:
-                asked.append(signal.SIGINT)
-                self._stop_if_asked(asked)
+                # The step may be half done, so the last checkpoint stands.
+                done = f"stopped at once in step {self.step + 1} of {self.total_steps}, without saving"
+                raise Interrupted(f"{done}; continue with: dim train --out {self.out} --resume", signal.SIGINT) from None
         self._save(final=True)
         accelerator.wait_for_everyone()
-        if config.fit.trackers:
-            accelerator.end_training()
+        accelerator.end_training()
         return self.out
 
     @property
@@ -436,6 +436,9 @@ class Trainer:
 
     def _save(self, final: bool = False) -> None:
         """Write the checkpoint and the generator; with `final`, also the last grid."""
+        values = {name: value for name, value in self._tensors().items() if value.is_floating_point()}
+        if not bool(torch.stack([value.isfinite().all() for value in values.values()]).all()):
+            self._require_finite({"weights": math.nan})
         if self._main:
             save_tensors(self.out / _CHECKPOINT, self._tensors(), self._metadata())
             save_generator_file(
@@ -468,6 +471,10 @@ class Trainer:
             for key, value in _unprefixed(name, tensors).items():
                 index, _, entry = key.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
+            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                for entry, value in entries.get(index, {}).items():
+                    if value.shape == parameter.shape:  # the fused step wants the memory format of the parameter
+                        entries[index][entry] = torch.empty_like(parameter).copy_(value)
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
         self.pool.load(_unprefixed("pool", tensors))
 
@@ -562,6 +569,8 @@ def require_free_run(out: Path) -> None:
     if (out / _CHECKPOINT).is_file():
         raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
     if not (out / _RUN).is_file():
+        if out.is_dir() and all(file.name.endswith(".tmp") for file in out.iterdir()):
+            return
         require_free(out)
 
 
@@ -571,6 +580,8 @@ def check_same_run(out: Path, config: TrainConfig, data: RealData) -> bool:
     Raises:
         InputError: naming the first difference.
     """
+    if not out.exists() or not any(file for file in out.iterdir() if not file.name.endswith(".tmp")):
+        return False
     run = read_run(out)
     if run["spec"]["fingerprint"] != data.spec.fingerprint:
         before, now = run["spec"]["name"], data.spec.name

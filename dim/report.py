@@ -1,6 +1,7 @@
 """Tables for the terminal, and one self-contained HTML page per run."""
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -95,7 +96,11 @@ def write_report(run: Path | str, data: RealData, scores: Sequence[Score] = ()) 
             run / "samples" / "real.png", "real: random training images"
         )
         sections.append(("Samples", f'<div class="pair">{pictures}</div>'))
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = []
+    if (run / "metrics.jsonl").is_file():
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a kill can leave the last line half-written
+                metrics.append(json.loads(line))
     if metrics:
         sections.append(("Training", f'<img src="{_data_url(_curves(metrics))}" alt="loss curves">'))
     for title, key in (("Configuration", "config"), ("Versions and hardware", "versions")):

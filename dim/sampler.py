@@ -117,7 +117,7 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = PartialState(cpu=generator.device.type == "cpu")
     own = sample_set(generator, **request_and_seed, rank=state.process_index, world=state.num_processes)
     if state.num_processes == 1:
         return own
@@ -129,3 +129,13 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     for rank, (some_images, some_labels) in enumerate(parts):
         images[rank :: state.num_processes], labels[rank :: state.num_processes] = some_images, some_labels
     return SyntheticSet(images, labels, own.spec, info=own.info)
+
+
+def leave_together() -> None:
+    """Let the processes of a launch wait for each other and take their group down, which must not be left to the exit."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()

@@ -1,6 +1,11 @@
 """Fixtures that more than one test file uses."""
 
-from collections.abc import Callable
+from collections.abc import os
+
+# Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import Callable
 
 import pytest
 

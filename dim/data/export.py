@@ -67,6 +67,9 @@ def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path} is no synthetic set: expected a folder made by 'dim sample' (it has no {DESCRIPTION})")
     description = read_json(path / DESCRIPTION)
+    wanted = {"format", "storage", "digest", "spec", "info"}
+    if not isinstance(description, dict) or not wanted <= description.keys():
+        raise InputError(f"{path / DESCRIPTION} is damaged: expected {', '.join(sorted(wanted))}; make the set again")
     if description.get("format", 0) > _VERSION:
         raise InputError(f"{path} has format {description['format']}: this version reads up to {_VERSION}; upgrade dim-distill")
     spec = DataSpec.from_dict(description["spec"])
@@ -123,11 +126,19 @@ def _read_images(path: Path, spec: DataSpec) -> dict[str, Tensor]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path / 'metadata.jsonl'} is missing or damaged ({error}); make the set again") from None
 
+    if not records or not all({"file_name", "label"} <= record.keys() for record in records):
+        raise InputError(
+            f"{path / 'metadata.jsonl'} is damaged: expected a file_name and a label in every row; make the set again"
+        )
+
     def read(record: dict[str, Any]) -> np.ndarray:
         file = path / record["file_name"]
         try:
             with Image.open(file) as image:
-                return np.array(image.convert("L" if spec.channels == 1 else "RGB"))
+                array = np.array(image.convert("L" if spec.channels == 1 else "RGB"))
+                if array.shape[:2] != (spec.height, spec.width):
+                    raise ValueError(f"it has {array.shape[1]}x{array.shape[0]} pixels")
+                return array
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
 
@@ -144,7 +155,7 @@ def _read_images(path: Path, spec: DataSpec) -> dict[str, Tensor]:
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None

@@ -4,6 +4,7 @@ A split either holds its images as one uint8 tensor on the device (the usual cas
 too large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -287,7 +288,7 @@ def _fingerprint(items: _Items, indices: Tensor) -> str:
     if items.identity:
         state.update(items.identity.encode())
         state.update(indices.numpy().tobytes())
-    elif items.images is not None:
+    if items.decode is None and items.images is not None:
         state.update(items.images[indices].contiguous().numpy())
     else:
         for index in indices[:: max(1, len(indices) // 64)].tolist():
@@ -299,8 +300,9 @@ def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tupl
     """Per-channel mean and std in [0, 1]; of a streaming split they are kept in the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / f"statistics-{fingerprint}.json"
     if split.streams and cache.is_file():
-        stored = json.loads(cache.read_text())
-        return tuple(stored["mean"]), tuple(stored["std"])
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # damaged: computed again
+            stored = json.loads(cache.read_text())
+            return tuple(stored["mean"]), tuple(stored["std"])
     count, total, square = 0, 0.0, 0.0
     for indices in torch.arange(len(split)).split(4096):
         images = (split.batch(indices)[0].double() + 1) / 2
@@ -318,7 +320,10 @@ def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tupl
 
 def _decode_all(items: _Items) -> Tensor:
     with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        return torch.stack(list(pool.map(items.decode, range(len(items.labels)))))
+        images = list(pool.map(items.decode, range(len(items.labels))))
+    if len({image.shape for image in images}) > 1:
+        raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
+    return torch.stack(images)
 
 
 def _fit_size(images: Tensor, config: DataConfig) -> Tensor:
@@ -463,6 +468,8 @@ def _dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: 
             raise InputError(f"item {index} of {name!r} is {image.dtype}: expected uint8, or float in [0, 1]")
         return _fit_size(image[None], config)[0]
 
+    if len(dataset) == 0:
+        raise InputError(f"a part of {name!r} is empty: expected images")
     targets = getattr(dataset, "targets", None)
     labels = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if targets is None else targets).long()
     if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):

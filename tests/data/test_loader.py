@@ -1,0 +1,189 @@
+"""A generator in place of a data set: GeneratedDataset and GeneratedLoader."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import dim
+from dim.config import GeneratorConfig
+from dim.data.loader import GeneratedDataset, GeneratedLoader
+from dim.errors import InputError
+from dim.nets.generators import build_generator
+from dim.spec import DataSpec
+
+SPEC = DataSpec(name="toy", channels=1, height=8, width=8, class_names=tuple("abc"), mean=(0.5,), std=(0.2,), fingerprint="f")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small take many times longer on several threads; child processes get one as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    network = build_generator(GeneratorConfig(width=8, latent_dim=6), SPEC, seed=0)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(30):  # batch norm gets to know its inputs; without that, images hardly differ
+            network(torch.randn(64, 6, generator=source), torch.arange(64) % 3)
+    return network.eval()
+
+
+def epoch(dataset, **settings):
+    batches = list(DataLoader(dataset, **settings))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+# --- GeneratedDataset ------------------------------------------------------------------------------------------------------
+
+
+# Two cores are enough to see whether workers agree.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_workers_give_the_same_epoch(generator, shuffle):
+    dataset = GeneratedDataset(generator, 50, seed=3)
+    epochs = []
+    for workers in (0, 4):
+        source = torch.Generator().manual_seed(1)
+        epochs.append(epoch(dataset, batch_size=7, shuffle=shuffle, num_workers=workers, generator=source))
+    assert torch.equal(epochs[0][0], epochs[1][0])
+    assert torch.equal(epochs[0][1], epochs[1][1])
+    ordered = epoch(dataset, batch_size=50)[1]
+    assert torch.equal(epochs[0][1], ordered) != shuffle
+
+
+def test_an_item_does_not_depend_on_what_it_is_fetched_with(generator):
+    dataset = GeneratedDataset(generator, 40, seed=3)
+    order = [17, 3, 39, 3, 0, -1]
+    for index, (image, label) in zip(order, dataset.__getitems__(order), strict=True):
+        alone, own = dataset[index]
+        assert torch.equal(image, alone)
+        assert label == own
+    assert torch.equal(dataset[-1][0], dataset[39][0])
+
+
+@pytest.mark.parametrize("length", [1, 29, 30])
+def test_labels_are_exactly_balanced(generator, length):
+    _, labels = epoch(GeneratedDataset(generator, length), batch_size=8)
+    counts = torch.bincount(labels, minlength=3)
+    assert len(labels) == length
+    assert int(counts.max() - counts.min()) <= 1
+
+
+def test_items_are_the_images_of_the_set_with_the_same_seed(generator):
+    images, labels = epoch(GeneratedDataset(generator, 12, seed=5), batch_size=5)
+    assert torch.equal(images, generator.sample(torch.tensor([0, 1, 2] * 4), seed=5))
+    fixed = dim.sample_set(generator, ipc=4, seed=5)
+    assert torch.equal(fixed.labels, labels)
+
+
+def test_start_gives_fresh_images_and_seed_another_stream(generator):
+    whole, _ = epoch(GeneratedDataset(generator, 24, seed=0), batch_size=24)
+    second, _ = epoch(GeneratedDataset(generator, 12, seed=0, start=12), batch_size=12)
+    assert torch.equal(whole[12:], second)
+    assert not torch.equal(whole[:12], second)
+    other, _ = epoch(GeneratedDataset(generator, 24, seed=1), batch_size=24)
+    assert not torch.equal(whole, other)
+
+
+def test_a_transform_is_applied_to_images(generator):
+    plain = GeneratedDataset(generator, 9)
+    turned = GeneratedDataset(generator, 9, transform=lambda image: image.flip(1))
+    assert torch.equal(turned[4][0], plain[4][0].flip(1))
+
+
+@pytest.mark.parametrize("index", [9, -10])
+def test_an_index_out_of_range_is_an_index_error(generator, index):
+    with pytest.raises(IndexError, match=str(index)):
+        GeneratedDataset(generator, 9)[index]
+
+
+@pytest.mark.parametrize("settings", [{"length": 0}, {"length": -1}, {"length": 5, "start": -1}])
+def test_impossible_datasets_are_refused(generator, settings):
+    with pytest.raises(InputError):
+        GeneratedDataset(generator, **settings)
+
+
+# --- GeneratedLoader -------------------------------------------------------------------------------------------------------
+
+
+def walk(loader):
+    batches = list(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def test_a_loader_gives_its_number_of_full_batches(generator):
+    loader = GeneratedLoader(generator, batch_size=10, steps=7)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 7
+    for images, labels in batches:
+        assert images.shape == (10, 1, 8, 8)
+        assert images.dtype == torch.float32
+        assert labels.shape == (10,)
+        assert labels.dtype == torch.int64
+        assert images.abs().max() <= 1
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(10, 7), (400, 5), (1500, 1), (1, 4)])
+def test_every_epoch_is_exactly_balanced(generator, batch_size, steps):
+    loader = GeneratedLoader(generator, batch_size=batch_size, steps=steps)
+    for _ in range(2):
+        counts = torch.bincount(walk(loader)[1], minlength=3)
+        assert int(counts.sum()) == batch_size * steps
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_a_loader_is_reproducible_from_its_seed(generator):
+    first, again, other = (walk(GeneratedLoader(generator, batch_size=16, steps=5, seed=seed)) for seed in (4, 4, 5))
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_every_image_of_every_epoch_is_new(generator):
+    loader = GeneratedLoader(generator, batch_size=12, steps=4)
+    images = torch.cat([walk(loader)[0] for _ in range(3)])
+    assert len({bytes(image.numpy()) for image in images}) == 3 * 48
+
+
+def test_set_epoch_goes_to_any_epoch(generator):
+    walked = GeneratedLoader(generator, batch_size=12, steps=4)
+    epochs = [walk(walked) for _ in range(3)]
+    jumped = GeneratedLoader(generator, batch_size=12, steps=4)
+    for number in (2, 0, 1):
+        jumped.set_epoch(number)
+        assert all(map(torch.equal, walk(jumped), epochs[number]))
+
+
+def test_an_epoch_is_shuffled_unless_asked_otherwise(generator):
+    shuffled = walk(GeneratedLoader(generator, batch_size=30, steps=4))
+    ordered = walk(GeneratedLoader(generator, batch_size=30, steps=4, shuffle=False))
+    assert ordered[1].tolist() == [0, 1, 2] * 40
+    assert shuffled[1].tolist() != ordered[1].tolist()
+    # The same images, each with its own label, in another order.
+    pairs = [sorted((bytes(i.numpy()), int(y)) for i, y in zip(*part, strict=True)) for part in (shuffled, ordered)]
+    assert pairs[0] == pairs[1]
+
+
+def test_two_epochs_are_shuffled_differently(generator):
+    loader = GeneratedLoader(generator, batch_size=30, steps=4)
+    assert walk(loader)[1].tolist() != walk(loader)[1].tolist()
+
+
+def test_unshuffled_stream_is_the_dataset(generator):
+    images, labels = walk(GeneratedLoader(generator, batch_size=8, steps=3, seed=2, shuffle=False))
+    expected, wanted = epoch(GeneratedDataset(generator, 24, seed=2), batch_size=24)
+    assert torch.equal(images, expected)
+    assert torch.equal(labels, wanted)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0, "steps": 1}, {"batch_size": 1, "steps": 0}])
+def test_impossible_loaders_are_refused(generator, settings):
+    with pytest.raises(InputError, match="is 0: expected 1"):
+        GeneratedLoader(generator, **settings)

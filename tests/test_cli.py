@@ -1,0 +1,532 @@
+"""The command line: what it prints, and one clear line for every mistake."""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dim
+from dim.cli import main
+from dim.config import (
+    AboutConfig,
+    DiscriminatorConfig,
+    FitConfig,
+    GeneratorConfig,
+    PoolConfig,
+    ProtocolConfig,
+    StageConfig,
+    TrainConfig,
+    load_recipe,
+    recipe_names,
+    to_toml,
+)
+from dim.io import load_tensors
+
+TINY = TrainConfig(
+    about=AboutConfig(title="tiny"),
+    generator=GeneratorConfig(width=4, latent_dim=6),
+    discriminator=DiscriminatorConfig(width=4),
+    stage_one=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
+    stage_two=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
+    pool=PoolConfig(students=("convnet:width=4",), members=2),
+    fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
+    protocol=ProtocolConfig(students=("convnet:width=4",), epochs=1, augment="crop"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings():
+    """One thread, since networks this small take many times longer on several; no network; no data root."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("DIM_DATA_ROOT", raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(to_toml(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tmp_path_factory):
+    """A trained run."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--recipe", recipe, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_set(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sets") / "two"
+    assert main(["sample", str(run), "--ipc", "2", "--out", str(path), "--format", "safetensors"]) == 0
+    return path
+
+
+@pytest.fixture
+def wrong(capfd):
+    """Run a command that must fail: the single line it prints, without `dim: `."""
+
+    def call(*arguments) -> str:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        output, errors = capfd.readouterr()
+        assert status != 0
+        assert errors.startswith("dim: "), errors
+        assert errors.endswith("\n")
+        assert errors.count("\n") == 1, errors
+        assert output == ""
+        return errors.removeprefix("dim: ")
+
+    return call
+
+
+def dim_process(*arguments, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dim.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)
+
+
+def write_images(folder: Path, count: int, seed: int = 0) -> None:
+    source = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(source.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "photos" / name, 12, seed)
+    return tmp_path / "photos"
+
+
+# --- the happy path --------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_as_a_process():
+    done = dim_process("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("train", "sample", "evaluate", "recipes"):
+        assert f"  {name} " in done.stdout
+    done = dim_process("--version")
+    assert (done.returncode, done.stdout) == (0, f"{dim.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "recipes"])
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code in (0, None)
+    text = capsys.readouterr().out
+    assert f"usage: dim {command}" in text
+    if command == "train":
+        for option in ("--recipe", "--generator.width", "--stage-two.lr-end", "--data-root", "--fit.trackers", "--resume"):
+            assert option in text
+
+
+def test_no_command_prints_the_overview(capsys):
+    assert main([]) == 0
+    assert "usage: dim COMMAND" in capsys.readouterr().out
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert {"digits-dim", "cifar10-dim2023", "svhn-dim2023", "mnist-dim2023", "fashion-dim2023"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_printed_recipe_is_that_recipe(name, capsys, tmp_path):
+    assert main(["recipes", name]) == 0
+    (tmp_path / "copy.toml").write_text(capsys.readouterr().out)
+    assert load_recipe(str(tmp_path / "copy.toml")) == load_recipe(name)
+
+
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(capsys, tmp_path):
+    options = ["--generator.width", "24", "--seed", "5", "--data.val-fraction", "0.2", "--fit.trackers"]
+    out = tmp_path / "run"
+    assert main(["train", "--recipe", "digits-dim", "--out", str(out), "--dry-run", *options]) == 0
+    (tmp_path / "resolved.toml").write_text(capsys.readouterr().out)
+    base = load_recipe("digits-dim")
+    assert load_recipe(str(tmp_path / "resolved.toml")) == dataclasses.replace(
+        base,
+        generator=dataclasses.replace(base.generator, width=24),
+        data=dataclasses.replace(base.data, val_fraction=0.2),
+        fit=dataclasses.replace(base.fit, seed=5, trackers=()),
+    )
+    assert not out.exists()
+
+
+def test_the_data_root_comes_from_the_environment(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIM_DATA_ROOT", str(tmp_path / "data"))
+    assert main(["train", "--recipe", "mnist-dim2023", "--dry-run"]) == 0
+    assert f'root = "{tmp_path / "data"}"' in capsys.readouterr().out
+    assert main(["train", "--recipe", "mnist-dim2023", "--data-root", "here", "--dry-run"]) == 0
+    assert 'root = "here"' in capsys.readouterr().out
+
+
+def test_train_sample_and_evaluate(run, tmp_path, capsys):
+    assert (run / "report.html").is_file()
+    assert main(["sample", str(run), "--ipc", "3", "--out", str(tmp_path / "set")]) == 0
+    assert "30 images of 10 classes" in capsys.readouterr().out
+    subject = dim.load_set(tmp_path / "set")
+    expected = dim.sample_set(dim.load_generator(run), ipc=3)
+    assert torch.equal(subject.images, expected.images)
+
+    arguments = ["evaluate", str(tmp_path / "set"), str(run), "--ipc", "2", "--track", "stream", "fixed", "--seeds", "2"]
+    controls = ["--controls", "random", "oracle", "full", "--json", str(tmp_path / "scores.json"), "--split", "val"]
+    assert main([*arguments, *controls]) == 0
+    table = capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    kinds = [(score["name"], score["track"], score["ipc"]) for score in scores]
+    assert kinds == [
+        (str(tmp_path / "set"), "fixed", 3),
+        (str(run), "stream", 2),
+        (str(run), "fixed", 2),
+        ("random real", "fixed", 3),
+        ("random real", "fixed", 2),
+        ("real stream (oracle)", "stream", 2),
+        ("full data", "full", None),
+    ]
+    for score in scores:
+        assert (score["n"], score["seeds"], score["split"], score["student"]) == (2, [0, 1], "val", "convnet:width=4")
+        assert score["mean"] == pytest.approx(sum(score["accuracies"]) / 2)
+        assert sum(score["bytes"].values()) > 0
+        assert score["protocol"]["epochs"] == 1
+    for text in ("oracle", "stream", "fixed", f"{scores[0]['mean']:.1f}"):
+        assert text in table
+    assert "<h2>Scores" in (run / "report.html").read_text()
+
+
+def test_the_protocol_can_be_changed(small_set, tmp_path):
+    arguments = ["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "scores.json")]
+    assert main([*arguments, "--students", "alexnet:width=2", "convnet:width=2", "--protocol.epochs", "3"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert [(score["student"], score["steps"]) for score in scores] == [("alexnet:width=2", 3), ("convnet:width=2", 3)]
+
+
+def test_counts_classes_seed_and_format(run, tmp_path):
+    whole = dim.sample_set(dim.load_generator(run), ipc=5, seed=4)
+    arguments = ["sample", str(run), "--seed", "4", "--format", "npz", "--batch-size", "3"]
+    assert main([*arguments, "--counts", "3=2", "7=5", "--out", str(tmp_path / "counts")]) == 0
+    counts = dim.load_set(tmp_path / "counts")
+    assert (tmp_path / "counts" / "data.npz").is_file()
+    for label, count in ((3, 2), (7, 5)):
+        assert torch.equal(counts.images[counts.labels == label], whole.images[whole.labels == label][:count])
+    assert len(counts) == 7
+    assert main([*arguments, "--ipc", "5", "--classes", "0", "9", "--out", str(tmp_path / "classes")]) == 0
+    assert dim.load_set(tmp_path / "classes").labels.tolist() == [0, 9] * 5
+
+
+def test_overwrite(run, small_set, tmp_path, wrong):
+    arguments = ["sample", run, "--ipc", 1, "--out", tmp_path / "set"]
+    assert main([str(argument) for argument in arguments]) == 0
+    assert "--overwrite" in wrong(*arguments)
+    assert main([*map(str, arguments), "--overwrite"]) == 0
+
+
+def test_a_run_resumes_by_its_own_configuration(recipe, run, tmp_path):
+    path = tmp_path / "run"
+    assert main(["train", "--recipe", recipe, "--out", str(path)]) == 0
+    (path / "generator.safetensors").unlink()
+    assert main(["train", "--out", str(path), "--resume"]) == 0
+    first, second = (load_tensors(folder / "generator.safetensors")[0] for folder in (run, path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
+    data = ["--dataset", "folder", "--data-root", str(photos), "--resolution", "8"]
+    path, fixed = tmp_path / "run", tmp_path / "set"
+    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed)]) == 0
+    assert dim.load_set(fixed).labels.tolist() == [1, 1]
+    assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_command(wrong):
+    assert "'train'" in wrong("trian")
+
+
+def test_an_unknown_recipe(wrong, tmp_path):
+    assert "'digits-dim'" in wrong("train", "--recipe", "digit-dim", "--out", tmp_path / "run")
+    assert "'digits-dim'" in wrong("recipes", "digit-dim")
+    assert "nothing.toml" in wrong("train", "--recipe", tmp_path / "nothing.toml", "--out", tmp_path / "run")
+
+
+def test_an_unknown_recipe_as_a_process(tmp_path):
+    done = dim_process("train", "--recipe", "digit-dim", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert done.stderr.startswith("dim: unknown recipe 'digit-dim'. Did you mean 'digits-dim'?")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[generator]\nwidht = 3\n", "'width'"),
+        ("[generatr]\nwidth = 3\n", "'generator'"),
+        ("[generator]\nwidth = 0\n", "at least 1"),
+        ('[generator]\nwidth = "wide"\n', "generator.width"),
+        ("[generator\n", "not valid TOML"),
+    ],
+)
+def test_a_recipe_with_a_mistake(wrong, tmp_path, content, said):
+    (tmp_path / "mine.toml").write_text(content)
+    assert said in wrong("train", "--recipe", tmp_path / "mine.toml", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "nearest"),
+    [
+        ("train", "--generator.widht", "--generator.width"),
+        ("train", "--stage_two.lrr", "--stage-two.lr"),
+        ("train", "--data-rot", "--data-root"),
+        ("sample", "--ipcs", "--ipc"),
+        ("evaluate", "--seedz", "--seeds"),
+        ("evaluate", "--protocol.epoch", "--protocol.epochs"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(wrong, run, tmp_path, command, option, nearest):
+    given = {"train": ["--recipe", "digits-dim", "--out", tmp_path / "new"], "sample": [run, "--out", tmp_path / "new"]}
+    message = wrong(command, *given.get(command, [run]), option, "3")
+    assert option in message
+    assert nearest in message
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--generator.width", "wide"),
+        ("--generator.width", "0"),
+        ("--stage-one.lr", "-1"),
+        ("--pool.source", "old"),
+        ("--data.channels", "2"),
+        ("--fit.device", "tpu"),
+        ("--fit.ema", "1.0"),
+        ("--dataset", "digitz"),
+        ("--adversarial.augment", "crops"),
+        ("--matching.augment", "crops"),
+        ("--pool.augment", "crops"),
+        ("--protocol.augment", "crops"),
+        ("--protocol.students", "convnett"),
+        ("--pool.students", "convnett"),
+    ],
+)
+def test_an_impossible_value(wrong, recipe, tmp_path, option, value):
+    """Found before the first step, also where it would matter in stage two only."""
+    message = wrong("train", "--recipe", recipe, "--out", tmp_path / "run", option, value)
+    assert value.removesuffix(".0") in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_missing_arguments(wrong, recipe, run, tmp_path):
+    assert "--recipe" in wrong("train", "--out", tmp_path / "run")
+    assert "--out" in wrong("train", "--recipe", recipe)
+    assert "--out" in wrong("sample", run, "--ipc", 1)
+    assert "--ipc" in wrong("sample", run, "--out", tmp_path / "set")
+    wrong("evaluate")
+
+
+def test_a_missing_data_root(wrong, tmp_path):
+    arguments = ["train", "--recipe", "mnist-dim2023", "--out", tmp_path / "run", "--device", "cpu"]
+    assert "--data-root" in wrong(*arguments)
+    assert str(tmp_path / "nowhere") in wrong(*arguments, "--data-root", tmp_path / "nowhere")
+    assert str(tmp_path) in wrong(*arguments, "--data-root", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def train_on(root: Path, recipe: str) -> list:
+    return ["train", "--recipe", recipe, "--out", root.parent / "run", "--dataset", "folder", "--data-root", root]
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_a_folder_with_one_class_or_none(wrong, recipe, tmp_path, classes):
+    (tmp_path / "photos").mkdir()
+    for number in range(classes):
+        write_images(tmp_path / "photos" / f"class{number}", 3)
+    assert f"has {classes} class folder" in wrong(*train_on(tmp_path / "photos", recipe), "--resolution", 8)
+
+
+def test_a_folder_without_a_resolution(wrong, recipe, photos):
+    assert "--resolution" in wrong(*train_on(photos, recipe))
+
+
+def test_an_unreadable_image(wrong, recipe, photos):
+    (photos / "dog" / "3.png").write_bytes((photos / "dog" / "3.png").read_bytes()[:70])
+    assert str(photos / "dog" / "3.png") in wrong(*train_on(photos, recipe), "--resolution", 8)
+
+
+def test_a_class_with_fewer_images_than_asked(wrong, run, tmp_path):
+    """Found before anything is trained, and not after hours."""
+    arguments = ["evaluate", run, "--track", "fixed", "--ipc", 1, 150, "--controls", "random", "--seeds", 1]
+    message = wrong(*arguments, "--json", tmp_path / "scores.json")
+    assert "150 were asked for" in message
+
+
+@pytest.mark.parametrize("ipc", ["0", "-3"])
+def test_no_images_per_class(wrong, run, tmp_path, ipc):
+    assert ipc in wrong("sample", run, "--ipc", ipc, "--out", tmp_path / "set")
+    assert ipc in wrong("sample", run, "--counts", f"3={ipc}", "--out", tmp_path / "set")
+    assert ipc in wrong("evaluate", run, "--ipc", ipc)
+    assert ipc in wrong("evaluate", run, "--track", "fixed", "--ipc", ipc)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+def test_no_seeds(wrong, small_set, seeds):
+    assert seeds in wrong("evaluate", small_set, "--seeds", seeds)
+
+
+@pytest.mark.parametrize("option", [("--classes", "ten"), ("--classes", "10"), ("--counts", "3"), ("--counts", "ten=3")])
+def test_impossible_classes_and_counts(wrong, run, tmp_path, option):
+    size = ("--ipc", 1) if option[0] == "--classes" else ()
+    assert repr(option[1].partition("=")[0]) in wrong("sample", run, *size, *option, "--out", tmp_path / "set")
+
+
+def test_a_run_folder_that_is_no_run(wrong, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for path in (tmp_path / "photos", tmp_path / "nowhere"):
+        for arguments in (["sample", path, "--ipc", 1, "--out", tmp_path / "set"], ["evaluate", path]):
+            assert str(path) in wrong(*arguments)
+        assert str(path) in wrong("train", "--out", path, "--resume")
+    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_relative_name_that_is_nothing_as_a_process(tmp_path):
+    """It has the form of a Hub id."""
+    done = dim_process("sample", "runs/nothing", "--ipc", 1, "--out", "set", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dim: no folder 'runs/nothing' here")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def copy_with(run: Path, to: Path, change) -> Path:
+    to.mkdir()
+    for name in ("run.json", "generator.safetensors", "checkpoint.safetensors", "metrics.jsonl"):
+        content = (run / name).read_bytes()
+        (to / name).write_bytes(change(content) if name.endswith("safetensors") else content)
+    return to
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda content: content[: len(content) // 2], lambda content: content[:-99] + b"x" * 99, lambda content: b""],
+    ids=["truncated", "corrupted", "empty"],
+)
+def test_a_damaged_weight_file(wrong, run, recipe, tmp_path, change):
+    damaged = copy_with(run, tmp_path / "damaged", change)
+    for arguments in (["sample", damaged, "--ipc", 1, "--out", tmp_path / "set"], ["evaluate", damaged]):
+        assert str(damaged / "generator.safetensors") in wrong(*arguments)
+    for resume in (["--recipe", recipe], []):
+        assert str(damaged / "checkpoint.safetensors") in wrong("train", *resume, "--out", damaged, "--resume")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"config"'])
+def test_a_damaged_run_description(wrong, run, recipe, tmp_path, content):
+    damaged = copy_with(run, tmp_path / "damaged", lambda whole: whole)
+    (damaged / "run.json").write_text(content)
+    for resume in (["--recipe", recipe], []):
+        assert str(damaged / "run.json") in wrong("train", *resume, "--out", damaged, "--resume")
+
+
+def test_a_damaged_set(wrong, small_set, tmp_path):
+    (tmp_path / "set").mkdir()
+    for file in small_set.iterdir():
+        (tmp_path / "set" / file.name).write_bytes(file.read_bytes()[:-10])
+    assert str(tmp_path / "set") in wrong("evaluate", tmp_path / "set")
+
+
+def test_resuming_with_another_data_set(wrong, run, recipe, photos):
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    message = wrong(
+        *["train", "--recipe", recipe, "--out", run, "--resume", "--dataset", "folder", "--data-root", photos],
+        *["--resolution", 8, "--data.channels", 1],
+    )
+    assert "digits" in message
+    assert "folder" in message
+    assert "generator.width" in wrong("train", "--recipe", recipe, "--out", run, "--resume", "--generator.width", 5)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_an_output_folder_that_holds_something_else(wrong, run, recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "mine", tmp_path / "file"):
+        assert str(path) in wrong("train", "--recipe", recipe, "--out", path)
+        assert str(path) in wrong("sample", run, "--ipc", 1, "--out", path)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "file").read_text() == "mine"
+    assert "--resume" in wrong("train", "--recipe", recipe, "--out", run)
+
+
+def test_a_folder_that_may_not_be_written(wrong, run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert str(tmp_path / "file") in wrong("sample", run, "--ipc", 1, "--out", tmp_path / "file" / "set")
+
+
+def test_scores_that_cannot_be_written_are_still_printed(small_set, tmp_path, capfd):
+    (tmp_path / "folder").mkdir()
+    assert main(["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "folder")]) != 0
+    output, errors = capfd.readouterr()
+    assert "convnet:width=4" in output
+    assert errors.splitlines()[-1].startswith(f"dim: {tmp_path}")
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+# --- no space left -----------------------------------------------------------------------------------------------------------
+
+
+def limit_files(size: int):
+    """A limit on the size of files, which fails as a full disk does: in the middle of a write."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def require_no_space(done: subprocess.CompletedProcess) -> None:
+    assert done.returncode not in (0, -25), done.stderr
+    assert done.stderr.startswith("dim: no space left"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_no_space_left_for_a_run(recipe, run, tmp_path):
+    done = dim_process("train", "--recipe", recipe, "--out", tmp_path / "run", preexec_fn=limit_files(20_000))
+    require_no_space(done)
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]
+    assert main(["train", "--recipe", recipe, "--out", str(tmp_path / "run"), "--resume"]) == 0
+    first, second = (load_tensors(folder / "generator.safetensors")[0] for folder in (run, tmp_path / "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("format", "limit"), [("imagefolder", 60), ("imagefolder", 1000), ("safetensors", 1000), ("npz", 1000)])
+def test_no_space_left_for_a_set(run, tmp_path, format, limit):
+    arguments = ["sample", run, "--ipc", 5, "--out", tmp_path / "set", "--format", format]
+    require_no_space(dim_process(*arguments, preexec_fn=limit_files(limit)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    command = f"{sys.executable} -m dim.cli train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,207 @@
+"""Generators from runs, folders, files and the Hub."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+import dim
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.errors import InputError
+from dim.io import load_tensors, save_tensors
+from dim.nets.generators import build_generator
+from dim.nets.generators.storage import save_generator_file
+from dim.spec import DataSpec
+
+SPEC = DataSpec(
+    name="toy", channels=3, height=8, width=8, class_names=tuple("abc"), mean=(0.5,) * 3, std=(0.2,) * 3, fingerprint="f"
+)
+CONFIG = GeneratorConfig(width=4, latent_dim=6)
+LABELS = torch.tensor([0, 1, 2, 2, 0])
+
+
+@pytest.fixture
+def original():
+    return build_generator(CONFIG, SPEC, seed=3).eval()
+
+
+@pytest.fixture
+def run(original, tmp_path):
+    """A folder as a run leaves it."""
+    data = DataConfig(dataset="folder", root="/home/somebody/photos", resolution=8, channels=3)
+    save_generator_file(
+        tmp_path / "run" / "generator.safetensors",
+        original,
+        config=CONFIG,
+        data=data,
+        protocol=ProtocolConfig(epochs=7),
+        about={"title": "a toy", "step": 5, "total_steps": 9},
+    )
+    (tmp_path / "run" / "run.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_a_run_a_folder_and_a_file_give_the_same_generator(run, original, tmp_path):
+    generators = [dim.load_generator(run), dim.load_generator(str(run)), dim.load_generator(run / "generator.safetensors")]
+    generators.append(dim.load_generator(dim.save_pretrained(generators[0], tmp_path / "export")))
+    for generator in generators:
+        assert generator.spec == SPEC
+        assert not generator.training
+        assert not any(parameter.requires_grad for parameter in generator.parameters())
+        own, expected = generator.state_dict(), original.state_dict()
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[name], expected[name]) for name in own)
+        assert torch.equal(generator.sample(LABELS, seed=1), generators[0].sample(LABELS, seed=1))
+
+
+def test_a_generator_says_how_it_was_made(run):
+    info = dim.load_generator(run).info
+    assert info["about"] == {"title": "a toy", "step": 5, "total_steps": 9}
+    assert info["protocol"]["epochs"] == 7
+    assert info["data"]["dataset"] == "folder"
+    assert "torch" in info["versions"]
+
+
+def test_where_the_data_lay_is_kept_private(run):
+    assert b"somebody" not in (run / "generator.safetensors").read_bytes()
+
+
+def test_an_export_has_a_card_and_a_picture_and_keeps_what_is_known(run, tmp_path):
+    generator = dim.load_generator(run)
+    folder = dim.save_pretrained(generator, tmp_path / "export")
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "generator.safetensors", "samples.png"]
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    for text in ("toy", "3 classes", "8x8x3", "a toy", "5 of 9", f"{sum(p.numel() for p in generator.parameters()):,}"):
+        assert text in card
+    again = dim.load_generator(folder).info
+    assert {**again, "versions": 0} == {**generator.info, "versions": 0}
+
+
+def test_an_export_does_not_overwrite_unasked(run, tmp_path):
+    generator = dim.load_generator(run)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        dim.save_pretrained(generator, tmp_path)
+    folder = dim.save_pretrained(generator, tmp_path / "export")
+    (folder / "old.txt").write_text("old")
+    dim.save_pretrained(generator, folder, overwrite=True)
+    assert not (folder / "old.txt").exists()
+
+
+def test_a_generator_without_a_history_cannot_be_exported(original, tmp_path):
+    with pytest.raises(InputError, match="load_generator"):
+        dim.save_pretrained(original, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the Hub -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_is_downloaded(run, monkeypatch, tmp_path):
+    asked = []
+
+    def download(repository, file_name, **_):
+        asked.append((repository, file_name))
+        return str(run / "generator.safetensors")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    generator = dim.load_generator("somebody/toy-generator")
+    assert asked == [("somebody/toy-generator", "generator.safetensors")]
+    assert torch.equal(generator.sample(LABELS), dim.load_generator(run).sample(LABELS))
+
+
+def test_a_folder_comes_before_the_hub(run, monkeypatch):
+    monkeypatch.chdir(run.parent.parent)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("asked the Hub"))
+    assert dim.load_generator(f"{run.parent.name}/run").spec == SPEC
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no connection\nat all"), OSError("offline")])
+def test_a_hub_that_does_not_answer_is_one_clear_line(monkeypatch, tmp_path, error):
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(InputError, match="somebody/nothing") as caught:
+        dim.load_generator("somebody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_push_to_hub_uploads_the_export(run, monkeypatch):
+    calls = []
+
+    class Api:
+        endpoint = "https://hub.example"
+
+        def __init__(self, token=None):
+            calls.append(("token", token))
+
+        def create_repo(self, repository, *, private, exist_ok):
+            calls.append((repository, private, exist_ok))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    address = dim.push_to_hub(dim.load_generator(run), "me/toy", private=True, token="secret")
+    assert address == "https://hub.example/me/toy"
+    assert calls == [
+        ("token", "secret"),
+        ("me/toy", True, True),
+        ("me/toy", ["README.md", "generator.safetensors", "samples.png"]),
+    ]
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+def refused(name) -> str:
+    with pytest.raises(InputError) as caught:
+        dim.load_generator(name)
+    assert "\n" not in str(caught.value)
+    assert str(name) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.3, 0.999])
+def test_a_truncated_file_is_refused(run, keep):
+    file = run / "generator.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    refused(run)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_changed_byte_is_refused(run, place):
+    file = run / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 0x55
+    file.write_bytes(bytes(content))
+    refused(run)
+
+
+def test_files_of_another_kind_are_refused(run, tmp_path):
+    file = run / "generator.safetensors"
+    tensors, metadata = load_tensors(file)
+    save_tensors(file, tensors, {**metadata, "kind": "checkpoint"})
+    assert "'checkpoint': expected a generator" in refused(run)
+    save_tensors(file, tensors, {**metadata, "format": 99})
+    assert "upgrade" in refused(run)
+    save_tensors(file, {"a": torch.zeros(3)}, metadata)
+    refused(run)
+    (tmp_path / "note.txt").write_text(json.dumps({"hello": 1}))
+    refused(tmp_path / "note.txt")
+
+
+def test_folders_that_are_no_run_are_refused(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert "no run and no exported generator" in refused(tmp_path / "photos")
+    (run / "generator.safetensors").unlink()
+    assert "has not saved one yet" in refused(run)
+    assert "dim train" in refused(tmp_path / "nowhere")

@@ -1,0 +1,208 @@
+"""From a generator to sets: nested sizes, counts, classes, and work shared among processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dim
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.errors import InputError
+from dim.nets.generators import build_generator
+from dim.nets.generators.storage import save_generator_file
+from dim.sampler import request, sample_set, sample_set_together, stored_bytes
+from dim.spec import DataSpec, to_uint8
+
+_ROOT = Path(__file__).parent.parent
+SPEC = DataSpec(
+    name="digits",
+    channels=1,
+    height=8,
+    width=8,
+    class_names=tuple("0123456789"),
+    mean=(0.5,),
+    std=(0.2,),
+    fingerprint="f",
+)
+CONFIG = GeneratorConfig(width=8, latent_dim=6)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small take many times longer on several threads; child processes get one as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    network = build_generator(CONFIG, SPEC, seed=0)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(30):  # batch norm gets to know its inputs; without that, images hardly differ
+            network(torch.randn(64, 6, generator=source), torch.arange(64) % 10)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(generator, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sampler") / "generator.safetensors"
+    save_generator_file(path, generator, config=CONFIG, data=DataConfig(), protocol=ProtocolConfig(), about={"title": "t"})
+    return path
+
+
+def of_class(subject, label: int) -> torch.Tensor:
+    return subject.images[subject.labels == label]
+
+
+@pytest.fixture(scope="module")
+def large(generator):
+    return sample_set(generator, ipc=50, seed=3)
+
+
+# --- nested sets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 2048])
+def test_a_small_set_is_the_beginning_of_a_large_one(generator, large, batch_size):
+    small = sample_set(generator, ipc=10, seed=3, batch_size=batch_size)
+    assert small.ipc == 10
+    for label in range(10):
+        assert torch.equal(of_class(small, label), of_class(large, label)[:10])
+    assert torch.equal(small.images, large.images[:100])
+    assert len({bytes(image.numpy()) for image in large.images}) > 400  # sameness would be no achievement
+
+
+@pytest.mark.parametrize("batch_size", [7, 2048])
+def test_batch_size_changes_nothing(generator, large, batch_size):
+    again = sample_set(generator, ipc=50, seed=3, batch_size=batch_size)
+    assert torch.equal(again.images, large.images)
+    assert torch.equal(again.labels, large.labels)
+
+
+def test_the_number_of_threads_changes_nothing(generator, large):
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(sample_set(generator, ipc=50, seed=3).images, large.images)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_another_seed_is_another_set(generator, large):
+    assert not torch.equal(sample_set(generator, ipc=10, seed=4).images, large.images[:100])
+
+
+def test_counts_give_the_images_of_the_balanced_set(generator, large):
+    subject = sample_set(generator, counts={7: 3, 2: 12}, seed=3)
+    assert torch.bincount(subject.labels, minlength=10).tolist() == [0, 0, 12, 0, 0, 0, 0, 3, 0, 0]
+    for label, count in ((7, 3), (2, 12)):
+        assert torch.equal(of_class(subject, label), of_class(large, label)[:count])
+    assert subject.ipc is None
+
+
+def test_single_classes_give_the_images_of_the_balanced_set(generator, large):
+    subject = sample_set(generator, ipc=5, classes=[9, 0], seed=3)
+    assert sorted(subject.labels.unique().tolist()) == [0, 9]
+    for label in (0, 9):
+        assert torch.equal(of_class(subject, label), of_class(large, label)[:5])
+
+
+def test_a_set_holds_the_rounded_images_of_sample(generator, large):
+    labels = torch.tensor([4, 4, 1, 4])
+    images = generator.sample(labels, seed=3)
+    expected = torch.stack([of_class(large, 4)[0], of_class(large, 4)[1], of_class(large, 1)[0], of_class(large, 4)[2]])
+    assert images.dtype == torch.float32
+    assert torch.equal(to_uint8(images), expected)
+
+
+def test_parts_of_two_processes_interleave_to_the_whole(generator, large):
+    for world in (2, 3):
+        parts = [sample_set(generator, ipc=50, seed=3, rank=rank, world=world, batch_size=64) for rank in range(world)]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.images, large.images[rank::world])
+            assert torch.equal(part.labels, large.labels[rank::world])
+
+
+def test_a_single_process_shares_with_nobody(generator, large):
+    assert torch.equal(sample_set_together(generator, ipc=50, seed=3).images, large.images)
+
+
+def test_two_launched_processes_write_the_set_of_one(saved, tmp_path):
+    # What `accelerate launch` runs for several processes; on CPUs it does so only with MPI.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample/emit.py"]
+    command += [str(saved), "--ipc", "7", "--seed", "3", "--format", "safetensors", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "set")]
+    paths = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("70 images of 10 classes") == 1
+    alone = sample_set(dim.load_generator(saved), ipc=7, seed=3)
+    together = dim.load_set(tmp_path / "set")
+    assert torch.equal(together.images, alone.images)
+    assert torch.equal(together.labels, alone.labels)
+    assert together.info == alone.info
+
+
+# --- what a set says -------------------------------------------------------------------------------------------------------
+
+
+def test_a_set_says_how_it_was_made(saved):
+    generator = dim.load_generator(saved)
+    info = sample_set(generator, ipc=1, seed=3).info
+    assert info["method"] == "generator"
+    assert info["seed"] == 3
+    assert info["data"]["dataset"] == "digits"
+    assert info["data"]["root"] is None
+    assert info["protocol"]["epochs"] == ProtocolConfig().epochs
+    assert info["generator"]["title"] == "t"
+    floats = sum(4 * tensor.numel() for tensor in generator.state_dict().values() if tensor.is_floating_point())
+    counters = sum(8 for name in generator.state_dict() if name.endswith("num_batches_tracked"))
+    assert info["generator"]["bytes"] == stored_bytes(generator) == floats + counters
+
+
+# --- requests --------------------------------------------------------------------------------------------------------------
+
+
+def test_order_is_by_index_and_then_by_class():
+    labels, indices = request(SPEC, counts={3: 2, 1: 3})
+    assert list(zip(indices.tolist(), labels.tolist(), strict=True)) == [(0, 1), (0, 3), (1, 1), (1, 3), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ipc": 0}, "ipc is 0: expected 1"),
+        ({"ipc": -5}, "ipc is -5"),
+        ({"counts": {3: 0}}, "class 3 has count 0"),
+        ({"counts": {3: -1}}, "class 3 has count -1"),
+        ({"counts": {10: 1}}, "class 10 is unknown"),
+        ({"counts": {-1: 1}}, "class -1 is unknown"),
+        ({"counts": {}}, "no class"),
+        ({"ipc": 1, "classes": [11]}, "class 11 is unknown"),
+        ({"ipc": 1, "classes": []}, "no class"),
+        ({}, "either"),
+        ({"ipc": 1, "counts": {1: 1}}, "not both"),
+        ({"counts": {1: 1}, "classes": [1]}, "not both"),
+    ],
+)
+def test_impossible_requests_are_refused(generator, settings, message):
+    with pytest.raises(InputError, match=message):
+        request(SPEC, **settings)
+    with pytest.raises(InputError, match=message):
+        sample_set(generator, **settings)
+
+
+def test_an_impossible_batch_size_is_refused(generator):
+    with pytest.raises(InputError, match="batch_size is 0"):
+        sample_set(generator, ipc=1, batch_size=0)
