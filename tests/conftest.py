@@ -1,17 +1,16 @@
 """Fixtures that more than one test file uses."""
 
-from collections.abc import os
+import os
+from collections.abc import Callable
 
 # Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import Callable
+import pytest  # noqa: E402
 
-import pytest
-
-from dim.config import DataConfig
-from dim.data.real import RealData, load_data
-from dim.spec import DataSpec
+from dim.config import DataConfig  # noqa: E402
+from dim.data.real import RealData, load_data  # noqa: E402
+from dim.spec import DataSpec  # noqa: E402
 
 
 @pytest.fixture(scope="session")
