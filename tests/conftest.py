@@ -6,11 +6,11 @@ from collections.abc import Callable
 # Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from dim.config import DataConfig  # noqa: E402
-from dim.data.real import RealData, load_data  # noqa: E402
-from dim.spec import DataSpec  # noqa: E402
+from dim.config import DataConfig
+from dim.data.real import RealData, load_data
+from dim.spec import DataSpec
 
 
 @pytest.fixture(scope="session")
