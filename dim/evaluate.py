@@ -172,7 +172,7 @@ class Evaluator:
             return self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
 
         count = ipc * spec.num_classes
-        size = {"images": count * spec.image_bytes, "labels": count * (1 if spec.num_classes <= 256 else 2)}
+        size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
         self.require_random_real(ipc)
         source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
         return self._score(source)
@@ -239,7 +239,7 @@ class Evaluator:
 
             return at
 
-        size = {"images": len(train) * spec.image_bytes, "labels": len(train) * (1 if spec.num_classes <= 256 else 2)}
+        size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
         return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed)
 
     def _require_same_data(self, name: str, shape: tuple[int, ...], classes: int) -> None:

@@ -436,11 +436,12 @@ class Trainer:
 
     def _save(self, final: bool = False) -> None:
         """Write the checkpoint and the generator; with `final`, also the last grid."""
-        values = {name: value for name, value in self._tensors().items() if value.is_floating_point()}
-        if not bool(torch.stack([value.isfinite().all() for value in values.values()]).all()):
+        tensors = self._tensors()
+        finite = [value.isfinite().all() for value in tensors.values() if value.is_floating_point()]
+        if not bool(torch.stack(finite).all()):
             self._require_finite({"weights": math.nan})
         if self._main:
-            save_tensors(self.out / _CHECKPOINT, self._tensors(), self._metadata())
+            save_tensors(self.out / _CHECKPOINT, tensors, self._metadata())
             save_generator_file(
                 self.out / FILE_NAME,
                 self.result,

@@ -61,6 +61,11 @@ class DataSpec:
         """Bytes of one image at 8 bits per channel."""
         return self.channels * self.height * self.width
 
+    @property
+    def label_bytes(self) -> int:
+        """Bytes of one hard label: one up to 256 classes, two beyond."""
+        return 1 if self.num_classes <= 256 else 2
+
     def mean_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of images in [-1, 1], each (1, C, 1, 1), on the device and in the dtype of `like`."""
         mean = torch.tensor(self.mean, dtype=like.dtype).view(1, -1, 1, 1) * 2 - 1

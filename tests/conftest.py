@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 # Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -23,15 +23,6 @@ MODULE = importlib.import_module("dim.evaluate")
 PROTOCOL = ProtocolConfig(students=("convnet:width=4",), epochs=3, batch_size=16, lr=0.05, augment="crop")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small take many times longer on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     return load_data(DataConfig())

@@ -35,17 +35,6 @@ from dim.objectives.adversarial import Adversarial
 _ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small take many times longer on several threads; child processes get one as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     """Sixty 8x8 images of three classes; 48 are trained on, so that a stage of 0.5 epochs at batch 8 has three steps."""

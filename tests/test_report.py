@@ -18,15 +18,6 @@ from dim.fit import fit
 from dim.report import format_accuracy, format_bytes, print_scores, real_grid, rows, scores_to_json, write_report
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small take many times longer on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     source = torch.Generator().manual_seed(0)

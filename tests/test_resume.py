@@ -33,17 +33,6 @@ from dim.io import load_tensors
 ONE, TWO, BATCH = 12, 14, 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small take many times longer on several threads; child processes get one as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data():
     return load_data(DataConfig())

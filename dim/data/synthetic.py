@@ -74,11 +74,10 @@ class SyntheticSet(Dataset):
         return int(counts[0]) if bool((counts == counts[0]).all()) else None
 
     def bytes_stored(self) -> dict[str, int]:
-        """Uncompressed bytes of images and labels. A hard label counts one byte up to 256 classes, two beyond."""
-        label = 1 if self.spec.num_classes <= 256 else 2
+        """Uncompressed bytes of images and labels. Hard labels count `DataSpec.label_bytes` each."""
         return {
             "images": self.images.numel() * self.images.element_size(),
-            "labels": label * len(self) if self.soft is None else 4 * self.soft.numel(),
+            "labels": self.spec.label_bytes * len(self) if self.soft is None else 4 * self.soft.numel(),
         }
 
     def save(self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False) -> Path:

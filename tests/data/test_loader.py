@@ -14,17 +14,6 @@ from dim.spec import DataSpec
 SPEC = DataSpec(name="toy", channels=1, height=8, width=8, class_names=tuple("abc"), mean=(0.5,), std=(0.2,), fingerprint="f")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small take many times longer on several threads; child processes get one as well."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def generator():
     network = build_generator(GeneratorConfig(width=8, latent_dim=6), SPEC, seed=0)
