@@ -1,14 +1,15 @@
-"""Time and accuracy of stage two with the published upkeep, the default pool, and no matching, in one run.
+"""Time and accuracy of stage two with the published upkeep, the default pool, no matching, and bfloat16, in one run.
 
     python benchmarks/pool.py [--recipe digits-dim] [--data-root DIR] [--runs 3]
 
-All start from the same stage one and train the same number of steps; every configuration is trained from several seeds.
+For every seed, one stage one serves all float32 variants; the bfloat16 variant has both stages in bfloat16.
 """
 
 import dataclasses
 import os
 import shutil
 import statistics
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 import tyro
 from common import save
 
-from dim.config import load_recipe, to_dict
-from dim.data.real import load_data
+from dim.config import TrainConfig, load_recipe, to_dict
+from dim.data.real import RealData, load_data
 from dim.evaluate import Evaluator
 from dim.fit import fit, make_accelerator
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
+from dim.io import write_json
+from dim.run import CHECKPOINT, RUN, run_description
 from dim.sampler import sample_set
 
 
@@ -40,11 +43,10 @@ class Arguments:
     """Students per generator and row."""
     ipc: int = 10
     """Images per class of both rows."""
-    out: str = "runs/bench-pool"
-    """Folder for the runs; it is removed at the end."""
 
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "stage one alone": {"stage_two": {"epochs": 0.0}},
     "no matching": {"matching": {"weight": 0.0}},
     "published: fresh pool, 16 steps, random pairs": {
         "pool": {"source": "fresh", "upkeep_steps": 16, "upkeep_every": 1},
@@ -52,38 +54,57 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "fresh pool, 16 steps, unbiased": {"pool": {"source": "fresh", "upkeep_steps": 16, "upkeep_every": 1}},
     "default: persistent pool, unbiased": {},
+    "default in bfloat16": {"fit": {"precision": "bf16"}},
 }
+
+
+def changed(config: TrainConfig, changes: dict[str, dict[str, Any]]) -> TrainConfig:
+    """A configuration with some sections' fields replaced."""
+    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in changes.items()})
+
+
+def stage_two(config: TrainConfig, data: RealData, first: Path, out: Path) -> float:
+    """Train stage two from the stage one that lies in `first`, into `out`; returns the seconds that it took."""
+    accelerator = make_accelerator(config, out)
+    out.mkdir()
+    shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
+    write_json(out / RUN, run_description(config, data, accelerator.device))
+    started = time.perf_counter()
+    fit(config, data, out, resume=True, accelerator=accelerator)
+    return time.perf_counter() - started
 
 
 def main(arguments: Arguments) -> None:
     base = load_recipe(arguments.recipe)
     root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=root))
-    out, rows = Path(arguments.out), []
-    for name, changes in VARIANTS.items():
-        config = dataclasses.replace(base, **{k: dataclasses.replace(getattr(base, k), **v) for k, v in changes.items()})
-        seconds, fixed, stream = [], [], []
+    base = changed(base, {"data": {"root": root}, "fit": {"trackers": (), "sample_steps": 0}})
+    device = make_accelerator(base, Path(tempfile.gettempdir())).device
+    data = load_data(base.data, device)
+    rows = {name: {"name": name, "seconds": [], "fixed": [], "stream": []} for name in VARIANTS}
+    with tempfile.TemporaryDirectory() as scratch:
         for run in range(arguments.runs):
-            config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=run, trackers=(), sample_steps=0))
-            accelerator = make_accelerator(config, out)
-            data = load_data(config.data, accelerator.device)
-            started = time.perf_counter()
-            fit(config, data, out, accelerator=accelerator)
-            seconds.append(time.perf_counter() - started)
-            generator = load_generator(out, accelerator.device)
-            evaluator = Evaluator(data, config.protocol, seeds=arguments.seeds, device=accelerator.device)
-            fixed.append(evaluator.fixed(sample_set(generator, ipc=arguments.ipc))[0].mean)
-            stream.append(evaluator.stream(generator, arguments.ipc)[0].mean)
-            shutil.rmtree(out)
-        row = {"name": name, "seconds": seconds, "fixed": fixed, "stream": stream}
-        rows.append(row)
-        parts = [
-            f"{key} {statistics.fmean(row[key]):.1f} ± {statistics.stdev(row[key]):.1f}" for key in ("seconds", "fixed", "stream")
-        ]
-        print(f"{name}: {', '.join(parts)} (n = {arguments.runs})", flush=True)
+            firsts: dict[str, Path] = {}
+            for number, (name, changes) in enumerate(VARIANTS.items()):
+                config = changed(changed(base, changes), {"fit": {"seed": run}})
+                first = firsts.setdefault(config.fit.precision, Path(scratch) / f"first-{run}-{config.fit.precision}")
+                if not first.exists():
+                    alone = changed(config, {"stage_two": {"epochs": 0.0}})
+                    fit(alone, data, first, accelerator=make_accelerator(alone, first))
+                out = Path(scratch) / f"{run}-{number}"
+                row = rows[name]
+                row["seconds"].append(stage_two(config, data, first, out))
+                generator = load_generator(out, device)
+                evaluator = Evaluator(data, config.protocol, seeds=arguments.seeds, device=device)
+                row["fixed"].append(evaluator.fixed(sample_set(generator, ipc=arguments.ipc))[0].mean)
+                row["stream"].append(evaluator.stream(generator, arguments.ipc)[0].mean)
+                seconds, fixed, stream = (row[key][-1] for key in ("seconds", "fixed", "stream"))
+                print(f"{name}, run {run}: {seconds:.1f} s, fixed {fixed:.1f}, stream {stream:.1f}", flush=True)
+    for row in rows.values():
+        parts = [f"{k} {statistics.fmean(row[k]):.1f} ± {statistics.stdev(row[k]):.1f}" for k in ("seconds", "fixed", "stream")]
+        print(f"{row['name']}: {', '.join(parts)} (n = {arguments.runs})")
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=None))
-    content = {"ipc": arguments.ipc, "runs": arguments.runs, "students_per_run": arguments.seeds, "rows": rows}
-    print(save(f"pool-{Path(arguments.recipe).stem}", {**content, "config": to_dict(base)}, accelerator.device))
+    content = {"ipc": arguments.ipc, "runs": arguments.runs, "students_per_run": arguments.seeds, "rows": list(rows.values())}
+    print(save(f"pool-{Path(arguments.recipe).stem}", {**content, "config": to_dict(base)}, device))
 
 
 if __name__ == "__main__":

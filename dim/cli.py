@@ -102,7 +102,7 @@ def train(arguments: Sequence[str]) -> None:
     if recipe is not None:
         base = load_recipe(recipe)
     elif resume and out is not None:
-        from dim.fit import load_run_config
+        from dim.run import load_run_config
 
         base = load_run_config(out)
     else:
@@ -295,8 +295,8 @@ def _fail(message: str, status: int) -> int:
 
 def _fail_late(error: Exception) -> int:
     """Errors that arise while working: a full disk, an interrupt, a loss that is not finite, too little memory."""
-    from dim.fit import Interrupted, NonFiniteError
     from dim.io import is_no_space
+    from dim.run import Interrupted, NonFiniteError
 
     if isinstance(error, Interrupted):
         return _fail(str(error), 128 + error.signal_number)
@@ -376,7 +376,7 @@ def _with_root(data: Any) -> Any:
 
 def _root_of_runs(subjects: Sequence[str]) -> str | None:
     """Where the real data lay when the first run among the subjects was trained."""
-    from dim.fit import load_run_config
+    from dim.run import load_run_config
 
     runs = [name for name in subjects if (Path(name) / "run.json").is_file()]
     return load_run_config(runs[0]).data.root if runs else None

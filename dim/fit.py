@@ -4,14 +4,11 @@ Every draw is a function of (seed, step), so a checkpoint holds weights, optimis
 a resumed run continues bit by bit (on the CPU).
 """
 
-import contextlib
-import json
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dim import rng
-from dim.config import StageConfig, TrainConfig, from_dict, to_dict
+from dim.config import StageConfig, TrainConfig, to_dict
 from dim.data.real import EpochBatches, RealData
 from dim.errors import InputError
 from dim.grid import grid, save_png
-from dim.io import load_tensors, read_json, require_free, save_tensors, write_bytes, write_json
+from dim.io import load_tensors, save_tensors
 from dim.nets.discriminators import build_discriminator
 from dim.nets.generators import Generator, build_generator
 from dim.nets.generators.storage import FILE_NAME, save_generator_file
@@ -36,38 +32,32 @@ from dim.objectives import Objective
 from dim.objectives.adversarial import Adversarial
 from dim.objectives.logit import LogitMatching
 from dim.pool import build_pool
-from dim.provenance import hardware, versions
+from dim.run import (
+    CHECKPOINT,
+    FAILED,
+    MAY_CHANGE,
+    Interrupted,
+    NonFiniteError,
+    Progress,
+    append_metrics,
+    check_same_run,
+    open_run,
+    prefixed,
+    require_free_run,
+    run_description,
+    stop_signals,
+    unprefixed,
+)
 
-_CHECKPOINT = "checkpoint.safetensors"
-_FAILED = "failed.safetensors"
-_RUN = "run.json"
-_METRICS = "metrics.jsonl"
-_TELL_SECONDS = 20.0
 # What may change when a run is resumed: nothing that the weights depend on.
-_MAY_CHANGE = {
-    "about",
-    "protocol",
-    "data.root",
-    "data.download",
-    "data.memory_gib",
+_MAY_CHANGE = (
+    *MAY_CHANGE,
     "fit.checkpoint_minutes",
     "fit.checkpoint_steps",
     "fit.sample_steps",
     "fit.log_steps",
     "fit.trackers",
-}
-
-
-class Interrupted(RuntimeError):
-    """The run was asked to stop; its state has been saved."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient stopped being finite; the last good checkpoint is kept and the state at fault saved beside it."""
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +135,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         # A run that was killed before its first checkpoint is resumed from the beginning.
-        resume = resume and check_same_run(out, config, data)
+        resume = resume and check_same_run(out, config, data.spec, may_change=_MAY_CHANGE) and (out / CHECKPOINT).is_file()
         if not resume and accelerator.is_main_process:
             require_free_run(out)
         accelerator.wait_for_everyone()
@@ -213,19 +203,18 @@ class Trainer:
         if accelerator.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.fit.tf32
         if accelerator.is_main_process:
-            self._open_folder()
+            open_run(self.out, run_description(config, self.data.spec, accelerator.device), self.step)
         if config.fit.trackers:
             kwargs = {"tensorboard": {"purge_step": self.step}} if "tensorboard" in config.fit.trackers else {}
             accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
-        bar = tqdm(total=self.total_steps, initial=self.step, desc="train", unit="step", disable=None if self._main else True)
         self._saved_at = time.monotonic()
-        self._entered = self._told_at = time.monotonic()
-        self._started, self._first_step = self._entered - self.seconds, self.step
-        with _signals() as asked, bar:
+        self._started = self._saved_at - self.seconds
+        progress = Progress("train", self.total_steps, self.step, show=self._main)
+        with stop_signals() as asked, progress:
             try:
                 for stage in self.stages:
                     if self.step < stage.stop:
-                        self._run_stage(stage, bar, asked)
+                        self._run_stage(stage, progress, asked)
             except KeyboardInterrupt:
                 # The step may be half done, so the last checkpoint stands.
                 done = f"stopped at once in step {self.step + 1} of {self.total_steps}, without saving"
@@ -239,7 +228,7 @@ class Trainer:
     def _main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def _run_stage(self, stage: _Stage, bar: tqdm, asked: list[int]) -> None:
+    def _run_stage(self, stage: _Stage, progress: Progress, asked: list[int]) -> None:
         config, accelerator = self.config, self.accelerator
         world, rank, seed = accelerator.num_processes, accelerator.process_index, config.fit.seed
         share = {"rank": rank, "world": world}
@@ -262,9 +251,9 @@ class Trainer:
             count += 1
             for name, value in losses.items():
                 sums[name] = sums[name] + value if name in sums else value
-            bar.update()
+            progress.advance()
             if self.step % config.fit.log_steps == 0 or self.step == stage.stop:
-                self._log(stage, sums, count, bar)
+                self._log(stage, sums, count, progress)
                 sums, count = {}, 0
             self._periodic(sums, stage)
             self._stop_if_asked(asked)
@@ -321,32 +310,16 @@ class Trainer:
 
     # --- what happens between steps ------------------------------------------------------------------------------------
 
-    def _log(self, stage: _Stage, sums: dict[str, Tensor], count: int, bar: tqdm) -> None:
+    def _log(self, stage: _Stage, sums: dict[str, Tensor], count: int, progress: Progress) -> None:
         values = self._read(sums, count)
         self._require_finite(values)
         if not self._main:
             return
         values["lr"] = stage.lr(self.step - 1)
         self.accelerator.log(values, step=self.step)
-        record = {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values}
-        with open(self.out / _METRICS, "a") as handle:
-            handle.write(json.dumps(record) + "\n")
-        shown = {name: f"{values[name]:.3g}" for name in ("critic", "class", "matching", "pool") if name in values}
-        bar.set_postfix(shown)
-        if bar.disable and time.monotonic() - self._told_at >= _TELL_SECONDS:
-            self._tell(stage, shown)
-
-    def _tell(self, stage: _Stage, shown: dict[str, str]) -> None:
-        """One line of progress, where there is no terminal for a bar."""
-        self._told_at = time.monotonic()
-        rate = (self.step - self._first_step) / (self._told_at - self._entered)
-        left = (self.total_steps - self.step) / rate
-        losses = "  ".join(f"{name} {value}" for name, value in shown.items())
-        print(
-            f"step {self.step}/{self.total_steps}  stage {stage.name}  {losses}  {rate:.2f} steps/s  {left:.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        append_metrics(self.out, {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values})
+        shown = {name: values[name] for name in ("critic", "class", "matching", "pool") if name in values}
+        progress.show(shown, note=f"stage {stage.name}")
 
     @staticmethod
     def _read(sums: dict[str, Tensor], count: int) -> dict[str, float]:
@@ -360,12 +333,12 @@ class Trainer:
         if not bad:
             return
         if self._main:
-            save_tensors(self.out / _FAILED, self._tensors(), self._metadata())
+            save_tensors(self.out / FAILED, self._tensors(), self._metadata())
         name, value = next(iter(bad.items()))
-        kept = self.out / _CHECKPOINT
+        kept = self.out / CHECKPOINT
         remedy = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
         raise NonFiniteError(
-            f"step {self.step}: loss {name!r} is {value}. The state is saved in {self.out / _FAILED}; {remedy}. "
+            f"step {self.step}: loss {name!r} is {value}. The state is saved in {self.out / FAILED}; {remedy}. "
             "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)"
         )
 
@@ -398,21 +371,6 @@ class Trainer:
 
     # --- the run folder --------------------------------------------------------------------------------------------------
 
-    def _open_folder(self) -> None:
-        """Create the folder, or cut the records of a resumed run back to its checkpoint."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        for stale in self.out.rglob(".*.tmp"):  # what a kill left half-written
-            stale.unlink()
-        write_json(self.out / _RUN, run_description(self.config, self.data, self.accelerator.device))
-        metrics = self.out / _METRICS
-        if metrics.exists():
-            kept = []
-            for line in metrics.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a kill can leave the last line half-written
-                    if json.loads(line)["step"] <= self.step:
-                        kept.append(line + "\n")
-            write_bytes(metrics, "".join(kept).encode())
-
     def _metadata(self) -> dict[str, Any]:
         return {
             "format": 1,
@@ -424,14 +382,14 @@ class Trainer:
         }
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = _prefixed("generator", self.generator.state_dict())
-        tensors |= _prefixed("discriminator", self.discriminator.state_dict())
+        tensors = prefixed("generator", self.generator.state_dict())
+        tensors |= prefixed("discriminator", self.discriminator.state_dict())
         if self.average is not None:
-            tensors |= _prefixed("average", self.average.state_dict())
+            tensors |= prefixed("average", self.average.state_dict())
         for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= _prefixed(f"{name}.{index}", entries)
-        tensors |= _prefixed("pool", self.pool.state())
+                tensors |= prefixed(f"{name}.{index}", entries)
+        tensors |= prefixed("pool", self.pool.state())
         return tensors
 
     def _save(self, final: bool = False) -> None:
@@ -441,7 +399,7 @@ class Trainer:
         if not bool(torch.stack(finite).all()):
             self._require_finite({"weights": math.nan})
         if self._main:
-            save_tensors(self.out / _CHECKPOINT, tensors, self._metadata())
+            save_tensors(self.out / CHECKPOINT, tensors, self._metadata())
             save_generator_file(
                 self.out / FILE_NAME,
                 self.result,
@@ -461,15 +419,15 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def _load(self) -> None:
-        tensors, metadata = load_tensors(self.out / _CHECKPOINT, self.accelerator.device)
+        tensors, metadata = load_tensors(self.out / CHECKPOINT, self.accelerator.device)
         self.step, self.seconds = metadata["step"], metadata["seconds"]
-        self.generator.load_state_dict(_unprefixed("generator", tensors))
-        self.discriminator.load_state_dict(_unprefixed("discriminator", tensors))
+        self.generator.load_state_dict(unprefixed("generator", tensors))
+        self.discriminator.load_state_dict(unprefixed("discriminator", tensors))
         if self.average is not None:
-            self.average.load_state_dict(_unprefixed("average", tensors))
+            self.average.load_state_dict(unprefixed("average", tensors))
         for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in _unprefixed(name, tensors).items():
+            for key, value in unprefixed(name, tensors).items():
                 index, _, entry = key.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
             for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
@@ -477,15 +435,7 @@ class Trainer:
                     if value.shape == parameter.shape:  # the fused step wants the memory format of the parameter
                         entries[index][entry] = torch.empty_like(parameter).copy_(value)
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        self.pool.load(_unprefixed("pool", tensors))
-
-
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}
-
-
-def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+        self.pool.load(unprefixed("pool", tensors))
 
 
 @torch.no_grad()
@@ -510,97 +460,3 @@ def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int =
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = generator.sample(labels, seed=seed)
     return grid(images.view(classes, per_class, *generator.spec.image_shape))
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    previous: dict[int, Callable | int | None] = {}
-    with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def run_description(config: TrainConfig, data: RealData, device: torch.device) -> dict[str, Any]:
-    """What run.json says."""
-    return {
-        "format": 1,
-        "kind": "run",
-        "config": to_dict(config),
-        "spec": data.spec.to_dict(),
-        "hardware": hardware(device),
-        "versions": versions(),
-    }
-
-
-def read_run(out: Path | str) -> dict[str, Any]:
-    """Parse run.json of a run folder.
-
-    Raises:
-        InputError: if the folder is no run.
-    """
-    path = Path(out) / _RUN
-    if not path.is_file():
-        raise InputError(f"{out} is no run: expected a folder made by 'dim train' (it has no {_RUN})")
-    run = read_json(path)
-    if not isinstance(run, dict) or run.get("kind") != "run":
-        raise InputError(f"{path} is damaged: it does not describe a run; restore it or train again")
-    return run
-
-
-def load_run_config(out: Path | str) -> TrainConfig:
-    """The configuration of the run in a folder."""
-    return from_dict(TrainConfig, read_run(out)["config"])
-
-
-def require_free_run(out: Path) -> None:
-    """Refuse a folder that holds a run with a checkpoint, or anything else."""
-    if (out / _CHECKPOINT).is_file():
-        raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
-    if not (out / _RUN).is_file():
-        if out.is_dir() and all(file.name.endswith(".tmp") for file in out.iterdir()):
-            return
-        require_free(out)
-
-
-def check_same_run(out: Path, config: TrainConfig, data: RealData) -> bool:
-    """Whether there is a checkpoint to resume from; refuse another data set or other settings than the run began with.
-
-    Raises:
-        InputError: naming the first difference.
-    """
-    if not out.exists() or not any(file for file in out.iterdir() if not file.name.endswith(".tmp")):
-        return False
-    run = read_run(out)
-    if run["spec"]["fingerprint"] != data.spec.fingerprint:
-        before, now = run["spec"]["name"], data.spec.name
-        raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
-    before, now = _flat(run["config"]), _flat(to_dict(config))
-    for key in now:
-        allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in _MAY_CHANGE)
-        if not allowed and _plain(before.get(key)) != _plain(now[key]):
-            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before.get(key)!r}; resume with the same settings")
-    return (out / _CHECKPOINT).is_file()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,6 @@
 """Tables for the terminal, and one self-contained HTML page per run."""
 
 import base64
-import contextlib
 import html
 import io
 import json
@@ -16,9 +15,9 @@ from rich.table import Table
 
 from dim.data.real import RealData
 from dim.evaluate import Score
-from dim.fit import read_run
 from dim.grid import grid, save_png
 from dim.io import write_bytes
+from dim.run import read_metrics, read_run
 
 
 def format_bytes(count: int) -> str:
@@ -85,22 +84,18 @@ def write_report(run: Path | str, data: RealData, scores: Sequence[Score] = ()) 
         InputError: if the folder is no run.
     """
     run = Path(run)
-    description = read_run(run)
+    description = read_run(run, None)
     samples = sorted((run / "samples").glob("step-*.png"))
     sections = []
     if scores:
         sections.append(("Scores", _score_table(scores)))
     if samples:
         save_png(run / "samples" / "real.png", real_grid(data))
-        pictures = _figure(samples[-1], "generated: the first images of every class") + _figure(
+        pictures = _figure(samples[-1], "synthetic: the first images of every class") + _figure(
             run / "samples" / "real.png", "real: random training images"
         )
         sections.append(("Samples", f'<div class="pair">{pictures}</div>'))
-    metrics = []
-    if (run / "metrics.jsonl").is_file():
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a kill can leave the last line half-written
-                metrics.append(json.loads(line))
+    metrics = read_metrics(run)
     if metrics:
         sections.append(("Training", f'<img src="{_data_url(_curves(metrics))}" alt="loss curves">'))
     for title, key in (("Configuration", "config"), ("Versions and hardware", "versions")):
@@ -138,7 +133,7 @@ def _curves(metrics: list[dict[str, Any]]) -> bytes:
     """A PNG with one small plot per recorded value."""
     from matplotlib.figure import Figure  # no global state, no display
 
-    skip = {"step", "stage", "seconds"}
+    skip = {"step", "stage", "seconds", "expert", "moment"}
     names = [name for name in dict.fromkeys(key for record in metrics for key in record) if name not in skip]
     columns = min(4, len(names))
     lines = -(-len(names) // columns)

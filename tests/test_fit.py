@@ -28,9 +28,10 @@ from dim.config import (
 )
 from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
-from dim.fit import NonFiniteError, Trainer, fit, make_accelerator, update_average
+from dim.fit import Trainer, fit, make_accelerator, update_average
 from dim.io import load_tensors, read_json
 from dim.objectives.adversarial import Adversarial
+from dim.run import NonFiniteError
 
 _ROOT = Path(__file__).parent.parent
 

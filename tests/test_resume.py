@@ -27,8 +27,9 @@ from dim.config import (
 )
 from dim.data.real import load_data
 from dim.errors import InputError
-from dim.fit import Interrupted, Trainer, fit
+from dim.fit import Trainer, fit
 from dim.io import load_tensors
+from dim.run import Interrupted
 
 ONE, TWO, BATCH = 12, 14, 8
 

@@ -1,0 +1,228 @@
+"""Run folders: what every kind of training leaves on disk while it works, and how such a folder is recognised, refused and
+continued.
+
+A run has `run.json` (its kind, configuration, data, versions), `metrics.jsonl`, and a checkpoint from which it continues.
+Generators, expert trajectories and distilled sets are trained by loops of their own; everything around a loop is here.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dim.config import TrainConfig, from_dict, to_dict
+from dim.errors import InputError
+from dim.io import read_json, require_free, write_bytes, write_json
+from dim.provenance import hardware, versions
+from dim.spec import DataSpec
+
+T = TypeVar("T")
+
+CHECKPOINT = "checkpoint.safetensors"
+FAILED = "failed.safetensors"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+# The command that makes each kind of run.
+KINDS = {"run": "train", "experts": "experts", "distillation": "distill"}
+# What may change when a run is resumed, whatever its kind: nothing that the result depends on.
+MAY_CHANGE = ("about", "protocol", "data.root", "data.download", "data.memory_gib")
+_TELL_SECONDS = 20.0
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop; its state has been saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient stopped being finite; the last good checkpoint is kept and the state at fault saved beside it."""
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous: dict[int, Callable | int | None] = {}
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------------
+
+
+def run_description(config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run") -> dict[str, Any]:
+    """What run.json says."""
+    return {
+        "format": 1,
+        "kind": kind,
+        "config": to_dict(config),
+        "spec": spec.to_dict(),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
+    """Parse run.json of a run folder.
+
+    Raises:
+        InputError: if the folder is no run, or none of this kind (None: any).
+    """
+    path = Path(out) / RUN
+    if not path.is_file():
+        raise InputError(f"{out} is no run: expected a folder made by 'dim {KINDS[kind or 'run']}' (it has no {RUN})")
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("kind") not in KINDS:
+        raise InputError(f"{path} is damaged: it does not describe a run; restore it or make it again")
+    if kind is not None and run["kind"] != kind:
+        raise InputError(f"{out} was made by 'dim {KINDS[run['kind']]}': expected a folder made by 'dim {KINDS[kind]}'")
+    return run
+
+
+def load_run_config(out: Path | str, cls: type[T] = TrainConfig, kind: str = "run") -> T:
+    """The configuration of the run in a folder."""
+    return from_dict(cls, read_run(out, kind)["config"])
+
+
+def require_free_run(out: Path, holds_result: Callable[[Path], bool] = lambda out: (out / CHECKPOINT).is_file()) -> None:
+    """Refuse a folder that holds a run with something to lose, or anything else."""
+    if holds_result(out):
+        raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
+    if not (out / RUN).is_file():
+        if out.is_dir() and all(file.name.endswith(".tmp") for file in out.iterdir()):
+            return
+        require_free(out)
+
+
+def check_same_run(
+    out: Path, config: Any, spec: DataSpec, *, kind: str = "run", may_change: Collection[str] = MAY_CHANGE
+) -> bool:
+    """Whether there is a run to continue; refuse another data set or other settings than it began with.
+
+    Args:
+        out: the folder.
+        config: the settings now.
+        spec: the data now.
+        kind: what kind of run is expected.
+        may_change: settings, or sections of them, that the result does not depend on.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    if not out.exists() or not any(file for file in out.iterdir() if not file.name.endswith(".tmp")):
+        return False
+    run = read_run(out, kind)
+    if run["spec"]["fingerprint"] != spec.fingerprint:
+        before, now = run["spec"]["name"], spec.name
+        raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
+    before, now = _flat(run["config"]), _flat(to_dict(config))
+    for key in now:
+        allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)
+        if not allowed and _plain(before.get(key)) != _plain(now[key]):
+            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before.get(key)!r}; resume with the same settings")
+    return True
+
+
+def open_run(out: Path, description: Mapping[str, Any], step: int) -> None:
+    """Create the folder, or clear what a kill left half-written and cut the records back to the step that is continued."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.rglob(".*.tmp"):
+        stale.unlink()
+    write_json(out / RUN, description)
+    metrics = out / METRICS
+    if metrics.exists():
+        kept = [json.dumps(record) + "\n" for record in read_metrics(out) if record["step"] <= step]
+        write_bytes(metrics, "".join(kept).encode())
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The records of a run, without a last line that a kill left half-written."""
+    records = []
+    if (out / METRICS).is_file():
+        for line in (out / METRICS).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+    return records
+
+
+def append_metrics(out: Path, record: Mapping[str, Any]) -> None:
+    """Add one record."""
+    with open(out / METRICS, "a") as handle:
+        handle.write(json.dumps(dict(record)) + "\n")
+
+
+class Progress:
+    """A progress bar with losses, rate and time left; where there is no terminal, a line every 20 seconds."""
+
+    def __init__(self, name: str, total: int, initial: int = 0, *, unit: str = "step", show: bool = True) -> None:
+        self._bar = tqdm(total=total, initial=initial, desc=name, unit=unit, disable=None if show else True)
+        self._show, self._unit, self._total, self._initial, self._done = show, unit, total, initial, initial
+        self._entered = self._told_at = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count steps that are done."""
+        self._done += count
+        self._bar.update(count)
+
+    def show(self, values: Mapping[str, float], note: str = "") -> None:
+        """Show values beside the count; `note` is for the line only."""
+        shown = {name: f"{value:.3g}" for name, value in values.items()}
+        self._bar.set_postfix(shown)
+        if not (self._show and self._bar.disable) or time.monotonic() - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        rate = (self._done - self._initial) / (self._told_at - self._entered)
+        left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
+        parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
+        parts += [f"{rate:.2f} {self._unit}s/s", left]
+        print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with `prefix.` before them."""
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix.`, without it."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
