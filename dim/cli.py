@@ -1,4 +1,4 @@
-"""The command line: `dim train`, `dim sample`, `dim evaluate`, `dim recipes`. Arguments in, one clear line on error."""
+"""The command line: one function per command of `dim`. Arguments in, one clear line on error."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,17 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from dim.config import ProtocolConfig, TrainConfig, from_dict, load_recipe, recipe_names, to_toml
+from dim.config import (
+    ProtocolConfig,
+    RecordConfig,
+    TrainConfig,
+    TrajectoryRecipe,
+    from_dict,
+    load_recipe,
+    load_recipe_for,
+    recipe_names,
+    to_toml,
+)
 from dim.errors import InputError, nearest
 from dim.host import keep_freed_memory
 
@@ -87,6 +97,38 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsArguments(RecordConfig):
+    """Record how ordinary training on the real data moves through weight space: the experts of trajectory matching."""
+
+    recipe: str | None = None
+    """A trajectory recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The folder to make."""
+    resume: bool = False
+    """Continue the recording in the folder; its own configuration is used if no recipe is named."""
+    to_waypoints: str | None = None
+    """Do not train: convert the store in this folder, which has every checkpoint, to --experts.waypoints of them (MCT)."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(TrajectoryRecipe):
+    """Learn a synthetic set by matching recorded experts (MTT, TESLA, DATM, MCT)."""
+
+    experts: str | None = None  # in place of the section: how experts were trained is written in their folder
+    """Folder made by `dim experts`. Default when resuming: the one that the run began with."""
+    recipe: str | None = None
+    """A trajectory recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The folder to make: a run, and a set that `dim evaluate` takes."""
+    resume: bool = False
+    """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipesArguments:
     """List the recipes, or print one, resolved, as TOML."""
 
@@ -96,28 +138,9 @@ class RecipesArguments:
 
 def train(arguments: Sequence[str]) -> None:
     """`dim train`."""
-    recipe = _value_of(arguments, "--recipe")
-    out = _value_of(arguments, "--out")
-    resume = "--resume" in arguments
-    if recipe is not None:
-        base = load_recipe(recipe)
-    elif resume and out is not None:
-        from dim.run import load_run_config
-
-        base = load_run_config(out)
-    else:
-        base = TrainConfig()
-    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(TrainConfig)}
-    parsed = _parse(TrainArguments, arguments, "train", default=TrainArguments(**fields, recipe=recipe, out=out))
-    config = TrainConfig(**{name: getattr(parsed, name) for name in fields})
-    config = dataclasses.replace(config, data=_with_root(config.data))
-    if parsed.dry_run:
-        print(to_toml(config), end="")
+    parsed, config = _configured(arguments, "train", TrainArguments, TrainConfig, "run")
+    if config is None:
         return
-    if recipe is None and not resume:
-        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
-    if parsed.out is None:
-        raise InputError("no run folder: name one with --out")
 
     from dim.data.real import load_data
     from dim.fit import fit, make_accelerator
@@ -125,7 +148,7 @@ def train(arguments: Sequence[str]) -> None:
 
     accelerator = make_accelerator(config, Path(parsed.out))
     data = load_data(config.data, accelerator.device)
-    run = fit(config, data, parsed.out, resume=resume, accelerator=accelerator)
+    run = fit(config, data, parsed.out, resume=parsed.resume, accelerator=accelerator)
     if accelerator.is_main_process:
         report = write_report(run, data)
         print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
@@ -227,6 +250,73 @@ def evaluate(arguments: Sequence[str]) -> None:
             print(f"report: {write_report(name, data, scores)}")
 
 
+def experts(arguments: Sequence[str]) -> None:
+    """`dim experts`."""
+    parsed, config = _configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts")
+    if config is None:
+        return
+
+    from dim.trajectory.store import ExpertStore, to_waypoints
+
+    if parsed.to_waypoints is not None:
+        settings = config.experts
+        if not settings.waypoints:
+            raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
+        source = ExpertStore.open(parsed.to_waypoints)
+        store = to_waypoints(source, parsed.out, settings.waypoints, smooth=settings.smooth, dtype=settings.storage)
+    else:
+        from dim.data.real import load_data
+        from dim.trajectory.record import record
+
+        device = _device(config.experts.device)
+        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, device=device)
+    _print_summary(store)
+
+
+def distill(arguments: Sequence[str]) -> None:
+    """`dim distill`."""
+    parsed, config = _configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation")
+    if config is None:
+        return
+
+    from dim.data.real import load_data
+    from dim.distill import distill as run
+    from dim.report import write_report
+    from dim.run import RUN, read_run
+
+    if parsed.experts is not None:
+        folder = parsed.experts
+    elif parsed.resume and (Path(parsed.out) / RUN).is_file():
+        folder = read_run(parsed.out, "distillation")["experts"]
+    else:
+        raise InputError("no experts: name the folder that 'dim experts' made with --experts")
+
+    device = _device(config.distill.device)
+    data = load_data(config.data, device)
+    result = run(config, data, folder, parsed.out, resume=parsed.resume, device=device)
+    report = write_report(parsed.out, data)
+    print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+
+
+def _print_summary(store: Any) -> None:
+    """What a store of experts holds, in a few lines."""
+    from dim.report import format_bytes
+
+    summary = store.summary()
+    accuracy = summary["accuracy"]
+    shown = sorted({round(i * (len(accuracy) - 1) / 5) for i in range(6)})
+    along = ", ".join(f"{accuracy[i]:.1f} at {i}" for i in shown)
+    print(
+        f"{summary['experts']} experts of {summary['parameters']:,} weights, {format_bytes(summary['bytes'])} in {store.folder}"
+    )
+    print(
+        f"checkpoints at moments {', '.join(map(str, summary['moments']))} ({store.layout.every:g} epochs apart)".replace(
+            ", ".join(map(str, range(store.layout.last + 1))), f"0 to {store.layout.last}"
+        )
+    )
+    print(f"accuracy along the way: {along} %; test accuracy at the end {summary['test_accuracy']:.1f} %")
+
+
 def recipes(arguments: Sequence[str]) -> None:
     """`dim recipes`."""
     parsed = _parse(RecipesArguments, arguments, "recipes")
@@ -242,6 +332,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
     "sample": (sample, SampleArguments),
     "evaluate": (evaluate, EvaluateArguments),
+    "experts": (experts, ExpertsArguments),
+    "distill": (distill, DistillArguments),
     "recipes": (recipes, RecipesArguments),
 }
 
@@ -358,6 +450,38 @@ def _option_names(cls: type, prefix: str = "--") -> list[str]:
     return names
 
 
+def _configured(arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str) -> tuple[T, Any]:
+    """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
+
+    Returns:
+        The parsed arguments, and the configuration; None in its place after a dry run.
+    """
+    recipe, out, resume = _value_of(arguments, "--recipe"), _value_of(arguments, "--out"), "--resume" in arguments
+    if recipe is not None:
+        base = load_recipe_for(command, recipe)
+    elif resume and out is not None:
+        from dim.run import load_run_config
+
+        base = load_run_config(out, config_cls, kind)
+    else:
+        base = config_cls()
+    # `experts` of `dim distill` is a folder, so that section of its recipe is not an option there.
+    names = [field.name for field in dataclasses.fields(config_cls)]
+    options = [name for name in names if not (command == "distill" and name == "experts")]
+    default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
+    parsed = _parse(cls, arguments, command, default=default)
+    kept = {name: getattr(parsed if name in options else base, name) for name in names}
+    config = config_cls(**{**kept, "data": _with_root(kept["data"])})
+    if parsed.dry_run:
+        print(to_toml(config), end="")
+        return parsed, None
+    if recipe is None and not resume:
+        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
+    if parsed.out is None:
+        raise InputError("no folder: name one with --out")
+    return parsed, config
+
+
 def _value_of(arguments: Sequence[str], option: str) -> str | None:
     """Value of an option before the arguments are parsed: `--option value` or `--option=value`."""
     for position, text in enumerate(arguments):
@@ -375,11 +499,11 @@ def _with_root(data: Any) -> Any:
 
 
 def _root_of_runs(subjects: Sequence[str]) -> str | None:
-    """Where the real data lay when the first run among the subjects was trained."""
-    from dim.run import load_run_config
+    """Where the real data lay when the first run among the subjects was made."""
+    from dim.run import read_run
 
     runs = [name for name in subjects if (Path(name) / "run.json").is_file()]
-    return load_run_config(runs[0]).data.root if runs else None
+    return read_run(runs[0], None)["config"]["data"]["root"] if runs else None
 
 
 def _device(name: str | None) -> Any:

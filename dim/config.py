@@ -255,6 +255,10 @@ class ProtocolConfig:
     """`step`: a tenth of the learning rate in the second half (published)."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Differentiable augmentation (DSA, Zhao & Bilen 2021): `|` picks one family per batch, `_` applies all."""
+    learned_lr: bool = True
+    """Train on a set that carries a learned step size at that learning rate; everything else at `lr`."""
+    zca: bool = False
+    """Students see ZCA-whitened images, as MTT and its followers have it for CIFAR."""
 
     def __post_init__(self) -> None:
         _require(len(self.students) > 0, "protocol.students", self.students, "at least one architecture")
@@ -299,6 +303,225 @@ class TrainConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Recording experts: ordinary training on real data, with the weights kept along the way."""
+
+    count: int = 100
+    """Number of experts."""
+    epochs: float = 50
+    """Passes over the training data."""
+    every: float = 1.0
+    """Epochs between two recorded moments. The window of a distillation is counted in moments. Published: 1."""
+    batch_size: int = 256
+    """Images per step."""
+    optimizer: Literal["sgd", "gsam"] = "sgd"
+    """`sgd`, or sharpness-aware `gsam` (Zhuang et al. 2022), whose flat minima DATM matches."""
+    lr: float = 0.01
+    """Learning rate."""
+    momentum: float = 0.0
+    """Momentum. Published: 0."""
+    weight_decay: float = 0.0
+    """Weight decay. Published: 0."""
+    rho: float = 0.01
+    """gsam: radius of the perturbation."""
+    alpha: float = 0.3
+    """gsam: weight of the gradient's part that is orthogonal to the sharpness-aware one."""
+    adaptive: bool = True
+    """gsam: scale the perturbation by the weights."""
+    augment: str = "color|crop|cutout|flip|scale|rotate"
+    """Augmentation of real images."""
+    storage: Literal["float32", "bfloat16"] = "float32"
+    """How a weight is stored."""
+    waypoints: int = 0
+    """Keep so many checkpoints per expert, from which a convex path is made (MCT: 4). 0: keep every moment."""
+    smooth: bool = False
+    """Waypoints are means of their neighbours, as in MCT's published code."""
+    together: int = 1
+    """Experts that train side by side in one batched computation; on a GPU, where one alone leaves it idle."""
+    compile: bool = False
+    """Compile the training step; it takes half a minute, and a C++ compiler on a CPU."""
+    seed: int = 0
+    """Seed of all experts."""
+    checkpoint_minutes: float = 5.0
+    """Wall time between two saves of an unfinished expert's state; 0: none. Finished experts are always kept."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "batch_size", "together"):
+            _require(getattr(self, name) >= 1, f"experts.{name}", getattr(self, name), "at least 1")
+        for name in ("epochs", "every", "lr"):
+            _require(getattr(self, name) > 0, f"experts.{name}", getattr(self, name), "a positive number")
+        _require(self.epochs >= self.every, "experts.epochs", self.epochs, f"at least experts.every ({self.every:g})")
+        _require(0 <= self.momentum < 1, "experts.momentum", self.momentum, "a number in [0, 1)")
+        for name in ("weight_decay", "rho", "alpha", "checkpoint_minutes"):
+            _require(getattr(self, name) >= 0, f"experts.{name}", getattr(self, name), "0 or more")
+        _require(self.waypoints == 0 or self.waypoints >= 2, "experts.waypoints", self.waypoints, "0, or 2 or more")
+        _require(self.waypoints or not self.smooth, "experts.smooth", self.smooth, "false where every moment is kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryConfig:
+    """Matching a stretch of an expert's path: a student starts on it and should end where the expert went."""
+
+    steps: int = 50
+    """Student steps per iteration (N)."""
+    epochs: float = 2
+    """Recorded moments from start to target (M); one is an epoch, unless `experts.every` says otherwise."""
+    min_start: float = 0
+    """First start point."""
+    max_start: float = 20
+    """Start points lie below this."""
+    max_start_at_first: float | None = None
+    """DATM: the bound at iteration 0, which grows linearly to `max_start`. Default: it does not grow."""
+    grows_for: int = 0
+    """DATM: iterations until the bound has grown."""
+    continuous: bool = False
+    """MCT: start anywhere between moments; targets stop at the path's end."""
+    path: Literal["recorded", "convex"] = "recorded"
+    """`recorded`: the checkpoints. `convex`: convex combinations of waypoints (MCT)."""
+    waypoints: int = 4
+    """convex, from a store that has every checkpoint: how many of them to use."""
+    smooth: bool = False
+    """convex, from a store that has every checkpoint: smooth the waypoints as MCT's published code does."""
+    batch_size: int = 0
+    """Synthetic images per student step; 0: all of them."""
+    gradient: Literal["adjoint", "unroll", "frozen"] = "adjoint"
+    """`adjoint`: exact, constant activation memory. `unroll`: exact, one graph over all steps (MTT and DATM as published).
+    `frozen`: TESLA's formula, which leaves out how a step changes the next ones."""
+    order: Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"] = "reverse-over-forward"
+    """How the second derivative is taken; all three are exact."""
+    augment: str = "color|crop|cutout|flip|scale|rotate"
+    """Augmentation of synthetic images, one draw per student step."""
+    experts: int = 1
+    """Experts matched per iteration, whose gradients are averaged."""
+    together: bool = False
+    """Match the experts of an iteration in one batched computation, on the same batches. On a GPU."""
+    compile: bool = False
+    """Compile the derivatives: two to three times as fast; takes about a minute, and a C++ compiler on a CPU."""
+    offload: bool = False
+    """Keep the student's N weight vectors in host memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "experts"):
+            _require(getattr(self, name) >= 1, f"trajectory.{name}", getattr(self, name), "at least 1")
+        _require(self.batch_size >= 0, "trajectory.batch_size", self.batch_size, "0 (all) or more")
+        _require(self.waypoints >= 2, "trajectory.waypoints", self.waypoints, "2 or more")
+        _require(self.grows_for >= 0, "trajectory.grows_for", self.grows_for, "0 or more")
+        grows = self.max_start_at_first is not None
+        _require(grows == (self.grows_for > 0), "trajectory.grows_for", self.grows_for, "set together with max_start_at_first")
+        batched = self.gradient == "unroll" and (self.compile or self.offload)
+        _require(not batched, "trajectory.gradient", self.gradient, "adjoint or frozen, to compile or to offload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """The synthetic images, optimised in normalised coordinates (whitened ones where students see whitened images)."""
+
+    ipc: int = 1
+    """Images per class."""
+    init: Literal["real", "confident", "noise"] = "real"
+    """`real`: random real images; `confident`: ones that an expert classifies correctly (DATM); `noise`: Gaussian."""
+    lr: float = 100.0
+    """SGD learning rate."""
+    momentum: float = 0.5
+    """SGD momentum."""
+
+    def __post_init__(self) -> None:
+        _require(self.ipc >= 1, "images.ipc", self.ipc, "1 or more images per class")
+        _require(self.lr >= 0, "images.lr", self.lr, "0 or more")
+        _require(0 <= self.momentum < 1, "images.momentum", self.momentum, "a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """The synthetic images' labels."""
+
+    kind: Literal["hard", "teacher", "learned"] = "hard"
+    """`hard`: the class. `teacher`: probabilities that the matched expert gives at the target, refreshed every iteration
+    (TESLA). `learned`: logits that begin as the mean over experts that are right, and are then learned (DATM)."""
+    lr: float = 2.0
+    """learned: SGD learning rate."""
+    momentum: float = 0.9
+    """learned: SGD momentum."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr >= 0, "labels.lr", self.lr, "0 or more")
+        _require(0 <= self.momentum < 1, "labels.momentum", self.momentum, "a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSizeConfig:
+    """The student's learned step size. It stays positive: updates are multiplicative, and equal to SGD's while they are small."""
+
+    initial: float = 0.01
+    """Where it begins."""
+    lr: float = 1e-5
+    """SGD learning rate."""
+    momentum: float = 0.5
+    """SGD momentum."""
+
+    def __post_init__(self) -> None:
+        _require(self.initial > 0, "step_size.initial", self.initial, "a positive number")
+        _require(self.lr >= 0, "step_size.lr", self.lr, "0 or more")
+        _require(0 <= self.momentum < 1, "step_size.momentum", self.momentum, "a number in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The distillation loop: everything that is not the method."""
+
+    iterations: int = 5000
+    """Updates of the synthetic set; 0 leaves the initial one, a control."""
+    skip_above: float = 0.0
+    """An update whose loss is above this is skipped (DATM: 1.0); 0: only updates that are not finite are."""
+    seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
+    """Seed of the whole run."""
+    tf32: bool = True
+    """Allow TF32 matrix products on GPUs that have them."""
+    device: Annotated[str | None, tyro.conf.arg(aliases=["--device"])] = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    checkpoint_minutes: float = 5.0
+    """Wall time between two checkpoints; 0: only by iterations."""
+    checkpoint_steps: int = 0
+    """Iterations between two checkpoints; 0: only by time."""
+    sample_steps: int = 500
+    """Iterations between two pictures of the set; 0: only at the end."""
+    log_steps: int = 10
+    """Iterations between two metric records."""
+
+    def __post_init__(self) -> None:
+        _require(self.log_steps >= 1, "distill.log_steps", self.log_steps, "at least 1")
+        for name in ("iterations", "skip_above", "checkpoint_minutes", "checkpoint_steps", "sample_steps"):
+            _require(getattr(self, name) >= 0, f"distill.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """One recording of experts."""
+
+    about: AboutConfig = field(default_factory=AboutConfig)
+    student: str = "convnet"
+    """Architecture of experts and students, as `dim evaluate --students` names it."""
+    zca: bool = False
+    """Experts and students see ZCA-whitened images."""
+    data: DataConfig = field(default_factory=DataConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryRecipe(RecordConfig):
+    """One trajectory-matching setting: experts, what is matched, what is learned, and the protocol of its score."""
+
+    trajectory: TrajectoryConfig = field(default_factory=TrajectoryConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    step_size: StepSizeConfig = field(default_factory=StepSizeConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    protocol: ProtocolConfig = field(default_factory=lambda: ProtocolConfig(batch_size=256))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -376,8 +599,14 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(name: str) -> TrainConfig:
+Recipe = TrainConfig | TrajectoryRecipe
+
+
+def load_recipe(name: str) -> Recipe:
     """A recipe that comes with the package, by name, or a TOML file of the same form, by path.
+
+    Returns:
+        A `TrajectoryRecipe` if it has a table `[trajectory]`, else a `TrainConfig`.
 
     Raises:
         InputError: if there is no such recipe or file, or it does not parse.
@@ -395,4 +624,18 @@ def load_recipe(name: str) -> TrainConfig:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is not valid TOML: {error}") from None
-    return from_dict(TrainConfig, values)
+    return from_dict(TrajectoryRecipe if "trajectory" in values else TrainConfig, values)
+
+
+def load_recipe_for(command: str, name: str) -> Any:
+    """A recipe for one command: `train` takes a `TrainConfig`, `experts` and `distill` a `TrajectoryRecipe`.
+
+    Raises:
+        InputError: if it is one for another command.
+    """
+    recipe = load_recipe(name)
+    if command == "train" and not isinstance(recipe, TrainConfig):
+        raise InputError(f"recipe {name!r} is for 'dim experts' and 'dim distill': it trains no generator")
+    if command != "train" and not isinstance(recipe, TrajectoryRecipe):
+        raise InputError(f"recipe {name!r} is for 'dim train': expected one with a table [trajectory] (see 'dim recipes')")
+    return recipe

@@ -23,6 +23,7 @@ from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
 from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, Split, load_data, per_class_indices
 from dim.data.synthetic import SyntheticSet
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.nets.generators import Generator
 from dim.nets.students import build_student, check_protocol
@@ -102,6 +103,8 @@ class _Source:
     bytes: dict[str, int]
     feed: Callable[[int], Feed]
     labels: str = "hard"
+    lr: float | None = None
+    """Learning rate that the images come with, in place of the protocol's."""
 
 
 class Evaluator:
@@ -137,15 +140,21 @@ class Evaluator:
             raise InputError("the data has no validation part: expected data.val_fraction above 0")
         check_protocol(protocol, data.spec)
         self.device = torch.device(device)
+        # What students see: the data itself, or its whitened form.
+        self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
+        self._seen = data if self._whitening is None else self._whitening.data(data)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
-        """A stored set: `epochs` passes over it."""
+        """A stored set: `epochs` passes over it, at its own learning rate if it carries one and the protocol allows it."""
         self._require_same_data(subject.spec.name, subject.spec.image_shape, subject.spec.num_classes)
         images, targets = subject.tensors()
         labels = "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
-        return self._score(self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels))
+        source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
+        if self.protocol.learned_lr:
+            source = dataclasses.replace(source, lr=subject.info.get("step_size"))
+        return self._score(source)
 
     def stream(self, generator: Generator, ipc: int, name: str = "generator") -> list[Score]:
         """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream."""
@@ -248,6 +257,17 @@ class Evaluator:
             wanted = f"{spec.name!r} ({spec.num_classes} classes of {spec.image_shape})"
             raise InputError(f"made for {name!r} ({classes} classes of {shape}): expected {wanted}")
 
+    def _as_seen(self, feed: Feed) -> Feed:
+        """A feed of natural images, as students see them."""
+        if self._whitening is None:
+            return feed
+
+        def at(step: int) -> tuple[Tensor, Tensor]:
+            images, targets = feed(step)
+            return self._whitening.whiten(images), targets
+
+        return at
+
     # --- training --------------------------------------------------------------------------------------------------------
 
     def _score(self, source: _Source) -> list[Score]:
@@ -255,9 +275,11 @@ class Evaluator:
         for student in self.protocol.students:
             started = time.perf_counter()
             accuracies = []
+            protocol = dataclasses.replace(self.protocol, students=(student,), lr=source.lr or self.protocol.lr)
             for seed in self.seeds:
-                net = train_student(student, source.feed(seed), source.steps, self.protocol, self.data, seed, self.device)
-                accuracies.append(accuracy(net, getattr(self.data, self.split), self.device))
+                feed = self._as_seen(source.feed(seed))
+                net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                accuracies.append(accuracy(net, getattr(self._seen, self.split), self.device))
             score = Score(
                 name=source.name,
                 track=source.track,
@@ -273,7 +295,7 @@ class Evaluator:
                 bytes=source.bytes,
                 seconds=round(time.perf_counter() - started, 2),
                 split=self.split,
-                protocol=to_dict(dataclasses.replace(self.protocol, students=(student,))),
+                protocol=to_dict(protocol),
                 data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
                 hardware=hardware(self.device),
                 versions=versions(),

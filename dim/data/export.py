@@ -41,15 +41,7 @@ def write_folder(
         raise InputError(f"unknown format {format!r}. {nearest(format, FORMATS)}")
     if format == "imagefolder" and content["images"].dtype != torch.uint8:
         raise InputError("format 'imagefolder' holds 8 bits per channel and these images are float32: use safetensors or npz")
-    description = {
-        "format": _VERSION,
-        "kind": "set",
-        "storage": format,
-        "digest": digest(content),
-        "count": len(content["labels"]),
-        "spec": spec.to_dict(),
-        "info": dict(info),
-    }
+    description = _describe(content, spec, info, format)
     with atomic_folder(path, overwrite=overwrite) as folder:
         if format == "imagefolder":
             _write_images(folder, content, spec)
@@ -59,6 +51,32 @@ def write_folder(
             np.savez(folder / "data.npz", **{name: tensor.numpy() for name, tensor in content.items()})
         write_json(folder / DESCRIPTION, description)
     return Path(path)
+
+
+def write_into(folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any]) -> None:
+    """Put a set into a folder that holds other things too, as safetensors, in place of the set that was there.
+
+    The data file is named by its content and the description changes last, so a reader sees the old set or the new one.
+    """
+    description = _describe(content, spec, info, "safetensors")
+    description["file"] = f"data-{description['digest'][:12]}.safetensors"
+    save_tensors(folder / description["file"], content, {"kind": "set-data"})
+    write_json(folder / DESCRIPTION, description)
+    for old in folder.glob("data-*.safetensors"):
+        if old.name != description["file"]:
+            old.unlink()
+
+
+def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], format: str) -> dict[str, Any]:
+    return {
+        "format": _VERSION,
+        "kind": "set",
+        "storage": format,
+        "digest": digest(content),
+        "count": len(content["labels"]),
+        "spec": spec.to_dict(),
+        "info": dict(info),
+    }
 
 
 def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str, Any]]:
@@ -76,7 +94,7 @@ def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str
     if description["storage"] == "imagefolder":
         content = _read_images(path, spec)
     elif description["storage"] == "safetensors":
-        content, _ = load_tensors(path / "data.safetensors")
+        content, _ = load_tensors(path / description.get("file", "data.safetensors"))
     else:
         content = _read_npz(path / "data.npz")
     if digest(content) != description["digest"]:

@@ -80,6 +80,11 @@ class SyntheticSet(Dataset):
             "labels": self.spec.label_bytes * len(self) if self.soft is None else 4 * self.soft.numel(),
         }
 
+    def content(self) -> dict[str, Tensor]:
+        """The stored tensors by name: images, labels, and soft labels if there are any."""
+        content = {"images": self.images, "labels": self.labels}
+        return content if self.soft is None else {**content, "soft": self.soft}
+
     def save(self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False) -> Path:
         """Write a folder, atomically.
 
@@ -91,10 +96,7 @@ class SyntheticSet(Dataset):
         Raises:
             InputError: if the folder holds something, the format is unknown, or it cannot hold such images.
         """
-        content = {"images": self.images, "labels": self.labels}
-        if self.soft is not None:
-            content["soft"] = self.soft
-        return write_folder(path, content, self.spec, self.info, format, overwrite=overwrite)
+        return write_folder(path, self.content(), self.spec, self.info, format, overwrite=overwrite)
 
 
 def load_set(path: Path | str) -> SyntheticSet:

@@ -9,13 +9,14 @@ from torch import Tensor
 class Objective(Protocol):
     """Something that wants images to change."""
 
-    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor | None, step: int) -> dict[str, Tensor]:
         """Add dLoss/dimages into `images.grad`.
 
         Args:
             images: float32 (B, C, H, W) in [-1, 1], a leaf that requires a gradient.
-            targets: int64 (B,) labels of `images` and of `real` alike.
-            real: float32 (B, C, H, W) real images.
+            targets: int64 (B,) labels of `images` and of `real` alike. Float label logits (B, K) that require a gradient get
+                theirs in `targets.grad`.
+            real: float32 (B, C, H, W) real images; None where an objective needs none.
             step: number of the step, from which every random draw derives.
 
         Returns:

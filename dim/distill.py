@@ -1,0 +1,432 @@
+"""Distilling pixels by trajectory matching: the loop around `dim.objectives.trajectory`, from experts to a synthetic set.
+
+The images are optimised in the coordinates that students see (normalised, or whitened), as published; what is stored are
+natural images, with their labels and the learned step size.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dim import rng
+from dim.config import ProtocolConfig, RecordConfig, TrajectoryRecipe, to_dict
+from dim.data.export import write_into
+from dim.data.real import RealData, per_class_indices
+from dim.data.synthetic import SyntheticSet
+from dim.data.whiten import Whitening
+from dim.errors import InputError
+from dim.grid import grid, save_png
+from dim.io import load_tensors, save_tensors
+from dim.objectives.trajectory import TrajectoryMatching
+from dim.provenance import versions
+from dim.run import (
+    CHECKPOINT,
+    FAILED,
+    MAY_CHANGE,
+    Interrupted,
+    NonFiniteError,
+    Progress,
+    append_metrics,
+    check_same_run,
+    load_run_config,
+    open_run,
+    read_run,
+    require_free_run,
+    run_description,
+    stop_signals,
+)
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.path import ConvexPath, ExpertPath, RecordedPath
+from dim.trajectory.store import ExpertStore
+
+_MAY_CHANGE = (
+    *MAY_CHANGE,
+    "experts",
+    *(f"distill.{name}" for name in ("device", "checkpoint_minutes", "checkpoint_steps", "sample_steps", "log_steps")),
+)
+_MOST_BAD = 100  # iterations in a row that may be skipped
+
+
+def distill(
+    config: TrajectoryRecipe,
+    data: RealData,
+    experts: Path | str,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> SyntheticSet:
+    """Learn a synthetic set whose students follow recorded experts.
+
+    Args:
+        config: what is matched and what is learned; its `experts` section is not used.
+        data: the real data that the experts were trained on, natural images.
+        experts: folder of a finished store.
+        out: the folder for the run and the set.
+        resume: continue the run that lies there.
+        device: where to work.
+
+    Returns:
+        The set, which is also stored in `out`, in the format that `dim.load_set` reads.
+
+    Raises:
+        InputError: if the store was recorded for another architecture, data set or resolution, is unfinished or damaged, or
+            the window reaches beyond it; if `out` holds something else, or a run with other settings.
+        NonFiniteError: if a hundred iterations in a row gave no usable update.
+        Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    return Distiller(config, data, Path(experts), Path(out), resume=resume, device=torch.device(device)).run()
+
+
+class Distiller:
+    """One run: the learned set, its optimisers, and the loop over iterations."""
+
+    def __init__(
+        self, config: TrajectoryRecipe, data: RealData, experts: Path, out: Path, *, resume: bool, device: torch.device
+    ) -> None:
+        self.config, self.out, self.device, self.natural = config, out, device, data
+        self.step, self.seconds, self.skipped, self._bad = 0, 0.0, 0, 0
+        self.store = open_experts(experts, config, data)
+        resume = resume and check_same_run(out, config, data.spec, kind="distillation", may_change=_MAY_CHANGE)
+        resume = resume and (out / CHECKPOINT).is_file()
+        if not resume:
+            require_free_run(out)
+        self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
+        self.data = data if self.whitening is None else self.whitening.data(data)
+        self.network = FlatNetwork(config.student, self.data.spec, device)
+        self._mean, self._std = self.data.spec.mean_std(torch.zeros((), device=device))
+        self.step_size = torch.tensor(config.step_size.initial, device=device, requires_grad=True)
+        self._step_momentum = torch.zeros((), device=device)
+        self.objective = TrajectoryMatching(
+            paths(self.store, config),
+            self.network,
+            config.trajectory,
+            config.labels,
+            step_size=self.step_size,
+            seed=config.distill.seed,
+        )
+        self.labels = torch.arange(data.spec.num_classes, device=device).repeat(config.images.ipc)
+        if resume:
+            self._load()
+        else:
+            pixels, logits = self._initial()
+            self._make_optimizers(pixels, logits)
+
+    # --- the set -------------------------------------------------------------------------------------------------------------
+
+    def _initial(self) -> tuple[Tensor, Tensor | None]:
+        """Images in the students' coordinates, and label logits if they are learned."""
+        config, spec, seed = self.config, self.data.spec, self.config.distill.seed
+        learned = config.labels.kind == "learned"
+        if config.images.init == "confident":
+            images, logits = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
+        elif config.images.init == "real":
+            chosen = per_class_indices(self.data.train.labels, config.images.ipc, spec.num_classes, seed=rng.fold(seed, "init"))
+            images = self.data.train.batch(chosen)[0].to(self.device)
+            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
+        else:
+            source = rng.generator(seed, "init-noise")
+            images = torch.randn(len(self.labels), *spec.image_shape, generator=source).to(self.device) * self._std + self._mean
+            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
+        return (images - self._mean) / self._std, logits if learned else None
+
+    def _make_optimizers(self, pixels: Tensor, logits: Tensor | None) -> None:
+        images, labels = self.config.images, self.config.labels
+        self.pixels = pixels.to(self.device).requires_grad_()
+        self.optimizers = [torch.optim.SGD([self.pixels], lr=images.lr, momentum=images.momentum)]
+        self.logits = None
+        if logits is not None:
+            self.logits = logits.to(self.device).requires_grad_()
+            self.optimizers.append(torch.optim.SGD([self.logits], lr=labels.lr, momentum=labels.momentum))
+
+    def seen(self) -> Tensor:
+        """The images as students see them, before their own normalisation: a function of the pixels."""
+        return self.pixels * self._std + self._mean
+
+    def result(self) -> SyntheticSet:
+        """The set as it is now."""
+        images = self.seen().detach()
+        soft, teacher = None, None
+        if self.logits is not None:
+            soft, teacher = self.logits.detach().softmax(1), "learned"
+        elif self.config.labels.kind == "teacher":
+            soft, teacher = self._teacher_labels(images), f"mean of {self.store.layout.experts} experts"
+        natural = images if self.whitening is None else self.whitening.natural(images)
+        return SyntheticSet(natural.float(), self.labels, self.natural.spec, soft=soft, info=self._info(teacher))
+
+    def _teacher_labels(self, images: Tensor) -> Tensor:
+        """Probabilities by which the set is stored: the mean over experts at the last target."""
+        window = self.objective.window
+        parts = []
+        for path in self.objective.paths:
+            moment = min(window.high - (0 if window.continuous else 1) + window.span, path.last)
+            parts.append(self.network.predict(path.theta(moment).to(self.device), images).softmax(1))
+        return torch.stack(parts).mean(0)
+
+    def _info(self, teacher: str | None) -> dict[str, Any]:
+        config = self.config
+        protocol: ProtocolConfig = dataclasses.replace(config.protocol, zca=config.zca)
+        info = {
+            "method": "trajectory matching",
+            "config": to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, root=None))),
+            "data": to_dict(dataclasses.replace(config.data, root=None)),
+            "protocol": to_dict(protocol),
+            "step_size": float(self.step_size),
+            "iterations": self.step,
+            "skipped": self.skipped,
+            "seconds": round(self._elapsed(), 1),
+            "experts": {"count": self.store.layout.experts, "bytes": self.store.bytes()},
+            "versions": versions(),
+        }
+        return info if teacher is None else {**info, "teacher": teacher}
+
+    # --- the loop ------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> SyntheticSet:
+        """Iterate to the end and write the set."""
+        config = self.config.distill
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        description = run_description(self.config, self.natural.spec, self.device, "distillation")
+        open_run(self.out, {**description, "experts": str(self.store.folder.absolute())}, self.step)
+        self._saved_at = time.monotonic()
+        self._started = self._saved_at - self.seconds
+        with stop_signals() as asked, Progress("distill", config.iterations, self.step, unit="iteration") as progress:
+            losses: list[float] = []
+            while self.step < config.iterations:
+                losses.append(self.iterate())
+                progress.advance()
+                if self.step % config.log_steps == 0 or self.step == config.iterations:
+                    self._log(losses, progress)
+                    losses = []
+                self._periodic()
+                if asked and self.step < config.iterations:
+                    self._save()
+                    done = f"interrupted at iteration {self.step} of {config.iterations}"
+                    raise Interrupted(f"{done}; continue with: dim distill --out {self.out} --resume", asked[0])
+        return self._save(final=True)
+
+    def iterate(self) -> float:
+        """One iteration: gradient, guard, update. Returns the loss."""
+        images = self.seen()
+        cut = images.detach().requires_grad_()
+        targets = self.labels if self.logits is None else self.logits
+        losses = self.objective.accumulate(cut, targets, real=None, step=self.step)
+        images.backward(cut.grad)
+        # The one place where the host waits for the device: hundreds of kernels lie between two of these.
+        gradients = [self.pixels.grad, self.step_size.grad] + ([] if self.logits is None else [self.logits.grad])
+        finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        loss, usable = torch.stack((losses["trajectory"], finite.to(losses["trajectory"].dtype))).tolist()
+        limit = self.config.distill.skip_above
+        self.step += 1
+        if usable and math.isfinite(loss) and (limit == 0 or loss <= limit):
+            self._bad = 0
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self._update_step_size()
+        else:
+            self.skipped += 1
+            self._bad += 1
+            if self._bad >= _MOST_BAD:
+                self._give_up(loss)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.step_size.grad = None
+        return loss
+
+    @torch.no_grad()
+    def _update_step_size(self) -> None:
+        """SGD with momentum in the step size, as a factor: beta exp(-lr v / beta) is beta - lr v to first order, and positive.
+
+        One update at most halves or doubles it.
+        """
+        settings = self.config.step_size
+        self._step_momentum.mul_(settings.momentum).add_(self.step_size.grad)
+        change = -settings.lr * self._step_momentum / self.step_size
+        self.step_size.mul_(change.clamp(-math.log(2), math.log(2)).exp())
+
+    def _give_up(self, loss: float) -> None:
+        save_tensors(self.out / FAILED, self._tensors(), self._metadata())
+        limit = self.config.distill.skip_above
+        expected = f"at most {limit:g} (--distill.skip-above)" if limit else "a finite loss and gradient"
+        raise NonFiniteError(
+            f"{_MOST_BAD} iterations in a row gave no usable update, the last with loss {loss:.4g}: expected {expected}. "
+            f"The state is saved in {self.out / FAILED}. Try a lower --step-size.initial or --images.lr, or an earlier window"
+        )
+
+    def _log(self, losses: list[float], progress: Progress) -> None:
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        values = {"step_size": float(self.step_size), "skipped": float(self.skipped)}
+        if finite:
+            values = {"trajectory": sum(finite) / len(finite)} | values
+        append_metrics(self.out, {"step": self.step, "seconds": round(self._elapsed(), 2), **values})
+        progress.show(values)
+
+    def _periodic(self) -> None:
+        config = self.config.distill
+        if self.step == config.iterations:
+            return  # the end writes both
+        due = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
+        if config.checkpoint_minutes > 0:
+            due |= time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
+        if due:
+            self._save()
+        if config.sample_steps > 0 and self.step % config.sample_steps == 0:
+            self._save_grid(self.result())
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    # --- the run folder --------------------------------------------------------------------------------------------------------
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "format": 1,
+            "kind": "distillation",
+            "step": self.step,
+            "seconds": self._elapsed(),
+            "skipped": self.skipped,
+            "bad": self._bad,
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"pixels": self.pixels, "step_size": self.step_size, "step_momentum": self._step_momentum}
+        if self.logits is not None:
+            tensors["logits"] = self.logits
+        for name, optimizer in zip(("pixels", "logits"), self.optimizers, strict=False):
+            momentum = optimizer.state[optimizer.param_groups[0]["params"][0]].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        return tensors
+
+    def _load(self) -> None:
+        tensors, metadata = load_tensors(self.out / CHECKPOINT, self.device)
+        self.step, self.seconds = metadata["step"], metadata["seconds"]
+        self.skipped, self._bad = metadata["skipped"], metadata["bad"]
+        self._make_optimizers(tensors["pixels"], tensors.get("logits"))
+        for name, optimizer in zip(("pixels", "logits"), self.optimizers, strict=False):
+            if f"momentum.{name}" in tensors:
+                parameter = optimizer.param_groups[0]["params"][0]
+                optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"]
+        with torch.no_grad():
+            self.step_size.copy_(tensors["step_size"])
+            self._step_momentum.copy_(tensors["step_momentum"])
+
+    def _save(self, final: bool = False) -> SyntheticSet:
+        """Write the checkpoint and the set; with `final`, also the last picture."""
+        result = self.result()
+        save_tensors(self.out / CHECKPOINT, self._tensors(), self._metadata())
+        write_into(self.out, result.content(), result.spec, result.info)
+        if final:
+            self._save_grid(result)
+        self._saved_at = time.monotonic()
+        return result
+
+    def _save_grid(self, result: SyntheticSet) -> None:
+        save_png(self.out / "samples" / f"step-{self.step:07d}.png", set_grid(result))
+
+
+def set_grid(subject: SyntheticSet, *, per_class: int = 10, max_classes: int = 20):
+    """The first images of every class of a set (of the first classes, if there are many), one row per class, as a picture."""
+    images, _ = subject.tensors()
+    rows = []
+    for label in range(min(subject.spec.num_classes, max_classes)):
+        own = images[subject.labels == label][:per_class]
+        rows.append(own)
+    longest = max(map(len, rows))
+    return grid(torch.stack([torch.cat((row, torch.ones(longest - len(row), *subject.spec.image_shape))) for row in rows]))
+
+
+def open_experts(folder: Path | str, config: TrajectoryRecipe, data: RealData) -> ExpertStore:
+    """Open a finished store and refuse it if it does not fit a recipe.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    store = ExpertStore.open(folder)
+    run = read_run(folder, "experts")
+    recorded = load_run_config(folder, RecordConfig, "experts")
+    spec = run["spec"]
+    shape = (spec["channels"], spec["height"], spec["width"])
+    if (spec["name"], shape) != (data.spec.name, data.spec.image_shape):
+        there, here = f"{spec['name']} at {shape}", f"{data.spec.name} at {data.spec.image_shape}"
+        raise InputError(f"{folder} holds experts of {there}: expected {here}; record experts with this recipe")
+    if spec["fingerprint"] != data.spec.fingerprint:
+        raise InputError(
+            f"{folder} holds experts of another {spec['name']} or another split of it: use the one they were trained on"
+        )
+    for name in ("student", "zca"):
+        there, here = getattr(recorded, name), getattr(config, name)
+        if there != here:
+            raise InputError(f"{folder} holds experts with {name} {there!r}: expected {here!r}; record experts with this recipe")
+    store.require_complete()
+    return store
+
+
+def paths(store: ExpertStore, config: TrajectoryRecipe) -> list[ExpertPath]:
+    """The paths of all experts, as a recipe wants them."""
+    settings = config.trajectory
+    if settings.path == "recorded":
+        return [RecordedPath(store, expert) for expert in range(store.layout.experts)]
+    return [
+        ConvexPath.of(store, expert, waypoints=settings.waypoints, smooth=settings.smooth)
+        for expert in range(store.layout.experts)
+    ]
+
+
+def _last_weights(store: ExpertStore, network: FlatNetwork) -> list[Tensor]:
+    last = len(store.layout.moments) - 1
+    return [store.weights(expert, last).to(network.device) for expert in range(store.layout.experts)]
+
+
+def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """Label logits of images: the mean over the trained experts that classify each correctly; over all if none does (DATM).
+
+    Args:
+        images: float (N, C, H, W) as the experts see them.
+        labels: int64 (N,).
+
+    Returns:
+        float32 (N, classes).
+    """
+    every = torch.stack([network.predict(theta, images) for theta in _last_weights(store, network)])  # (E, N, K)
+    right = (every.argmax(2) == labels).float()
+    weight = torch.where(right.sum(0) > 0, right, torch.ones_like(right))
+    return (every * weight[:, :, None]).sum(0) / weight.sum(0)[:, None]
+
+
+def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
+    """DATM's initial set: random real images of every class that an expert classifies correctly, and their label logits.
+
+    The expert is drawn from the store. Images come class by class within each round, like all sets here.
+
+    Raises:
+        InputError: if an expert gets fewer than `ipc` training images of a class right.
+    """
+    weights = _last_weights(store, network)
+    judge = weights[rng.fold(seed, "init-expert") % len(weights)]
+    chosen = []
+    for label in range(data.spec.num_classes):
+        members = (data.train.labels == label).nonzero().squeeze(1)
+        members = members[torch.randperm(len(members), generator=rng.generator(seed, "init-confident", label))]
+        found = torch.empty(0, dtype=torch.int64)
+        for part in members.split(max(256, 2 * ipc)):
+            images = data.train.batch(part)[0]
+            right = network.predict(judge, images).argmax(1).cpu() == label
+            found = torch.cat((found, part[right]))[:ipc]
+            if len(found) == ipc:
+                break
+        if len(found) < ipc:
+            raise InputError(
+                f"an expert gets {len(found)} training images of class {label} right: {ipc} were asked for; "
+                "train experts longer, or use --images.init real"
+            )
+        chosen.append(found)
+    images, labels = data.train.batch(torch.stack(chosen, dim=1).flatten())
+    images, labels = images.to(network.device), labels.to(network.device)
+    return images, ensemble_logits(store, network, images, labels)

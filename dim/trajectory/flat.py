@@ -1,0 +1,73 @@
+"""A network as a function of one flat vector of weights, which is how trajectories are stored, matched and differentiated."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dim.errors import InputError
+from dim.nets.students import build_student
+from dim.spec import DataSpec
+
+
+class FlatNetwork:
+    """A student as a pure function of (theta, images).
+
+    Args:
+        student: architecture, as `build_student` reads it.
+        spec: the data that it sees.
+        device: where it lives.
+
+    Raises:
+        InputError: for an unknown student, or one whose output is no function of its weights and images alone: running
+            statistics change with every batch, dropout is random.
+    """
+
+    def __init__(self, student: str, spec: DataSpec, device: torch.device | str = "cpu") -> None:
+        self.student, self.spec = student, spec
+        self.net = build_student(student, spec, seed=0).to(device).train().requires_grad_(False)
+        for module in self.net.modules():
+            if getattr(module, "track_running_stats", False):
+                raise InputError(
+                    f"student {student!r} keeps running statistics, which trajectory matching cannot differentiate: "
+                    "use norm=instance, layer, group or batchstats"
+                )
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+                raise InputError(f"student {student!r} has dropout, so its gradient is random: use an architecture without it")
+        named = dict(self.net.named_parameters())
+        self.names = list(named)
+        self.shapes = [parameter.shape for parameter in named.values()]
+        self.sizes = [parameter.numel() for parameter in named.values()]
+        self.size = sum(self.sizes)
+        self.device = torch.device(device)
+
+    def initial(self, seed: int) -> Tensor:
+        """Freshly initialised weights, float32 (P,)."""
+        net = build_student(self.student, self.spec, seed=seed)
+        return torch.cat([parameter.detach().reshape(-1) for parameter in net.parameters()]).to(self.device)
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """(P,) -> the parameters by name, as views."""
+        parts = theta.split(self.sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """theta (P,), float (B, C, H, W) in [-1, 1] -> (B, classes)."""
+        return functional_call(self.net, self.unflatten(theta), (images,))
+
+    def loss(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy with int64 (B,) labels or float (B, classes) probabilities."""
+        return F.cross_entropy(self.logits(theta, images), targets)
+
+    def loss_of_label_logits(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy with the softmax of float (B, classes) label logits (DATM)."""
+        return F.cross_entropy(self.logits(theta, images), targets.softmax(1))
+
+    @torch.no_grad()
+    def predict(self, theta: Tensor, images: Tensor, batch_size: int = 1000) -> Tensor:
+        """Logits of many images, (N, classes), without a graph."""
+        return torch.cat([self.logits(theta, part.to(self.device)) for part in images.split(batch_size)])
+
+    def tensor_norms(self, theta: Tensor) -> Tensor:
+        """Euclidean norm of each parameter tensor: (..., P) -> (..., tensors)."""
+        return torch.stack([part.norm(dim=-1) for part in theta.split(self.sizes, dim=-1)], dim=-1)

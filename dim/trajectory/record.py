@@ -1,0 +1,296 @@
+"""Recording experts: ordinary training on real data, with the weights kept along the way.
+
+Weights are flat vectors, so that several experts train at once as the rows of one matrix, and plain SGD and GSAM are a few
+lines each. Everything is a function of (seed, expert, step): a recording that was killed continues bit by bit (on the CPU).
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import ExpertsConfig, RecordConfig
+from dim.data.real import EpochBatches, RealData, Split
+from dim.data.whiten import Whitening
+from dim.io import load_tensors, save_tensors
+from dim.run import (
+    MAY_CHANGE,
+    Interrupted,
+    NonFiniteError,
+    Progress,
+    append_metrics,
+    check_same_run,
+    open_run,
+    require_free_run,
+    run_description,
+    stop_signals,
+)
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
+
+STATE = "state.safetensors"
+_JUDGED = 2000  # images that the accuracy along the way is measured on
+_MAY_CHANGE = (*MAY_CHANGE, "experts.checkpoint_minutes", "experts.device")
+
+
+def record(
+    config: RecordConfig, data: RealData, out: Path | str, *, resume: bool = False, device: torch.device | str = "cpu"
+) -> ExpertStore:
+    """Train experts and leave a store.
+
+    Args:
+        config: architecture, data and how experts are trained.
+        data: the real data, natural images.
+        out: the store's folder.
+        resume: continue the recording that lies there.
+        device: where to train.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        InputError: if `out` holds something else, or a recording with other settings or another data set.
+        NonFiniteError: if an expert's loss is not finite.
+        Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    return _Recorder(config, data, Path(out), resume=resume, device=torch.device(device)).run()
+
+
+class _Recorder:
+    """One recording: groups of experts, one after another."""
+
+    def __init__(self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device) -> None:
+        self.config, self.settings, self.out, self.device = config, config.experts, out, device
+        self.natural_spec = data.spec
+        resume = resume and check_same_run(out, config, data.spec, kind="experts", may_change=_MAY_CHANGE)
+        resume = resume and (out / LAYOUT).is_file()
+        if not resume:
+            require_free_run(out, lambda out: (out / LAYOUT).is_file())
+        self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
+        self.network = FlatNetwork(config.student, self.data.spec, device)
+        last = round(self.settings.epochs / self.settings.every)
+        self.layout = _layout(self.settings, self.network, last)
+        self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
+        self.total = last * self.per_moment
+        self.augment = Augment(self.settings.augment, self.data.spec)
+        self._judged = self.data.val if len(self.data.val) else self.data.train
+        self.store = ExpertStore.open(out) if resume else None
+        gradient = grad_and_value(self.network.loss)
+        gradient = gradient if self.settings.together == 1 else vmap(gradient)
+        self._gradient = torch.compile(gradient, dynamic=False) if self.settings.compile else gradient
+
+    def run(self) -> ExpertStore:
+        """Record what is missing."""
+        together, count = self.settings.together, self.settings.count
+        first = 0 if self.store is None else len(self.store.records) // together * together
+        state = self._load_state(first) if self.store is not None else None
+        step = 0 if state is None else state[0]
+        description = run_description(self.config, self.natural_spec, self.device, "experts")
+        open_run(self.out, description, first * self.total + step)
+        if self.store is None:
+            self.store = ExpertStore.create(self.out, self.layout)
+        groups = range(first, count, together)
+        total, initial = -(-count // together) * self.total, first // together * self.total + step
+        with stop_signals() as asked, Progress("experts", total, initial) as progress:
+            for start in groups:
+                self._group(list(range(start, min(count, start + together))), state, progress, asked)
+                state = None
+        (self.out / STATE).unlink(missing_ok=True)
+        return self.store
+
+    def _group(
+        self, members: list[int], state: tuple[int, dict[str, Tensor]] | None, progress: Progress, asked: list[int]
+    ) -> None:
+        """Train some experts side by side."""
+        settings, train = self.settings, self.data.train
+        batches = [
+            EpochBatches(train, settings.batch_size, seed=rng.fold(settings.seed, "expert-batches", member), purpose="expert")
+            for member in members
+        ]
+        step, tensors = self._begin(members) if state is None else state
+        saved_at = time.monotonic()
+        while step < self.total:
+            loss = self._step(members, batches, step, tensors)
+            step += 1
+            progress.advance()
+            if step % self.per_moment == 0:
+                self._end_moment(members, step, loss, tensors, progress)
+            due = settings.checkpoint_minutes > 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
+            if (due or asked) and step < self.total:
+                self._save_state(members, step, tensors)
+                saved_at = time.monotonic()
+                if asked:
+                    self._interrupt(f"in expert {members[0]}, step {step} of {self.total}", asked[0])
+        tests = self._accuracies(tensors["theta"], self.data.test, torch.arange(len(self.data.test)))
+        for row, member in enumerate(members):
+            lengths = tuple(tuple(float(f"{value:.7g}") for value in moment) for moment in tensors["lengths"][row].tolist())
+            accuracies = tuple(round(value, 3) for value in tensors["accuracies"][row].tolist())
+            record = ExpertRecord(lengths=lengths, accuracies=accuracies, test_accuracy=round(float(tests[row]), 3))
+            self.store.finish(member, record)
+        (self.out / STATE).unlink(missing_ok=True)
+        if asked and members[-1] + 1 < settings.count:
+            self._interrupt(f"after {members[-1] + 1} of {settings.count} experts", asked[0])
+
+    def _begin(self, members: list[int]) -> tuple[int, dict[str, Tensor]]:
+        """The state of experts that have not begun."""
+        theta = torch.stack([self.network.initial(rng.fold(self.settings.seed, "expert", member)) for member in members])
+        tensors = {
+            "theta": theta,
+            "momentum": torch.zeros_like(theta),
+            "previous": theta.clone(),  # weights at the last moment
+            "before": theta.clone(),  # and at the one before
+            "lengths": torch.zeros(len(members), self.layout.last, len(self.layout.tensors)),
+            "accuracies": torch.zeros(len(members), self.layout.last + 1),
+        }
+        tensors["accuracies"][:, 0] = self._along(theta)
+        self._keep(members, 0, tensors)
+        return 0, tensors
+
+    def _end_moment(self, members: list[int], step: int, loss: Tensor, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Record what a moment leaves: path lengths, accuracy, checkpoint, metrics."""
+        moment, theta = step // self.per_moment, tensors["theta"]
+        if not bool(theta.isfinite().all() & loss.isfinite().all()):
+            raise NonFiniteError(
+                f"expert {members[0]}: the weights are not finite at moment {moment}. {self.out} keeps the finished experts; "
+                "try a lower learning rate (--experts.lr)"
+            )
+        tensors["lengths"][:, moment - 1] = self.network.tensor_norms(theta - tensors["previous"]).cpu()
+        accuracies = tensors["accuracies"][:, moment] = self._along(theta)
+        self._keep(members, moment, tensors)
+        tensors["before"], tensors["previous"] = tensors["previous"], theta.clone()
+        values = {"loss": float(loss.mean()), "accuracy": float(accuracies.mean())}
+        append_metrics(self.out, {"step": members[0] * self.total + step, "expert": members[0], "moment": moment, **values})
+        progress.show(values, note=f"expert {members[0]}")
+
+    def _keep(self, members: list[int], moment: int, tensors: dict[str, Tensor]) -> None:
+        """Store the checkpoints that a moment completes."""
+        moments, last, smooth = self.layout.moments, self.layout.last, self.settings.smooth
+        around = {moment - 2: tensors["before"], moment - 1: tensors["previous"], moment: tensors["theta"]}
+        for waypoint in (moment - 1, moment):
+            # A waypoint is complete when the last moment that it is made of has come.
+            if waypoint in moments and max(needed(waypoint, last, smooth)) == moment:
+                theta = smoothed(around, waypoint, last) if smooth and waypoint > 0 else around[waypoint]
+                for row, member in enumerate(members):
+                    self.store.write(member, moments.index(waypoint), theta[row])
+
+    def _interrupt(self, where: str, signal_number: int) -> None:
+        raise Interrupted(f"interrupted {where}; continue with: dim experts --out {self.out} --resume", signal_number)
+
+    # --- training ------------------------------------------------------------------------------------------------------------
+
+    def _gradients(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (E, P) and loss (E,)."""
+        if self.settings.together > 1:
+            return self._gradient(theta, images, labels)
+        gradient, loss = self._gradient(theta[0], images[0], labels[0])
+        return gradient[None], loss[None]
+
+    @torch.no_grad()
+    def _step(self, members: list[int], batches: list[EpochBatches], step: int, tensors: dict[str, Tensor]) -> Tensor:
+        """One optimiser step of every expert, in place; returns the losses (E,)."""
+        settings, theta = self.settings, tensors["theta"]
+        images, labels = self._batch(members, batches, step)
+        gradient, loss = self._gradients(theta, images, labels)
+        if settings.optimizer == "gsam":
+            gradient = gsam_gradient(
+                theta,
+                gradient,
+                lambda moved: self._gradients(moved, images, labels)[0],
+                rho=settings.rho,
+                alpha=settings.alpha,
+                adaptive=settings.adaptive,
+            )
+        if settings.weight_decay:
+            gradient = gradient + settings.weight_decay * theta
+        if settings.momentum:
+            gradient = tensors["momentum"].mul_(settings.momentum).add_(gradient)
+        theta.sub_(gradient, alpha=settings.lr)
+        return loss
+
+    def _batch(self, members: list[int], batches: list[EpochBatches], step: int) -> tuple[Tensor, Tensor]:
+        """One augmented batch for every expert: (E, B, C, H, W) and (E, B)."""
+        images, labels = [], []
+        for member, own in zip(members, batches, strict=True):
+            x, y = own.at(step)
+            source = rng.generator(self.settings.seed, "expert-augment", member, step, device=self.device)
+            images.append(self.augment(x.to(self.device), source))
+            labels.append(y.to(self.device))
+        return torch.stack(images), torch.stack(labels)
+
+    def _along(self, theta: Tensor) -> Tensor:
+        """Accuracy along the way: on the validation part, or on some training images if nothing is held out."""
+        count = min(_JUDGED, len(self._judged))
+        order = torch.randperm(len(self._judged), generator=rng.generator(self.settings.seed, "expert-judge"))
+        return self._accuracies(theta, self._judged, order[:count])
+
+    @torch.no_grad()
+    def _accuracies(self, theta: Tensor, split: Split, indices: Tensor) -> Tensor:
+        """Accuracy of every expert on images of a split, in percent, on the CPU."""
+        correct = torch.zeros(len(theta), device=self.device)
+        for part in indices.split(1000):
+            images, labels = split.batch(part)
+            images, labels = images.to(self.device), labels.to(self.device)
+            for row, weights in enumerate(theta):
+                correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()
+        return 100 * correct.cpu() / len(indices)
+
+    # --- state ---------------------------------------------------------------------------------------------------------------
+
+    def _save_state(self, members: list[int], step: int, tensors: dict[str, Tensor]) -> None:
+        save_tensors(self.out / STATE, tensors, {"kind": "recording", "first": members[0], "step": step})
+
+    def _load_state(self, first: int) -> tuple[int, dict[str, Tensor]] | None:
+        """The state of the group that begins with expert `first`, if it was saved."""
+        if not (self.out / STATE).is_file():
+            return None
+        tensors, metadata = load_tensors(self.out / STATE)
+        if metadata["first"] != first:
+            return None  # a kill left it behind after its group was finished
+        on_host = ("lengths", "accuracies")
+        return metadata["step"], {k: v if k in on_host else v.to(self.device) for k, v in tensors.items()}
+
+
+def gsam_gradient(
+    theta: Tensor, gradient: Tensor, gradient_at: Callable[[Tensor], Tensor], *, rho: float, alpha: float, adaptive: bool
+) -> Tensor:
+    """Surrogate-gap sharpness-aware gradient (GSAM, Zhuang et al. 2022, algorithm 1), for rows of weights.
+
+    With e = rho * T^2 g / |T g| (T = |theta| if `adaptive`, else 1), the gradient at theta + e, less `alpha` times the part of
+    g that is orthogonal to it.
+
+    Args:
+        theta: (E, P) weights.
+        gradient: (E, P), g.
+        gradient_at: the gradient at other weights, on the same batch.
+        rho: radius of the perturbation.
+        alpha: weight of the orthogonal part. 0: sharpness-aware minimisation (Foret et al. 2021).
+        adaptive: scale the perturbation by the weights (Kwon et al. 2021).
+
+    Returns:
+        (E, P), to descend along.
+    """
+    tiny = 1e-12
+    scale = theta.abs() if adaptive else torch.ones_like(theta)
+    length = (scale * gradient).norm(dim=1, keepdim=True) + tiny
+    sharp = gradient_at(theta + rho * scale.square() * gradient / length)
+    direction = sharp / (sharp.norm(dim=1, keepdim=True) + tiny)
+    orthogonal = gradient - (gradient * direction).sum(1, keepdim=True) * direction
+    return sharp - alpha * orthogonal
+
+
+def _layout(settings: ExpertsConfig, network: FlatNetwork, last: int) -> Layout:
+    moments = tuple(range(last + 1))
+    if settings.waypoints:
+        moments = waypoint_moments(last, settings.waypoints)
+    return Layout(
+        experts=settings.count,
+        moments=moments,
+        every=settings.every,
+        tensors=tuple(zip(network.names, network.sizes, strict=True)),
+        dtype=settings.storage,
+    )

@@ -1,0 +1,11 @@
+"""Record expert trajectories: `python train/experts.py --recipe digits-mtt-ipc1 --out experts/digits`.
+
+The same as `dim experts`; see `--help`.
+"""
+
+import sys
+
+from dim.cli import run
+
+if __name__ == "__main__":
+    run(["experts", *sys.argv[1:]])
