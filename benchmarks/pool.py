@@ -68,7 +68,7 @@ def stage_two(config: TrainConfig, data: RealData, first: Path, out: Path) -> fl
     accelerator = make_accelerator(config, out)
     out.mkdir()
     shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
-    write_json(out / RUN, run_description(config, data, accelerator.device))
+    write_json(out / RUN, run_description(config, data.spec, accelerator.device))
     started = time.perf_counter()
     fit(config, data, out, resume=True, accelerator=accelerator)
     return time.perf_counter() - started

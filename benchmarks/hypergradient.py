@@ -1,0 +1,214 @@
+"""Time and memory of the trajectory-matching gradient, by every way of taking it, in one run.
+
+    python benchmarks/hypergradient.py [--data-root DIR] [--steps 20] [--repeats 3]
+
+Real CIFAR-10 images, ConvNet-3 of width 128, batch 100, DSA on, one recorded stretch of ordinary training. `published` is
+TESLA's formula in eager mode as its code has it: two passes of plain autograd, a double backward in the second. Memory is
+the peak of a process of its own.
+"""
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import tyro
+from common import save
+from torch import Tensor
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import DataConfig
+from dim.data.real import load_data, per_class_indices
+from dim.host import keep_freed_memory
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.hypergrad import Derivatives, Hypergradient, hypergradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure the hypergradient."""
+
+    data_root: str | None = None
+    """Where CIFAR-10 lies. Default: the environment variable DIM_DATA_ROOT."""
+    student: str = "convnet"
+    """Architecture."""
+    batch_size: int = 100
+    """Images per student step."""
+    steps: int = 20
+    """Student steps of the timed problem (N)."""
+    repeats: int = 3
+    """Timed calls of each way, in turns; the least counts."""
+    memory_steps: tuple[int, ...] = (5, 20, 80)
+    """Student steps of the memory table."""
+    memory_of: str | None = None
+    """Internal: measure one way in this process and print its peak."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+
+class Problem:
+    """Images, a stretch of training to match, batches and augmentation draws."""
+
+    def __init__(self, arguments: Arguments, steps: int, images_per_class: int = 10) -> None:
+        root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
+        self.device = torch.device(arguments.device)
+        data = load_data(DataConfig(dataset="cifar10", root=root), self.device)
+        self.network = FlatNetwork(arguments.student, data.spec, self.device)
+        chosen = per_class_indices(data.train.labels, images_per_class, data.spec.num_classes, seed=0)
+        self.images, self.targets = data.train.batch(chosen)
+        self.augment = Augment("color|crop|cutout|flip|scale|rotate", data.spec)
+        size = arguments.batch_size
+        self.batches = [
+            torch.randperm(len(self.images), generator=rng.generator(0, "benchmark", step))[:size].to(self.device)
+            for step in range(steps)
+        ]
+        self.draws = [
+            self.augment.draw(size, rng.generator(0, "benchmark-draw", step, device=self.device)) for step in range(steps)
+        ]
+        self.start = self.network.initial(0)
+        theta = self.start.clone()
+        gradient = Derivatives(self.network.loss)
+        for step in range(10):
+            real, labels = data.train.batch(torch.arange(step * 128, (step + 1) * 128))
+            theta = theta - 0.02 * gradient.gradient(theta, real, labels)
+        self.target = theta
+        self.beta = 0.01
+
+    def transform(self, step: int, images: Tensor) -> Tensor:
+        return self.augment.apply(images, self.draws[step])
+
+    def library(self, derivatives: Derivatives, method: str) -> Hypergradient:
+        return hypergradient(
+            derivatives,
+            self.start,
+            self.target,
+            self.images,
+            self.targets,
+            self.beta,
+            self.batches,
+            method=method,
+            transform=self.transform,
+        )
+
+    def published(self) -> Hypergradient:
+        """TESLA as its code has it, with the factor 2 that the code loses."""
+        theta, total = self.start, torch.zeros_like(self.start)
+        for step, batch in enumerate(self.batches):
+            theta = theta.detach().requires_grad_()
+            loss = self.network.loss(theta, self.transform(step, self.images[batch]), self.targets[batch])
+            gradient = torch.autograd.grad(loss, theta)[0]
+            total += gradient
+            theta = theta - self.beta * gradient
+        gap, covered = theta.detach() - self.target, (self.start - self.target).square().sum()
+        adjoint = 2 * gap / covered
+        result = torch.zeros_like(self.images)
+        theta = self.start
+        for step, batch in enumerate(self.batches):
+            theta = theta.detach().requires_grad_()
+            leaf = self.images[batch].requires_grad_()
+            loss = self.network.loss(theta, self.transform(step, leaf), self.targets[batch])
+            gradient = torch.autograd.grad(loss, theta, create_graph=True)[0]
+            result.index_add_(0, batch, torch.autograd.grad(-self.beta * gradient @ adjoint, leaf)[0])
+            theta = theta - self.beta * gradient.detach()
+        return Hypergradient(gap.square().sum() / covered, result, None, -(adjoint @ total))
+
+
+def ways(problem: Problem) -> dict[str, Callable[[], Hypergradient]]:
+    """Every way, by name; compiled ones compile when they are first called."""
+    loss = problem.network.loss
+    found = {"unroll": lambda: problem.library(Derivatives(loss), "unroll"), "published frozen": problem.published}
+    for compile in (False, True):
+        for order in ("reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"):
+            derivatives = Derivatives(loss, order=order, compile=compile)
+            kind = "compiled" if compile else "eager"
+            found[f"adjoint, {order}, {kind}"] = lambda derivatives=derivatives: problem.library(derivatives, "adjoint")
+        frozen = Derivatives(loss, compile=compile, frozen=True)
+        found[f"frozen, {kind}"] = lambda frozen=frozen: problem.library(frozen, "frozen")
+    return found
+
+
+def synchronize(problem: Problem) -> None:
+    if problem.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_all(arguments: Arguments) -> list[dict]:
+    problem = Problem(arguments, arguments.steps)
+    rows: dict[str, dict] = {}
+    exact: Hypergradient | None = None
+    found = ways(problem)
+    for name, way in found.items():
+        started = time.perf_counter()
+        result = way()
+        synchronize(problem)
+        exact = exact or result
+        error = float((result.images - exact.images).norm() / exact.images.norm())
+        rows[name] = {"name": name, "first_call": time.perf_counter() - started, "image_error": error, "seconds": float("inf")}
+    for _ in range(arguments.repeats):
+        for name, way in found.items():
+            started = time.perf_counter()
+            way()
+            synchronize(problem)
+            rows[name]["seconds"] = min(rows[name]["seconds"], time.perf_counter() - started)
+    for row in rows.values():
+        row["of_unroll"] = row["seconds"] / rows["unroll"]["seconds"]
+        row["of_published_frozen"] = row["seconds"] / rows["published frozen"]["seconds"]
+        print(
+            f"{row['name']:<42} {row['seconds']:7.2f} s  {row['of_unroll']:.2f} of unroll  {row['of_published_frozen']:.2f} of "
+            f"published frozen  image error {row['image_error']:.1e}",
+            flush=True,
+        )
+    return list(rows.values())
+
+
+def peak_memory(arguments: Arguments) -> float:
+    """MB: of this process on the CPU, allocated on the device elsewhere."""
+    steps = arguments.memory_steps[0]
+    problem = Problem(arguments, steps)
+    way = ways(problem)[arguments.memory_of]
+    if problem.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        return torch.cuda.max_memory_allocated() / 1e6
+    way()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def memory_all(arguments: Arguments) -> list[dict]:
+    rows = []
+    for name in ("unroll", "adjoint, reverse-over-forward, eager", "frozen, eager"):
+        for steps in arguments.memory_steps:
+            if name == "unroll" and steps > 20 and arguments.device == "cpu":
+                continue  # it would need more memory than such a machine has
+            command = [sys.executable, __file__, "--memory-of", name, "--memory-steps", str(steps)]
+            command += ["--student", arguments.student, "--batch-size", str(arguments.batch_size), "--device", arguments.device]
+            command += ["--data-root", arguments.data_root] if arguments.data_root else []
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            rows.append({"name": name, "steps": steps, "peak_mb": float(done.stdout.split()[-1])})
+            print(f"{name:<42} N = {steps:<3} {rows[-1]['peak_mb']:8.0f} MB", flush=True)
+    return rows
+
+
+def main(arguments: Arguments) -> None:
+    if arguments.memory_of is not None:
+        print(peak_memory(arguments))
+        return
+    parameters = Problem(arguments, 1).network.size
+    memory, timing = memory_all(arguments), time_all(arguments)
+    settings = {**dataclasses.asdict(arguments), "data_root": None}
+    content = {"settings": settings, "parameters": parameters, "seconds": timing, "memory": memory}
+    name = "hypergradient" if arguments.device == "cpu" else f"hypergradient-{arguments.device}"
+    print(save(name, content, arguments.device))
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Arguments)
+    if arguments.memory_of is None:
+        keep_freed_memory()
+    main(arguments)
