@@ -1,7 +1,8 @@
 """DiM distillation: distill an image data set into a generator, and emit training sets of any size from it.
 
 The main objects, all importable from here: `load_generator`, `sample_set`, `load_set`, `SyntheticSet`,
-`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `fit`, `load_data`, `load_recipe`.
+`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `fit`, `load_data`, `load_recipe`; for trajectory matching `record`,
+`distill` and `dim.trajectory.hypergradient`.
 """
 
 import importlib
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DataSpec": "dim.spec",
     "Evaluator": "dim.evaluate",
+    "ExpertStore": "dim.trajectory.store",
     "GeneratedDataset": "dim.data.loader",
     "GeneratedLoader": "dim.data.loader",
     "Generator": "dim.nets.generators",
@@ -22,6 +24,8 @@ _HOMES = {
     "Score": "dim.evaluate",
     "SyntheticSet": "dim.data.synthetic",
     "TrainConfig": "dim.config",
+    "TrajectoryRecipe": "dim.config",
+    "distill": "dim.distill",
     "evaluate": "dim.evaluate",
     "fit": "dim.fit",
     "from_dataset": "dim.data.real",
@@ -30,6 +34,7 @@ _HOMES = {
     "load_recipe": "dim.config",
     "load_set": "dim.data.synthetic",
     "push_to_hub": "dim.hub",
+    "record": "dim.trajectory.record",
     "sample_set": "dim.sampler",
     "save_pretrained": "dim.hub",
 }

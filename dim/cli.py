@@ -299,22 +299,17 @@ def distill(arguments: Sequence[str]) -> None:
 
 
 def _print_summary(store: Any) -> None:
-    """What a store of experts holds, in a few lines."""
+    """What a store of experts holds, in three lines."""
     from dim.report import format_bytes
 
-    summary = store.summary()
+    layout, summary = store.layout, store.summary()
+    moments = f"0 to {layout.last}" if layout.full else ", ".join(map(str, layout.moments))
     accuracy = summary["accuracy"]
-    shown = sorted({round(i * (len(accuracy) - 1) / 5) for i in range(6)})
-    along = ", ".join(f"{accuracy[i]:.1f} at {i}" for i in shown)
-    print(
-        f"{summary['experts']} experts of {summary['parameters']:,} weights, {format_bytes(summary['bytes'])} in {store.folder}"
-    )
-    print(
-        f"checkpoints at moments {', '.join(map(str, summary['moments']))} ({store.layout.every:g} epochs apart)".replace(
-            ", ".join(map(str, range(store.layout.last + 1))), f"0 to {store.layout.last}"
-        )
-    )
-    print(f"accuracy along the way: {along} %; test accuracy at the end {summary['test_accuracy']:.1f} %")
+    shown = sorted({round(part * (len(accuracy) - 1) / 5) for part in range(6)})
+    along = ", ".join(f"{accuracy[moment]:.1f} at {moment}" for moment in shown)
+    print(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
+    print(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
+    print(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
 
 
 def recipes(arguments: Sequence[str]) -> None:

@@ -341,8 +341,8 @@ class ExpertsConfig:
     """Waypoints are means of their neighbours, as in MCT's published code."""
     together: int = 1
     """Experts that train side by side in one batched computation; on a GPU, where one alone leaves it idle."""
-    compile: bool = False
-    """Compile the training step; it takes half a minute, and a C++ compiler on a CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step. It takes half a minute; `auto` does it for long recordings where a compiler is found."""
     seed: int = 0
     """Seed of all experts."""
     checkpoint_minutes: float = 5.0
@@ -400,8 +400,8 @@ class TrajectoryConfig:
     """Experts matched per iteration, whose gradients are averaged."""
     together: bool = False
     """Match the experts of an iteration in one batched computation, on the same batches. On a GPU."""
-    compile: bool = False
-    """Compile the derivatives: two to three times as fast; takes about a minute, and a C++ compiler on a CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the derivatives. It takes about a minute; `auto` does it for long runs where a compiler is found."""
     offload: bool = False
     """Keep the student's N weight vectors in host memory."""
 
@@ -413,7 +413,7 @@ class TrajectoryConfig:
         _require(self.grows_for >= 0, "trajectory.grows_for", self.grows_for, "0 or more")
         grows = self.max_start_at_first is not None
         _require(grows == (self.grows_for > 0), "trajectory.grows_for", self.grows_for, "set together with max_start_at_first")
-        batched = self.gradient == "unroll" and (self.compile or self.offload)
+        batched = self.gradient == "unroll" and (self.compile == "on" or self.offload)
         _require(not batched, "trajectory.gradient", self.gradient, "adjoint or frozen, to compile or to offload")
 
 

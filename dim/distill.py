@@ -40,7 +40,7 @@ from dim.run import (
     run_description,
     stop_signals,
 )
-from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.flat import FlatNetwork, worth_compiling
 from dim.trajectory.path import ConvexPath, ExpertPath, RecordedPath
 from dim.trajectory.store import ExpertStore
 
@@ -98,7 +98,9 @@ class Distiller:
             require_free_run(out)
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
         self.data = data if self.whitening is None else self.whitening.data(data)
-        self.network = FlatNetwork(config.student, self.data.spec, device)
+        calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
+        compile = config.trajectory.gradient != "unroll" and worth_compiling(config.trajectory.compile, device, calls)
+        self.network = FlatNetwork(config.student, self.data.spec, device, compiled=compile)
         self._mean, self._std = self.data.spec.mean_std(torch.zeros((), device=device))
         self.step_size = torch.tensor(config.step_size.initial, device=device, requires_grad=True)
         self._step_momentum = torch.zeros((), device=device)
@@ -109,6 +111,7 @@ class Distiller:
             config.labels,
             step_size=self.step_size,
             seed=config.distill.seed,
+            compile=compile,
         )
         self.labels = torch.arange(data.spec.num_classes, device=device).repeat(config.images.ipc)
         if resume:

@@ -37,6 +37,7 @@ class TrajectoryMatching:
         config: what is matched, and how it is differentiated.
         labels: what `targets` mean.
         step_size: a scalar that requires a gradient, which is added to its `grad`.
+        compile: compile the derivatives; the network should have been made for that.
         seed: of every draw.
 
     Raises:
@@ -52,6 +53,7 @@ class TrajectoryMatching:
         *,
         step_size: Tensor,
         seed: int,
+        compile: bool = False,
     ) -> None:
         self.paths, self.network, self.config, self.labels = paths, network, config, labels
         self.step_size, self._seed = step_size, seed
@@ -61,7 +63,7 @@ class TrajectoryMatching:
         self._augment = Augment(config.augment, network.spec)
         loss = network.loss_of_label_logits if labels.kind == "learned" else network.loss
         frozen = config.gradient == "frozen"
-        self._derivatives = Derivatives(loss, order=config.order, compile=config.compile, frozen=frozen)
+        self._derivatives = Derivatives(loss, order=config.order, compile=compile, frozen=frozen)
 
     def batches(self, count: int, step: int, member: int = 0) -> list[Tensor]:
         """Indices of the student's batches: slices of one permutation of the images after another, int64 (b,) each."""

@@ -1,13 +1,24 @@
 """A network as a function of one flat vector of weights, which is how trajectories are stored, matched and differentiated."""
 
+import importlib.util
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dim.errors import InputError
+from dim.nets.layers import CompiledInstanceNorm
 from dim.nets.students import build_student
 from dim.spec import DataSpec
+
+_REPAYS = 2000  # calls from which a compilation of half a minute is repaid
 
 
 class FlatNetwork:
@@ -17,13 +28,14 @@ class FlatNetwork:
         student: architecture, as `build_student` reads it.
         spec: the data that it sees.
         device: where it lives.
+        compiled: arrange the network for a compiler; same parameters, same values up to rounding.
 
     Raises:
         InputError: for an unknown student, or one whose output is no function of its weights and images alone: running
             statistics change with every batch, dropout is random.
     """
 
-    def __init__(self, student: str, spec: DataSpec, device: torch.device | str = "cpu") -> None:
+    def __init__(self, student: str, spec: DataSpec, device: torch.device | str = "cpu", *, compiled: bool = False) -> None:
         self.student, self.spec = student, spec
         self.net = build_student(student, spec, seed=0).to(device).train().requires_grad_(False)
         for module in self.net.modules():
@@ -34,6 +46,9 @@ class FlatNetwork:
                 )
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
                 raise InputError(f"student {student!r} has dropout, so its gradient is random: use an architecture without it")
+        self._compiled = compiled
+        if compiled:
+            _replace_norms(self.net)
         named = dict(self.net.named_parameters())
         self.names = list(named)
         self.shapes = [parameter.shape for parameter in named.values()]
@@ -53,6 +68,8 @@ class FlatNetwork:
 
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """theta (P,), float (B, C, H, W) in [-1, 1] -> (B, classes)."""
+        if self._compiled:
+            images = images.contiguous(memory_format=torch.channels_last)
         return functional_call(self.net, self.unflatten(theta), (images,))
 
     def loss(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
@@ -71,3 +88,46 @@ class FlatNetwork:
     def tensor_norms(self, theta: Tensor) -> Tensor:
         """Euclidean norm of each parameter tensor: (..., P) -> (..., tensors)."""
         return torch.stack([part.norm(dim=-1) for part in theta.split(self.sizes, dim=-1)], dim=-1)
+
+
+def _replace_norms(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels and child.affine:
+            setattr(module, name, CompiledInstanceNorm(child))
+        else:
+            _replace_norms(child)
+
+
+def worth_compiling(choice: Literal["auto", "on", "off"], device: torch.device | str, calls: int) -> bool:
+    """Whether to compile a function that will be called so many times.
+
+    `auto`: from 2,000 calls, where a compiler for the device is at hand (a C++ compiler on a CPU, Triton on a GPU).
+    """
+    if choice != "auto":
+        return choice == "on"
+    if torch.device(device).type == "cpu":
+        found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++"))
+    else:
+        found = importlib.util.find_spec("triton") is not None
+    return found and calls >= _REPAYS
+
+
+def compiled(function: Callable) -> Callable:
+    """`torch.compile` for static shapes. Where the compiler fails, one warning, and the function as it was from then on."""
+    state = {"run": torch.compile(function, dynamic=False), "tried": False}
+
+    def run(*inputs: Tensor):
+        if state["tried"]:
+            return state["run"](*inputs)
+        state["tried"] = True
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own, about libraries that it imports
+                return state["run"](*inputs)
+        except (torch._dynamo.exc.TorchDynamoException, subprocess.CalledProcessError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            warnings.warn(f"compiling failed, so this run is slower: {reason}", RuntimeWarning, stacklevel=2)
+            state["run"] = function
+            return function(*inputs)
+
+    return run

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
 from dim.errors import InputError, nearest
+from dim.trajectory.flat import compiled
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta (P,), x (b, C, H, W), y (b,) or (b, K)) -> scalar: a student's training loss."""
@@ -74,7 +75,7 @@ class Derivatives:
             "reverse-over-reverse": self._reverse_over_reverse,
             "forward-over-reverse": self._forward_over_reverse,
         }
-        wrap = (lambda f: torch.compile(f, dynamic=False, fullgraph=True)) if compile else (lambda f: f)
+        wrap = compiled if compile else (lambda function: function)
         self._gradient = wrap(grad(loss))
         self._pull = wrap(pulls[order])
         self._gradient_each = wrap(vmap(grad(loss), (0, None, None)))

@@ -30,7 +30,7 @@ from dim.run import (
     run_description,
     stop_signals,
 )
-from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.flat import FlatNetwork, compiled, worth_compiling
 from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
 
 STATE = "state.safetensors"
@@ -72,17 +72,19 @@ class _Recorder:
         if not resume:
             require_free_run(out, lambda out: (out / LAYOUT).is_file())
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
-        self.network = FlatNetwork(config.student, self.data.spec, device)
         last = round(self.settings.epochs / self.settings.every)
-        self.layout = _layout(self.settings, self.network, last)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
         self.total = last * self.per_moment
+        groups = -(-self.settings.count // self.settings.together)
+        compile = worth_compiling(self.settings.compile, device, groups * self.total)
+        self.network = FlatNetwork(config.student, self.data.spec, device, compiled=compile)
+        self.layout = _layout(self.settings, self.network, last)
         self.augment = Augment(self.settings.augment, self.data.spec)
         self._judged = self.data.val if len(self.data.val) else self.data.train
         self.store = ExpertStore.open(out) if resume else None
         gradient = grad_and_value(self.network.loss)
         gradient = gradient if self.settings.together == 1 else vmap(gradient)
-        self._gradient = torch.compile(gradient, dynamic=False) if self.settings.compile else gradient
+        self._gradient = compiled(gradient) if compile else gradient
 
     def run(self) -> ExpertStore:
         """Record what is missing."""
