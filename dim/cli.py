@@ -470,7 +470,7 @@ def _configured(arguments: Sequence[str], command: str, cls: type[T], config_cls
     if parsed.dry_run:
         print(to_toml(config), end="")
         return parsed, None
-    if recipe is None and not resume:
+    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
         raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
     if parsed.out is None:
         raise InputError("no folder: name one with --out")

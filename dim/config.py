@@ -606,7 +606,7 @@ def load_recipe(name: str) -> Recipe:
     """A recipe that comes with the package, by name, or a TOML file of the same form, by path.
 
     Returns:
-        A `TrajectoryRecipe` if it has a table `[trajectory]`, else a `TrainConfig`.
+        A `TrajectoryRecipe` if it has a table `[trajectory]` or `[experts]`, else a `TrainConfig`.
 
     Raises:
         InputError: if there is no such recipe or file, or it does not parse.
@@ -624,7 +624,7 @@ def load_recipe(name: str) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"recipe {name} is not valid TOML: {error}") from None
-    return from_dict(TrajectoryRecipe if "trajectory" in values else TrainConfig, values)
+    return from_dict(TrajectoryRecipe if {"trajectory", "experts"} & values.keys() else TrainConfig, values)
 
 
 def load_recipe_for(command: str, name: str) -> Any:

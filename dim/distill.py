@@ -5,6 +5,7 @@ natural images, with their labels and the learned step size.
 """
 
 import dataclasses
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.grid import grid, save_png
 from dim.io import load_tensors, save_tensors
+from dim.nets.students import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.provenance import versions
 from dim.run import (
@@ -42,7 +44,7 @@ from dim.run import (
 )
 from dim.trajectory.flat import FlatNetwork, worth_compiling
 from dim.trajectory.path import ConvexPath, ExpertPath, RecordedPath
-from dim.trajectory.store import ExpertStore
+from dim.trajectory.store import LAYOUT, ExpertStore
 
 _MAY_CHANGE = (
     *MAY_CHANGE,
@@ -92,10 +94,15 @@ class Distiller:
         self.config, self.out, self.device, self.natural = config, out, device, data
         self.step, self.seconds, self.skipped, self._bad = 0, 0.0, 0, 0
         self.store = open_experts(experts, config, data)
+        check_protocol(config.protocol, data.spec)
         resume = resume and check_same_run(out, config, data.spec, kind="distillation", may_change=_MAY_CHANGE)
         resume = resume and (out / CHECKPOINT).is_file()
+        # Path lengths and accuracies tell recordings apart, wherever the folder lies.
+        self._experts_digest = hashlib.blake2b((experts / LAYOUT).read_bytes(), digest_size=16).hexdigest()
+        if resume and read_run(out, "distillation")["experts_digest"] != self._experts_digest:
+            raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
         if not resume:
-            require_free_run(out)
+            require_free_run(out, kind="distillation")
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
         self.data = data if self.whitening is None else self.whitening.data(data)
         calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
@@ -196,7 +203,8 @@ class Distiller:
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         description = run_description(self.config, self.natural.spec, self.device, "distillation")
-        open_run(self.out, {**description, "experts": str(self.store.folder.absolute())}, self.step)
+        store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
+        open_run(self.out, {**description, **store}, self.step)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - self.seconds
         with stop_signals() as asked, Progress("distill", config.iterations, self.step, unit="iteration") as progress:

@@ -107,8 +107,12 @@ def load_run_config(out: Path | str, cls: type[T] = TrainConfig, kind: str = "ru
     return from_dict(cls, read_run(out, kind)["config"])
 
 
-def require_free_run(out: Path, holds_result: Callable[[Path], bool] = lambda out: (out / CHECKPOINT).is_file()) -> None:
-    """Refuse a folder that holds a run with something to lose, or anything else."""
+def require_free_run(
+    out: Path, holds_result: Callable[[Path], bool] = lambda out: (out / CHECKPOINT).is_file(), *, kind: str = "run"
+) -> None:
+    """Refuse a folder that holds a run with something to lose, a run of another kind, or anything else."""
+    if (out / RUN).is_file():
+        read_run(out, kind)  # another kind keeps what it has in other files
     if holds_result(out):
         raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
     if not (out / RUN).is_file():

@@ -16,6 +16,7 @@ Three ways to differentiate it:
   of L unless N = 1; kept because it is what the paper does, with the factor 2 that its code loses.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +70,7 @@ class Derivatives:
     def __init__(self, loss: Loss, *, order: Order = "reverse-over-forward", compile: bool = False, frozen: bool = False) -> None:
         if order not in ORDERS:
             raise InputError(f"unknown order {order!r}. {nearest(order, ORDERS)}")
+        _load_forward_mode()
         self.loss, self.frozen = loss, frozen
         pulls = {
             "reverse-over-forward": self._reverse_over_forward,
@@ -138,6 +140,13 @@ class Derivatives:
         values, tangents = jvp(gradients, (theta,), (direction,))
         parts = dict(zip(wanted, tangents, strict=True))
         return direction @ values[0], *(parts[position] for position in positions)
+
+
+def _load_forward_mode() -> None:
+    """PyTorch scripts what forward mode needs when that is first used, and warns that scripting is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        jvp(torch.clone, (torch.zeros(()),), (torch.zeros(()),))
 
 
 def hypergradient(

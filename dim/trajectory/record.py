@@ -70,7 +70,7 @@ class _Recorder:
         resume = resume and check_same_run(out, config, data.spec, kind="experts", may_change=_MAY_CHANGE)
         resume = resume and (out / LAYOUT).is_file()
         if not resume:
-            require_free_run(out, lambda out: (out / LAYOUT).is_file())
+            require_free_run(out, lambda out: (out / LAYOUT).is_file(), kind="experts")
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
         last = round(self.settings.epochs / self.settings.every)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
@@ -90,6 +90,8 @@ class _Recorder:
         """Record what is missing."""
         together, count = self.settings.together, self.settings.count
         first = 0 if self.store is None else len(self.store.records) // together * together
+        if self.store is not None and self.store.complete:
+            first = -(-count // together) * together  # the last group may be smaller
         state = self._load_state(first) if self.store is not None else None
         step = 0 if state is None else state[0]
         description = run_description(self.config, self.natural_spec, self.device, "experts")

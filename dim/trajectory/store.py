@@ -76,8 +76,7 @@ def waypoint_moments(last: int, count: int) -> tuple[int, ...]:
     """Moments of `count` waypoints from 0 to `last`, evenly spaced as MCT has them: 0, 17, 34, 50 for 4 of 50."""
     if not 2 <= count <= last + 1:
         raise InputError(f"waypoints is {count}: expected 2 to {last + 1}")
-    gap = -(-last // (count - 1))
-    return tuple(sorted({min(last, gap * index) for index in range(count)}))
+    return tuple(-(-last * index // (count - 1)) for index in range(count))
 
 
 class ExpertStore:
@@ -130,6 +129,8 @@ class ExpertStore:
             layout = values["layout"]
             tensors = tuple((name, size) for name, size in layout["tensors"])
             layout = Layout(**{**layout, "moments": tuple(layout["moments"]), "tensors": tensors})
+            if layout.dtype not in _DTYPES:
+                raise ValueError(f"unknown dtype {layout.dtype!r}")
             records = {}
             for number, record in values["records"].items():
                 record["lengths"] = tuple(map(tuple, record["lengths"]))

@@ -1,0 +1,98 @@
+"""The published CIFAR-10 settings of MTT, TESLA, DATM and MCT for a few iterations: loss and time per iteration.
+
+    python benchmarks/published.py --data-root DIR [--iterations 20] [--out runs/published]
+
+For machines where the whole of them is too long. Networks, N, M, batches, learning rates and whitening are the recipes'; what is
+cut is stated in the result: one expert in place of a hundred, of a few epochs, and start points in its first two.
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from common import save
+
+from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
+from dim.data.real import load_data
+from dim.distill import Distiller
+from dim.host import keep_freed_memory
+from dim.trajectory.record import record
+from dim.trajectory.store import LAYOUT, ExpertStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Run published settings for a few iterations."""
+
+    data_root: str | None = None
+    """Where CIFAR-10 lies. Default: the environment variable DIM_DATA_ROOT."""
+    recipes: tuple[str, ...] = ("cifar10-mtt-ipc1", "cifar10-tesla-ipc1", "cifar10-mct-ipc1", "cifar10-datm-ipc10")
+    """Which."""
+    iterations: int = 20
+    """Of each."""
+    epochs: int = 3
+    """Of each expert."""
+    out: str = "runs/published"
+    """Folder for experts."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+
+CUT = {"experts": 1, "max_start": 2}
+
+
+def cut(recipe: TrajectoryRecipe, arguments: Arguments) -> TrajectoryRecipe:
+    """A published recipe with one short expert and a window inside it."""
+    settings = recipe.trajectory
+    window = {"min_start": 0.0, "max_start": float(CUT["max_start"]), "max_start_at_first": None, "grows_for": 0}
+    return dataclasses.replace(
+        recipe,
+        experts=dataclasses.replace(recipe.experts, count=CUT["experts"], epochs=arguments.epochs, waypoints=0, smooth=False),
+        trajectory=dataclasses.replace(settings, **window, waypoints=min(settings.waypoints, arguments.epochs + 1), compile="on"),
+        distill=dataclasses.replace(recipe.distill, iterations=arguments.iterations),
+        data=dataclasses.replace(recipe.data, root=arguments.data_root or os.environ.get("DIM_DATA_ROOT")),
+    )
+
+
+def main(arguments: Arguments) -> None:
+    rows = []
+    for name in arguments.recipes:
+        recipe = cut(load_recipe(name), arguments)
+        data = load_data(recipe.data, arguments.device)
+        store = Path(arguments.out) / f"{recipe.experts.optimizer}-{'zca' if recipe.zca else 'plain'}"
+        if not ((store / LAYOUT).is_file() and ExpertStore.open(store).complete):
+            config = RecordConfig(student=recipe.student, zca=recipe.zca, data=recipe.data, experts=recipe.experts)
+            record(config, data, store, resume=store.exists(), device=arguments.device)
+        run = Distiller(recipe, data, store, Path(arguments.out) / name, resume=False, device=torch.device(arguments.device))
+        losses, seconds = [], []
+        for _ in range(arguments.iterations):
+            started = time.perf_counter()
+            losses.append(run.iterate())
+            seconds.append(time.perf_counter() - started)
+        row = {
+            "recipe": name,
+            "losses": losses,
+            "first_five": statistics.fmean(losses[:5]),
+            "last_five": statistics.fmean(losses[-5:]),
+            "seconds_per_iteration": statistics.median(seconds),
+            "first_iteration_seconds": seconds[0],
+            "skipped": run.skipped,
+            "config": to_dict(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=None))),
+        }
+        rows.append(row)
+        print(
+            f"{name}: loss {row['first_five']:.4f} (first five), {row['last_five']:.4f} (last five); "
+            f"{row['seconds_per_iteration']:.2f} s per iteration",
+            flush=True,
+        )
+        save(f"published-{arguments.device}", {"cut": CUT, "rows": rows}, arguments.device)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Arguments))
