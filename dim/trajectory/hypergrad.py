@@ -16,6 +16,7 @@ Three ways to differentiate it:
   of L unless N = 1; kept because it is what the paper does, with the factor 2 that its code loses.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ class Derivatives:
 def _load_forward_mode() -> None:
     """PyTorch scripts what forward mode needs when that is first used, and warns that scripting is deprecated."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script`")
         jvp(torch.clone, (torch.zeros(()),), (torch.zeros(()),))
 
 
@@ -193,9 +194,9 @@ def hypergradient(
         raise InputError("no batches: expected at least one student step")
     if len(images) != len(targets):
         raise InputError(f"{len(images)} images and {len(targets)} targets: expected as many of one as of the other")
-    if not float(step_size) > 0:
-        raise InputError(f"step_size is {float(step_size)}: expected a positive number")
     beta = torch.as_tensor(step_size, dtype=theta_start.dtype, device=theta_start.device).detach()
+    if not 0 < float(beta) < math.inf:
+        raise InputError(f"step_size is {float(beta)}: expected a positive number")
     if method == "unroll":
         plain = loss.loss if isinstance(loss, Derivatives) else loss
         return _unroll(plain, theta_start, theta_target, images, targets, beta, batches, transform)

@@ -290,7 +290,7 @@ def gsam_gradient(
 def _layout(settings: ExpertsConfig, network: FlatNetwork, last: int) -> Layout:
     moments = tuple(range(last + 1))
     if settings.waypoints:
-        moments = waypoint_moments(last, settings.waypoints)
+        moments = waypoint_moments(last, settings.waypoints, smooth=settings.smooth)
     return Layout(
         experts=settings.count,
         moments=moments,

@@ -72,10 +72,15 @@ class ExpertRecord:
     """At the last moment, in percent; nothing is chosen by it."""
 
 
-def waypoint_moments(last: int, count: int) -> tuple[int, ...]:
-    """Moments of `count` waypoints from 0 to `last`, evenly spaced as MCT has them: 0, 17, 34, 50 for 4 of 50."""
-    if not 2 <= count <= last + 1:
-        raise InputError(f"waypoints is {count}: expected 2 to {last + 1}")
+def waypoint_moments(last: int, count: int, *, smooth: bool = False) -> tuple[int, ...]:
+    """Moments of `count` waypoints from 0 to `last`, evenly spaced as MCT has them: 0, 17, 34, 50 for 4 of 50.
+
+    Raises:
+        InputError: if there are not so many; smoothed ones must leave out a moment, or they would pass for the checkpoints.
+    """
+    most = last if smooth else last + 1
+    if not 2 <= count <= most:
+        raise InputError(f"waypoints is {count}: expected 2 to {most}{' where they are smoothed' if smooth else ''}")
     return tuple(-(-last * index // (count - 1)) for index in range(count))
 
 
@@ -166,8 +171,11 @@ class ExpertStore:
         """Store a checkpoint, float (P,); the live weights may change afterwards.
 
         Raises:
+            ValueError: if the vector is not of P values.
             OSError: if the disk refuses it.
         """
+        if theta.shape != (self.layout.parameters,):
+            raise ValueError(f"weights have shape {tuple(theta.shape)}: expected ({self.layout.parameters},)")
         stored = theta.detach().to("cpu", self._torch_dtype).contiguous().clone()
         content = stored.view(torch.uint8).numpy().tobytes()
         offset = (expert * len(self.layout.moments) + position) * len(content)
@@ -233,7 +241,7 @@ def to_waypoints(
     if not store.layout.full:
         raise InputError(f"{store.folder} holds waypoints already: expected a store with every checkpoint")
     store.require_complete()
-    moments = waypoint_moments(store.layout.last, count)
+    moments = waypoint_moments(store.layout.last, count, smooth=smooth)
     layout = Layout(**{**store.layout.__dict__, "moments": moments, "dtype": dtype})
     with atomic_folder(out) as folder:
         made = ExpertStore.create(folder, layout)
