@@ -186,7 +186,7 @@ class Distiller:
             "config": to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, root=None))),
             "data": to_dict(dataclasses.replace(config.data, root=None)),
             "protocol": to_dict(protocol),
-            "step_size": float(self.step_size),
+            "step_size": self.step_size.item(),
             "iterations": self.step,
             "skipped": self.skipped,
             "seconds": round(self._elapsed(), 1),
@@ -272,7 +272,7 @@ class Distiller:
 
     def _log(self, losses: list[float], progress: Progress) -> None:
         finite = [loss for loss in losses if math.isfinite(loss)]
-        values = {"step_size": float(self.step_size), "skipped": float(self.skipped)}
+        values = {"step_size": self.step_size.item(), "skipped": float(self.skipped)}
         if finite:
             values = {"trajectory": sum(finite) / len(finite)} | values
         append_metrics(self.out, {"step": self.step, "seconds": round(self._elapsed(), 2), **values})
@@ -285,10 +285,10 @@ class Distiller:
         due = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
         if config.checkpoint_minutes > 0:
             due |= time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
+        if config.sample_steps > 0 and self.step % config.sample_steps == 0:
+            self._save_grid(self.result())  # before the checkpoint, so that a kill between the two does not lose it
         if due:
             self._save()
-        if config.sample_steps > 0 and self.step % config.sample_steps == 0:
-            self._save_grid(self.result())
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started

@@ -1,6 +1,7 @@
 """A network as a function of one flat vector of weights, which is how trajectories are stored, matched and differentiated."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -120,14 +121,19 @@ def compiled(function: Callable) -> Callable:
         if state["tried"]:
             return state["run"](*inputs)
         state["tried"] = True
+        talk = logging.getLogger("torch.utils.cpp_extension")
+        level = talk.level
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the compiler's own, about libraries that it imports
+            with warnings.catch_warnings():  # the compiler's own, about libraries that it imports and CUDA that is absent
+                warnings.simplefilter("ignore")
+                talk.setLevel(logging.ERROR)
                 return state["run"](*inputs)
         except (torch._dynamo.exc.TorchDynamoException, subprocess.CalledProcessError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(f"compiling failed, so this run is slower: {reason}", RuntimeWarning, stacklevel=2)
             state["run"] = function
             return function(*inputs)
+        finally:
+            talk.setLevel(level)
 
     return run
