@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +20,27 @@ from dim.cli import main
 from dim.config import (
     AboutConfig,
     DiscriminatorConfig,
+    DistillConfig,
+    ExpertsConfig,
     FitConfig,
     GeneratorConfig,
+    ImagesConfig,
     PoolConfig,
     ProtocolConfig,
+    RecordConfig,
     StageConfig,
     TrainConfig,
+    TrajectoryConfig,
+    TrajectoryRecipe,
     load_recipe,
+    load_recipe_for,
     recipe_names,
     to_toml,
 )
-from dim.io import load_tensors
+from dim.distill import Distiller
+from dim.io import load_tensors, read_json
+from dim.trajectory import record
+from dim.trajectory.store import ExpertStore
 
 TINY = TrainConfig(
     about=AboutConfig(title="tiny"),
@@ -39,6 +51,15 @@ TINY = TrainConfig(
     pool=PoolConfig(students=("convnet:width=4",), members=2),
     fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
     protocol=ProtocolConfig(students=("convnet:width=4",), epochs=1, augment="crop"),
+)
+TINY_TRAJECTORY = TrajectoryRecipe(
+    about=AboutConfig(title="tiny"),
+    student="convnet:width=8,depth=2",
+    experts=ExpertsConfig(count=2, epochs=3.0, batch_size=256, lr=0.05, augment="", device="cpu"),
+    trajectory=TrajectoryConfig(steps=2, epochs=1, max_start=2, augment=""),
+    images=ImagesConfig(lr=10.0),
+    distill=DistillConfig(iterations=3, sample_steps=0, device="cpu"),
+    protocol=ProtocolConfig(students=("convnet:width=4",), epochs=2, augment=""),
 )
 
 
@@ -120,22 +141,28 @@ def photos(tmp_path):
 def test_help_and_version_as_a_process():
     done = dim_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("train", "sample", "evaluate", "recipes"):
+    for name in ("train", "sample", "evaluate", "experts", "distill", "recipes"):
         assert f"  {name} " in done.stdout
     done = dim_process("--version")
     assert (done.returncode, done.stdout) == (0, f"{dim.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "recipes"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "experts", "distill", "recipes"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code in (0, None)
     text = capsys.readouterr().out
     assert f"usage: dim {command}" in text
-    if command == "train":
-        for option in ("--recipe", "--generator.width", "--stage-two.lr-end", "--data-root", "--fit.trackers", "--resume"):
-            assert option in text
+    options = {
+        "train": ("--recipe", "--generator.width", "--stage-two.lr-end", "--data-root", "--fit.trackers", "--resume"),
+        "experts": ("--recipe", "--student", "--zca", "--experts.optimizer", "--to-waypoints", "--data-root", "--resume"),
+        "distill": ("--recipe", "--experts", "--trajectory.gradient", "--labels.kind", "--step-size.initial", "--resume"),
+        "evaluate": ("--protocol.learned-lr", "--protocol.zca"),
+    }
+    for option in options.get(command, ()):
+        assert option in text
+    assert ("--experts.count" in text) == (command == "experts")
 
 
 def test_no_command_prints_the_overview(capsys):
@@ -256,6 +283,353 @@ def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
     assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed)]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
+
+
+# --- trajectory matching -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trajectory_recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "trajectory.toml"
+    path.write_text(to_toml(TINY_TRAJECTORY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def store(trajectory_recipe, tmp_path_factory):
+    """Recorded experts."""
+    path = tmp_path_factory.mktemp("experts") / "store"
+    assert main(["experts", "--recipe", trajectory_recipe, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def distilled(trajectory_recipe, store, tmp_path_factory):
+    """A distilled set."""
+    path = tmp_path_factory.mktemp("distilled") / "set"
+    assert main(["distill", "--recipe", trajectory_recipe, "--experts", str(store), "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def refused(capfd):
+    """Run a command that must end with status 2: the single line it prints, without `dim: `."""
+
+    def call(*arguments) -> str:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        output, errors = capfd.readouterr()
+        assert (status, output) == (2, ""), errors
+        assert errors.startswith("dim: "), errors
+        assert errors.endswith("\n")
+        assert errors.count("\n") == 1, errors
+        return errors.removeprefix("dim: ")
+
+    return call
+
+
+def test_experts_say_what_was_recorded(trajectory_recipe, tmp_path, capsys):
+    assert main(["experts", "--recipe", trajectory_recipe, "--out", str(tmp_path / "store")]) == 0
+    text = capsys.readouterr().out
+    made = ExpertStore.open(tmp_path / "store")
+    assert f"2 experts of {made.layout.parameters:,} weights" in text
+    assert str(tmp_path / "store") in text
+    assert "checkpoints at moments 0 to 3, which are 1 epochs apart" in text
+    accuracy = made.summary()["accuracy"]
+    assert f"{accuracy[0]:.1f} at 0" in text
+    assert f"{accuracy[3]:.1f} at 3" in text
+    assert f"on the test part at the end: {made.summary()['test_accuracy']:.1f}" in text
+
+
+def test_from_experts_to_scores(trajectory_recipe, store, tmp_path, capsys):
+    out = tmp_path / "set"
+    assert main(["distill", "--recipe", trajectory_recipe, "--experts", str(store), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert f"10 images in {out}" in text
+    assert f"dim evaluate {out}" in text
+    page = (out / "report.html").read_text()
+    for heading in ("Samples", "Training", "Configuration"):
+        assert f"<h2>{heading}" in page
+    assert "<h2>Scores" not in page
+    arguments = ["evaluate", str(out), "--seeds", "2", "--controls", "random", "--json", str(tmp_path / "scores.json")]
+    assert main(arguments) == 0
+    first, second = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    step_size = dim.load_set(out).info["step_size"]
+    assert [(score["name"], score["track"], score["ipc"], score["steps"]) for score in (first, second)] == [
+        (str(out), "fixed", 1, 2),
+        ("random real", "fixed", 1, 2),
+    ]
+    assert (first["protocol"]["lr"], second["protocol"]["lr"]) == (step_size, TINY_TRAJECTORY.protocol.lr)
+    assert "<h2>Scores" in (out / "report.html").read_text()
+    assert main([*arguments, "--protocol.no-learned-lr", "--protocol.lr", "0.25"]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"][0]["protocol"]["lr"] == 0.25
+
+
+def test_options_are_laid_over_the_recipe(trajectory_recipe, store, tmp_path):
+    options = ["--images.ipc", "3", "--labels.kind", "learned", "--trajectory.gradient", "frozen", "--seed", "4"]
+    arguments = ["distill", "--recipe", trajectory_recipe, "--experts", str(store), "--out", str(tmp_path / "set")]
+    assert main([*arguments, *options, "--distill.iterations", "1"]) == 0
+    subject = dim.load_set(tmp_path / "set")
+    assert (subject.ipc, subject.info["iterations"]) == (3, 1)
+    assert subject.soft is not None
+    config = read_json(tmp_path / "set" / "run.json")["config"]
+    assert (config["distill"]["seed"], config["trajectory"]["gradient"], config["trajectory"]["steps"]) == (4, "frozen", 2)
+
+
+def test_a_store_is_converted_to_waypoints(store, trajectory_recipe, tmp_path, capsys):
+    arguments = ["experts", "--recipe", trajectory_recipe, "--to-waypoints", str(store), "--out", str(tmp_path / "few")]
+    assert main([*arguments, "--experts.waypoints", "3", "--experts.smooth", "--experts.storage", "bfloat16"]) == 0
+    assert "checkpoints at moments 0, 2, 3" in capsys.readouterr().out
+    few, whole = ExpertStore.open(tmp_path / "few"), ExpertStore.open(store)
+    assert (few.layout.moments, few.layout.dtype) == ((0, 2, 3), "bfloat16")
+    mean = (whole.weights(1, 1) + whole.weights(1, 3)) / 2
+    assert torch.equal(few.weights(1, 1), mean.bfloat16().float())
+    options = ["--trajectory.path", "convex", "--trajectory.continuous", "--experts", str(tmp_path / "few")]
+    assert main(["distill", "--recipe", trajectory_recipe, "--out", str(tmp_path / "set"), *options]) == 0
+
+
+def test_converting_needs_no_recipe(store, tmp_path):
+    """Nothing in one would matter."""
+    assert main(["experts", "--to-waypoints", str(store), "--out", str(tmp_path / "few"), "--experts.waypoints", "2"]) == 0
+    assert ExpertStore.open(tmp_path / "few").layout.moments == (0, 3)
+
+
+def interrupted(monkeypatch, owner, name: str, count: int, arguments: list[str], capfd) -> str:
+    """Ctrl-C in the middle of a command: what it prints."""
+    original, calls = getattr(owner, name), 0
+
+    def call(*given):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            signal.raise_signal(signal.SIGINT)
+        return original(*given)
+
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, call)
+        assert main(arguments) == 130
+    output, errors = capfd.readouterr()
+    assert output == ""
+    assert errors.startswith("dim: interrupted")
+    assert errors.count("\n") == 1
+    return errors.rpartition("continue with: dim ")[2].strip()
+
+
+def test_experts_that_are_interrupted_are_continued_by_what_is_printed(trajectory_recipe, store, tmp_path, monkeypatch, capfd):
+    """Without the recipe: the folder has the configuration."""
+    arguments = ["experts", "--recipe", trajectory_recipe, "--out", str(tmp_path / "store")]
+    remedy = interrupted(monkeypatch, record._Recorder, "_step", 7, arguments, capfd)
+    assert remedy == f"experts --out {tmp_path / 'store'} --resume"
+    assert main(remedy.split()) == 0
+    assert (tmp_path / "store" / "weights.bin").read_bytes() == (store / "weights.bin").read_bytes()
+    assert read_json(tmp_path / "store" / "experts.json") == read_json(store / "experts.json")
+
+
+def test_a_distillation_that_is_interrupted_is_continued_by_what_is_printed(
+    trajectory_recipe, store, distilled, tmp_path, monkeypatch, capfd
+):
+    """Without the recipe, and without the experts: the folder has both."""
+    out = tmp_path / "set"
+    arguments = ["distill", "--recipe", trajectory_recipe, "--experts", str(store), "--out", str(out)]
+    remedy = interrupted(monkeypatch, Distiller, "iterate", 2, arguments, capfd)
+    assert remedy == f"distill --out {out} --resume"
+    assert main(remedy.split()) == 0
+    (own, _), (expected, _) = (load_tensors(folder / "checkpoint.safetensors") for folder in (out, distilled))
+    assert all(torch.equal(own[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("command", ["experts", "distill"])
+def test_a_dry_run_prints_a_recipe_for_the_same_command(command, trajectory_recipe, capsys, tmp_path):
+    options = {
+        "experts": ["--student", "convnet:width=9", "--zca", "--experts.every", "0.5", "--experts.device", "cuda"],
+        "distill": ["--student", "convnet:width=9", "--zca", "--images.lr", "3", "--trajectory.max-start-at-first", "1"],
+    }[command]
+    options += ["--trajectory.grows-for", "7"] * (command == "distill") + ["--data.split-seed", "3"]
+    out = tmp_path / "out"
+    assert main([command, "--recipe", trajectory_recipe, "--out", str(out), "--dry-run", *options]) == 0
+    (tmp_path / "resolved.toml").write_text(capsys.readouterr().out)
+    changes = {"student": "convnet:width=9", "zca": True}
+    data = dataclasses.replace(TINY_TRAJECTORY.data, split_seed=3)
+    if command == "experts":
+        experts = dataclasses.replace(TINY_TRAJECTORY.experts, every=0.5, device="cuda")
+        expected = RecordConfig(about=TINY_TRAJECTORY.about, data=data, experts=experts, **changes)
+    else:
+        trajectory = dataclasses.replace(TINY_TRAJECTORY.trajectory, max_start_at_first=1.0, grows_for=7)
+        images = dataclasses.replace(TINY_TRAJECTORY.images, lr=3.0)
+        expected = dataclasses.replace(TINY_TRAJECTORY, data=data, trajectory=trajectory, images=images, **changes)
+    loaded = load_recipe_for(command, str(tmp_path / "resolved.toml"))
+    for field in dataclasses.fields(expected):
+        assert getattr(loaded, field.name) == getattr(expected, field.name)
+    assert main([command, "--recipe", str(tmp_path / "resolved.toml"), "--dry-run"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "resolved.toml").read_text()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["experts", "distill"])
+def test_a_dry_run_of_every_trajectory_recipe(command, capsys, tmp_path):
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        if isinstance(recipe, TrajectoryRecipe):
+            assert main([command, "--recipe", name, "--dry-run", "--data-root", "here"]) == 0
+            text = capsys.readouterr().out
+            assert f"[{'experts' if command == 'experts' else 'trajectory'}]" in text
+            assert 'root = "here"' in text
+
+
+def test_a_recipe_for_another_command(refused, recipe, trajectory_recipe, store, tmp_path):
+    for name in ("digits-mtt-ipc1", trajectory_recipe):
+        assert "'dim experts' and 'dim distill'" in refused("train", "--recipe", name, "--out", tmp_path / "run")
+    for name in ("digits-dim", recipe):
+        assert "is for 'dim train'" in refused("experts", "--recipe", name, "--out", tmp_path / "run")
+        assert "is for 'dim train'" in refused("distill", "--recipe", name, "--experts", store, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_distillation_without_experts(refused, trajectory_recipe, tmp_path):
+    arguments = ["distill", "--recipe", trajectory_recipe, "--out", tmp_path / "set"]
+    for more in ([], ["--resume"]):
+        assert "--experts" in refused(*arguments, *more)
+    for path in (tmp_path, tmp_path / "nowhere"):
+        message = refused(*arguments, "--experts", path)
+        assert f"{path} holds no experts" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distillation_without_experts_as_a_process(tmp_path):
+    done = dim_process("distill", "--recipe", "digits-mtt-ipc1", "--out", tmp_path / "set")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dim: no experts: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["experts", "distill"])
+def test_a_trajectory_command_without_a_recipe_or_a_folder(refused, trajectory_recipe, store, tmp_path, command):
+    more = ["--experts", store] * (command == "distill")
+    assert "--recipe" in refused(command, "--out", tmp_path / "new", *more)
+    assert "--out" in refused(command, "--recipe", trajectory_recipe, *more)
+    assert f"'dim {command}'" in refused(command, "--out", tmp_path / "new", "--resume")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "nearest"),
+    [
+        ("experts", "--experts.cuont", "--experts.count"),
+        ("experts", "--to-waypoint", "--to-waypoints"),
+        ("distill", "--expert", "--experts"),
+        ("distill", "--trajectory.step", "--trajectory.steps"),
+        ("distill", "--step-size.inital", "--step-size.initial"),
+    ],
+)
+def test_an_unknown_trajectory_option_names_the_nearest(refused, trajectory_recipe, tmp_path, command, option, nearest):
+    message = refused(command, "--recipe", trajectory_recipe, "--out", tmp_path / "new", option, "3")
+    assert option in message
+    assert nearest in message
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("experts", "--experts.count", "0"),
+        ("experts", "--experts.count", "many"),
+        ("experts", "--experts.optimizer", "adam"),
+        ("experts", "--experts.augment", "crops"),
+        ("experts", "--experts.waypoints", "9"),
+        ("experts", "--experts.device", "tpu"),
+        ("experts", "--student", "convnett"),
+        ("experts", "--student", "resnet18"),
+        ("experts", "--dataset", "digitz"),
+        ("distill", "--trajectory.gradient", "exact"),
+        ("distill", "--trajectory.path", "straight"),
+        ("distill", "--trajectory.augment", "crops"),
+        ("distill", "--trajectory.max-start", "0"),
+        ("distill", "--trajectory.max-start", "7"),
+        ("distill", "--trajectory.epochs", "0.5"),
+        ("distill", "--images.init", "random"),
+        ("distill", "--images.ipc", "500"),
+        ("distill", "--labels.kind", "soft"),
+        ("distill", "--step-size.initial", "0"),
+        ("distill", "--distill.device", "tpu"),
+        ("distill", "--student", "convnet:width=9,depth=2"),
+        ("distill", "--protocol.students", "convnett"),
+        ("distill", "--protocol.augment", "crops"),
+    ],
+)
+def test_an_impossible_value_of_a_trajectory_option(refused, trajectory_recipe, store, tmp_path, command, option, value):
+    """Found before anything is trained or written."""
+    more = ["--experts", store] * (command == "distill")
+    message = refused(command, "--recipe", trajectory_recipe, "--out", tmp_path / "new", *more, option, value)
+    assert value in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_experts_that_cannot_be_converted(refused, store, trajectory_recipe, tmp_path):
+    arguments = ["experts", "--recipe", trajectory_recipe, "--out", tmp_path / "few", "--to-waypoints"]
+    assert "--experts.waypoints N" in refused(*arguments, store)
+    assert "waypoints is 5: expected 2 to 4" in refused(*arguments, store, "--experts.waypoints", 5)
+    assert "no experts" in refused(*arguments, tmp_path, "--experts.waypoints", 2)
+    assert not (tmp_path / "few").exists()
+    assert main([str(argument) for argument in (*arguments, store, "--experts.waypoints", 2)]) == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "few").iterdir()}
+    assert str(tmp_path / "few") in refused(*arguments, store, "--experts.waypoints", 3)
+    again = [*arguments[:4], tmp_path / "fewer", "--to-waypoints", tmp_path / "few", "--experts.waypoints", 2]
+    assert "holds waypoints already" in refused(*again)
+    assert {file: file.read_bytes() for file in (tmp_path / "few").iterdir()} == before
+
+
+def test_resuming_with_other_settings_or_data(refused, store, distilled, tmp_path):
+    cases = [
+        (("experts", "--out", store, "--experts.lr", "0.01"), "experts.lr"),
+        (("experts", "--out", store, "--student", "convnet"), "student"),
+        (("experts", "--out", store, "--data.split-seed", "1"), "other data"),
+        (("distill", "--out", distilled, "--images.lr", "1"), "images.lr"),
+        (("distill", "--out", distilled, "--distill.iterations", "5"), "distill.iterations"),
+        (("distill", "--out", distilled, "--data.split-seed", "1"), "split"),
+    ]
+    before = {file: file.read_bytes() for folder in (store, distilled) for file in folder.rglob("*") if file.is_file()}
+    for arguments, said in cases:
+        assert said in refused(*arguments, "--resume")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_folders_of_one_kind_of_run_are_not_taken_for_another(
+    refused, run, store, distilled, recipe, trajectory_recipe, tmp_path
+):
+    """Nothing is written into them either: what they hold may have taken weeks."""
+    folders = {"train": tmp_path / "run", "experts": tmp_path / "store", "distill": tmp_path / "set"}
+    for source, copy in zip((run, store, distilled), folders.values(), strict=True):
+        shutil.copytree(source, copy)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for command, option in (("train", recipe), ("experts", trajectory_recipe), ("distill", trajectory_recipe)):
+        more = ["--experts", store] * (command == "distill")
+        for kind, folder in folders.items():
+            assert str(folder) in refused(command, "--recipe", option, "--out", folder, *more)
+            if kind != command:
+                assert f"'dim {kind}'" in refused(command, "--out", folder, "--resume")
+                assert f"'dim {kind}'" in refused(command, "--recipe", option, "--out", folder, *more, "--resume")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_folders_that_hold_no_generator(refused, store, distilled, tmp_path):
+    for folder in (store, distilled):
+        assert str(folder) in refused("sample", folder, "--ipc", 1, "--out", tmp_path / "set")
+    assert str(store) in refused("evaluate", store)
+    assert not (tmp_path / "set").exists()
+
+
+def test_experts_that_diverge(wrong, trajectory_recipe, tmp_path):
+    message = wrong("experts", "--recipe", trajectory_recipe, "--out", tmp_path / "store", "--experts.lr", "1e30")
+    assert "not finite" in message
+    assert "--experts.lr" in message
+
+
+def test_a_distillation_that_diverges(wrong, trajectory_recipe, store, tmp_path):
+    arguments = ["distill", "--recipe", trajectory_recipe, "--experts", store, "--out", tmp_path / "set"]
+    message = wrong(*arguments, "--step-size.initial", "1e30", "--distill.iterations", "120", "--trajectory.steps", "2")
+    assert "--step-size.initial" in message
+    assert str(tmp_path / "set" / "failed.safetensors") in message
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------------

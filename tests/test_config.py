@@ -8,33 +8,114 @@ import pytest
 
 from dim.config import (
     DataConfig,
+    ExpertsConfig,
     GeneratorConfig,
     PoolConfig,
     ProtocolConfig,
+    RecordConfig,
     StageConfig,
     TrainConfig,
+    TrajectoryConfig,
+    TrajectoryRecipe,
     from_dict,
     load_recipe,
+    load_recipe_for,
     recipe_names,
     to_dict,
     to_toml,
 )
 from dim.errors import InputError
-from dim.nets.students import parse_student
+from dim.nets.students import build_student, check_protocol, parse_student
+from dim.objectives.trajectory import window_of
+from dim.trajectory.store import waypoint_moments
+
+TRAJECTORY = [name for name in recipe_names() if isinstance(load_recipe(name), TrajectoryRecipe)]
+GENERATOR = [name for name in recipe_names() if name not in TRAJECTORY]
 
 
 def test_the_demo_recipe_is_there():
-    assert {"digits-dim", "cifar10-dim2023"} <= set(recipe_names())
+    assert {"digits-dim", "cifar10-dim2023"} <= set(GENERATOR)
+    assert {"digits-mtt-ipc1", "cifar10-mtt-ipc1", "cifar10-tesla-ipc1", "cifar10-datm-ipc10", "cifar10-mct-ipc1"} <= set(
+        TRAJECTORY
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_survives_toml_and_json(name):
     config = load_recipe(name)
-    assert config.about.title
-    assert from_dict(TrainConfig, tomllib.loads(to_toml(config))) == config
-    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
-    for student in (*config.pool.students, *config.protocol.students):
+    for text in (config.about.title, config.about.source, config.about.expect):
+        assert text
+        assert text == text.strip()
+    assert "\n" not in config.about.title
+    assert from_dict(type(config), tomllib.loads(to_toml(config))) == config
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+    for student in (*(config.pool.students if name in GENERATOR else (config.student,)), *config.protocol.students):
         parse_student(student)
+
+
+# Height and width, channels, and training images per class.
+_DATA = {
+    "digits": (8, 1, 129),
+    "mnist": (28, 1, 4879),
+    "fashion-mnist": (28, 1, 5400),
+    "cifar10": (32, 3, 5000),
+    "cifar100": (32, 3, 500),
+    "tiny-imagenet": (64, 3, 500),
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORY)
+def test_every_trajectory_recipe_fits_together(name, spec):
+    """Whatever would be refused after hours of recording is wrong in a recipe."""
+    config = load_recipe(name)
+    size, channels, most = _DATA.get(config.data.dataset, (config.data.resolution, 3, 1000))
+    seen = spec(channels, size, 10)
+    build_student(config.student, seen, seed=0)
+    check_protocol(config.protocol, seen)
+    for augment in (config.experts.augment, config.trajectory.augment):
+        check_protocol(dataclasses.replace(config.protocol, augment=augment), seen)
+    last = round(config.experts.epochs / config.experts.every)
+    window_of(config.trajectory).require_inside(last)
+    assert config.images.ipc <= most
+    assert config.images.ipc == int(name.rpartition("-ipc")[2])
+    assert not config.zca or channels * size * size <= 12288
+    assert config.trajectory.path == ("convex" if config.experts.waypoints else "recorded")
+    assert config.trajectory.continuous or not config.experts.waypoints
+    if config.experts.waypoints:
+        waypoint_moments(last, config.experts.waypoints, smooth=config.experts.smooth)
+        assert config.trajectory.smooth == config.experts.smooth
+
+
+@pytest.mark.parametrize("method", ["mtt", "tesla", "datm", "mct"])
+def test_recipes_have_what_defines_their_method(method):
+    named = [load_recipe(name) for name in TRAJECTORY if method in name]
+    assert named
+    for config in named:
+        assert (config.labels.kind == "learned") == (method == "datm")
+        assert (config.images.init == "confident") == (method == "datm")
+        assert (config.experts.optimizer == "gsam") == (method == "datm")
+        published = "as published" in config.about.title
+        assert (config.trajectory.gradient == "frozen") == (method == "tesla" or (method == "mct" and published))
+        assert (config.experts.waypoints > 0) == (method == "mct")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_for_the_wrong_command_is_refused(name):
+    right, wrong = (("experts", "distill"), ("train",)) if name in TRAJECTORY else (("train",), ("experts", "distill"))
+    for command in right:
+        assert load_recipe_for(command, name) == load_recipe(name)
+    for command in wrong:
+        with pytest.raises(InputError, match=f"recipe '{name}' is for 'dim {right[0]}'") as caught:
+            load_recipe_for(command, name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_experts_alone_is_one_for_trajectories(tmp_path):
+    """It is what a dry run of `dim experts` prints."""
+    config = RecordConfig(student="convnet:width=8", zca=True, experts=ExpertsConfig(count=3))
+    (tmp_path / "experts.toml").write_text(to_toml(config))
+    loaded = load_recipe_for("experts", str(tmp_path / "experts.toml"))
+    assert {name: getattr(loaded, name) for name in config.__dict__} == config.__dict__
 
 
 def test_toml_round_trip_of_unusual_values():
@@ -159,6 +240,91 @@ def test_values_out_of_range_are_refused(values):
     ((_, inner),) = values.items()
     with pytest.raises(InputError, match=rf"{next(iter(inner))} is .*: expected"):
         from_dict(TrainConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"experts": {"count": 0}}, "experts.count"),
+        ({"experts": {"batch_size": 0}}, "experts.batch_size"),
+        ({"experts": {"together": 0}}, "experts.together"),
+        ({"experts": {"epochs": 0}}, "experts.epochs"),
+        ({"experts": {"epochs": 0.5}}, "experts.epochs"),
+        ({"experts": {"every": 0}}, "experts.every"),
+        ({"experts": {"lr": -1}}, "experts.lr"),
+        ({"experts": {"lr": float("nan")}}, "experts.lr"),
+        ({"experts": {"momentum": 1}}, "experts.momentum"),
+        ({"experts": {"rho": -0.1}}, "experts.rho"),
+        ({"experts": {"alpha": -0.1}}, "experts.alpha"),
+        ({"experts": {"weight_decay": -0.1}}, "experts.weight_decay"),
+        ({"experts": {"checkpoint_minutes": -1}}, "experts.checkpoint_minutes"),
+        ({"experts": {"waypoints": 1}}, "experts.waypoints"),
+        ({"experts": {"smooth": True}}, "experts.smooth"),
+        ({"experts": {"optimizer": "adam"}}, "experts.optimizer"),
+        ({"experts": {"storage": "float16"}}, "experts.storage"),
+        ({"experts": {"compile": True}}, "experts.compile"),
+        ({"trajectory": {"steps": 0}}, "trajectory.steps"),
+        ({"trajectory": {"experts": 0}}, "trajectory.experts"),
+        ({"trajectory": {"batch_size": -1}}, "trajectory.batch_size"),
+        ({"trajectory": {"waypoints": 1}}, "trajectory.waypoints"),
+        ({"trajectory": {"grows_for": 5}}, "trajectory.grows_for"),
+        ({"trajectory": {"max_start_at_first": 5}}, "trajectory.grows_for"),
+        ({"trajectory": {"gradient": "unroll", "compile": "on"}}, "trajectory.gradient"),
+        ({"trajectory": {"gradient": "unroll", "offload": True}}, "trajectory.gradient"),
+        ({"trajectory": {"gradient": "exact"}}, "trajectory.gradient"),
+        ({"trajectory": {"path": "straight"}}, "trajectory.path"),
+        ({"trajectory": {"order": "forward"}}, "trajectory.order"),
+        ({"images": {"ipc": 0}}, "images.ipc"),
+        ({"images": {"init": "random"}}, "images.init"),
+        ({"images": {"lr": -1}}, "images.lr"),
+        ({"images": {"momentum": 1}}, "images.momentum"),
+        ({"labels": {"kind": "soft"}}, "labels.kind"),
+        ({"labels": {"lr": -1}}, "labels.lr"),
+        ({"labels": {"momentum": -0.1}}, "labels.momentum"),
+        ({"step_size": {"initial": 0}}, "step_size.initial"),
+        ({"step_size": {"lr": -1}}, "step_size.lr"),
+        ({"step_size": {"momentum": 1}}, "step_size.momentum"),
+        ({"distill": {"iterations": -1}}, "distill.iterations"),
+        ({"distill": {"skip_above": -1}}, "distill.skip_above"),
+        ({"distill": {"log_steps": 0}}, "distill.log_steps"),
+        ({"zca": 1}, "zca"),
+        ({"student": 3}, "student"),
+    ],
+)
+def test_values_of_trajectory_recipes_out_of_range_are_refused(values, name):
+    with pytest.raises(InputError, match=rf"^{name} is .*: expected") as caught:
+        from_dict(TrajectoryRecipe, values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"experts": {"count": 1, "epochs": 0.5, "every": 0.5, "batch_size": 1, "momentum": 0, "waypoints": 2, "smooth": True}},
+        {
+            "trajectory": {
+                "steps": 1,
+                "max_start_at_first": 1,
+                "grows_for": 1,
+                "waypoints": 2,
+                "gradient": "frozen",
+                "compile": "on",
+            }
+        },
+        {"images": {"ipc": 1, "lr": 0, "momentum": 0}, "labels": {"lr": 0}, "step_size": {"lr": 0}},
+        {"distill": {"iterations": 0, "log_steps": 1, "skip_above": 0}},
+    ],
+)
+def test_values_of_trajectory_recipes_at_the_edge_are_taken(values):
+    config = from_dict(TrajectoryRecipe, values)
+    assert from_dict(TrajectoryRecipe, tomllib.loads(to_toml(config))) == config
+
+
+def test_a_window_that_does_not_grow_survives_toml():
+    """None is left out."""
+    config = TrajectoryRecipe(trajectory=TrajectoryConfig(max_start_at_first=None))
+    assert "max_start_at_first" not in to_toml(config)
+    assert from_dict(TrajectoryRecipe, tomllib.loads(to_toml(config))) == config
 
 
 @pytest.mark.parametrize(

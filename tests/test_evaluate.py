@@ -14,6 +14,7 @@ import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, to_dict
 from dim.data.real import from_dataset, load_data
 from dim.data.synthetic import SyntheticSet
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.evaluate import Evaluator, Score, accuracy, learning_rate_factor, train_student
 from dim.nets.generators import build_generator
@@ -163,6 +164,100 @@ def test_soft_labels_are_trained_on_and_said(data, fed, teacher, said):
     assert score.labels == said
     assert score.bytes["labels"] == 4 * 200
     assert Evaluator(data, PROTOCOL, seeds=1).fixed(toy_set(data, 2))[0].labels == "hard"
+
+
+# --- learned step sizes and whitening ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Record the protocol, the data and the batches that students are trained with, in place of training them."""
+    record = []
+
+    def train(student, feed, steps, protocol, data, seed, device):
+        record.append((protocol, data, [feed(step) for step in range(steps)]))
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.spec.image_shape), data.spec.num_classes))
+
+    monkeypatch.setattr(MODULE, "train_student", train)
+    return record
+
+
+def with_step_size(subject: SyntheticSet, step_size: float | None) -> SyntheticSet:
+    return SyntheticSet(subject.images, subject.labels, subject.spec, info={**subject.info, "step_size": step_size})
+
+
+@pytest.mark.parametrize(("step_size", "allowed", "lr"), [(0.3, True, 0.3), (0.3, False, PROTOCOL.lr), (None, True, PROTOCOL.lr)])
+def test_a_set_is_trained_at_its_learned_step_size_if_the_protocol_allows_it(data, trained, step_size, allowed, lr):
+    protocol = dataclasses.replace(PROTOCOL, learned_lr=allowed)
+    (score,) = Evaluator(data, protocol, seeds=2).fixed(with_step_size(toy_set(data, 1), step_size))
+    assert [used for used, _, _ in trained] == [dataclasses.replace(protocol, lr=lr)] * 2  # and nothing else changes
+    assert score.protocol["lr"] == lr
+
+
+def test_everything_else_keeps_the_learning_rate_of_the_protocol(data, generator, trained):
+    evaluator = Evaluator(data, PROTOCOL, seeds=1)
+    evaluator.fixed(with_step_size(toy_set(data, 1), 0.3))
+    evaluator.random_real(1)
+    evaluator.stream(generator, 1)
+    evaluator.oracle(1)
+    evaluator.full(3)
+    evaluator.fixed(toy_set(data, 1))
+    assert [used.lr for used, _, _ in trained] == [0.3] + [PROTOCOL.lr] * 5
+
+
+def test_a_learned_step_size_makes_another_student(data):
+    """By real training, and not by what is passed on."""
+    subject = toy_set(data, 2)
+    protocol = dataclasses.replace(PROTOCOL, epochs=20)
+    plain = Evaluator(data, protocol, seeds=3).fixed(subject)[0]
+    at_its_own = Evaluator(data, protocol, seeds=3).fixed(with_step_size(subject, 1e-9))[0]
+    off = Evaluator(data, dataclasses.replace(protocol, learned_lr=False), seeds=3).fixed(with_step_size(subject, 1e-9))[0]
+    assert off.accuracies == plain.accuracies != at_its_own.accuracies
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_students_see_whitened_images_if_the_protocol_says_so(data, generator, trained, zca):
+    """On every track, and natural ones otherwise."""
+    whitening = Whitening.fit(data.train, data.spec)
+    subject = toy_set(data, 2)
+    evaluator = Evaluator(data, dataclasses.replace(PROTOCOL, zca=zca), seeds=1)
+    evaluator.fixed(subject)
+    evaluator.random_real(2)
+    evaluator.oracle(2)
+    evaluator.full(3)
+    evaluator.stream(generator, 2)
+    real = data.train.batch(torch.arange(len(data.train)))[0]
+    sources = [subject.tensors()[0], real, real, real]
+    for (_, seen, batches), natural in zip(trained, sources, strict=False):
+        expected = whitening.whiten(natural) if zca else natural
+        for images, _ in batches:
+            distances = torch.cdist(images.flatten(1), expected.flatten(1))
+            assert distances.min(1).values.max() < 1e-3
+        assert seen.spec == (whitening.spec if zca else data.spec)
+    stream = torch.cat([images for images, _ in trained[4][2]])
+    # Generated images are in [-1, 1]; seen through the whitening they are not, and it takes them back there.
+    assert (float(stream.abs().max()) > 1) == zca
+    assert (whitening.natural(stream) if zca else stream).abs().max() < 1.001
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_accuracy_is_of_whitened_images_too(data, trained, monkeypatch, split):
+    scored = []
+    monkeypatch.setattr(MODULE, "accuracy", lambda net, part, device: scored.append(part) or 12.5)
+    Evaluator(data, dataclasses.replace(PROTOCOL, zca=True), seeds=1, split=split).fixed(toy_set(data, 1))
+    chosen = torch.tensor([4, 0, 11])
+    natural, labels = getattr(data, split).batch(chosen)
+    images, seen_labels = scored[0].batch(chosen)
+    assert torch.equal(images, Whitening.fit(data.train, data.spec).whiten(natural))
+    assert torch.equal(seen_labels, labels)
+    assert len(scored[0]) == len(getattr(data, split))
+
+
+def test_students_learn_from_whitened_images(data):
+    settings = {"students": ("convnet:width=16",), "epochs": 40, "batch_size": 64, "lr": 0.05, "augment": "crop|scale|rotate"}
+    (score,) = Evaluator(data, ProtocolConfig(**settings, zca=True), seeds=1).random_real(10)
+    assert score.mean > 55
+    assert score.protocol["zca"]
 
 
 # --- figures -----------------------------------------------------------------------------------------------------------------

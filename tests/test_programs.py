@@ -10,7 +10,20 @@ import pytest
 import torch
 
 import dim
-from dim.config import DiscriminatorConfig, FitConfig, GeneratorConfig, PoolConfig, StageConfig, TrainConfig, to_toml
+from dim.config import (
+    DiscriminatorConfig,
+    DistillConfig,
+    ExpertsConfig,
+    FitConfig,
+    GeneratorConfig,
+    PoolConfig,
+    StageConfig,
+    TrainConfig,
+    TrajectoryConfig,
+    TrajectoryRecipe,
+    to_toml,
+)
+from dim.trajectory.store import ExpertStore
 
 _ROOT = Path(__file__).parent.parent
 
@@ -56,6 +69,22 @@ def test_sample_stream(run):
     assert float(losses[0][1]) == pytest.approx(2.3, abs=0.5)  # ten classes, nothing learnt yet
 
 
-@pytest.mark.parametrize("name", ["train/generator.py", "sample/emit.py"])
+def test_train_experts_and_distill(tmp_path):
+    config = TrajectoryRecipe(
+        student="convnet:width=8,depth=2",
+        experts=ExpertsConfig(count=1, epochs=2.0, device="cpu"),
+        trajectory=TrajectoryConfig(steps=2, epochs=1, max_start=1),
+        distill=DistillConfig(iterations=2, device="cpu"),
+    )
+    (tmp_path / "recipe.toml").write_text(to_toml(config))
+    store, out = tmp_path / "experts", tmp_path / "set"
+    assert "1 experts" in program("train/experts.py", "--recipe", tmp_path / "recipe.toml", "--out", store)
+    assert ExpertStore.open(store).complete
+    arguments = ("--recipe", tmp_path / "recipe.toml", "--experts", store, "--out", out)
+    assert f"10 images in {out}" in program("train/distill.py", *arguments)
+    assert dim.load_set(out).info["iterations"] == 2
+
+
+@pytest.mark.parametrize("name", ["train/generator.py", "train/experts.py", "train/distill.py", "sample/emit.py"])
 def test_programs_explain_themselves(name):
     assert "usage: dim" in program(name, "--help")

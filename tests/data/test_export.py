@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import dim.data.export
+from dim.data.export import write_into
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.spec import DataSpec
@@ -125,6 +126,119 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, format,
     assert [file.name for file in tmp_path.iterdir()] == ["set"] * existing
     if existing:
         assert load_set(tmp_path / "set").ipc == 1
+
+
+# --- into a folder that holds other things -----------------------------------------------------------------------------------
+
+
+def put(folder, subject: SyntheticSet) -> None:
+    write_into(folder, subject.content(), subject.spec, subject.info)
+
+
+def learned(seed: int, *, soft: bool = True) -> SyntheticSet:
+    """Learned pixels: float32, also beyond [-1, 1]."""
+    source = torch.Generator().manual_seed(seed)
+    images = 2 * torch.randn(24, 3, 8, 8, generator=source)
+    weights = torch.rand(24, 12, generator=source).softmax(1) if soft else None
+    return SyntheticSet(images, torch.arange(24) % 12, make_set().spec, soft=weights, info={"step_size": 0.01, "seed": seed})
+
+
+def require_equal(own: SyntheticSet, expected: SyntheticSet) -> None:
+    assert own.content().keys() == expected.content().keys()
+    assert all(torch.equal(own.content()[name], expected.content()[name]) for name in own.content())
+    assert (own.spec, own.info) == (expected.spec, expected.info)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with the files of a run."""
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"state")
+    (tmp_path / "data.csv").write_text("mine")
+    return tmp_path
+
+
+def others(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(("set.json", "data-"))}
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_set_is_put_beside_other_files_and_read_back(run, soft):
+    before = others(run)
+    put(run, learned(0, soft=soft))
+    require_equal(load_set(run), learned(0, soft=soft))
+    assert others(run) == before
+    assert len(list(run.glob("data-*.safetensors"))) == 1
+
+
+def test_a_later_set_takes_the_place_of_an_earlier_one(run):
+    before = others(run)
+    for seed in (0, 1, 1, 2):
+        put(run, learned(seed))
+        require_equal(load_set(run), learned(seed))
+        assert len(list(run.glob("data-*.safetensors"))) == 1
+    assert others(run) == before
+
+
+def test_other_images_with_the_same_description_are_told_apart(run):
+    """The description names the data by its content."""
+    put(run, learned(0))
+    description = (run / "set.json").read_text()
+    put(run, learned(1))
+    (run / "set.json").write_text(description)
+    refused(run)
+
+
+class Fault(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["data", "description", "removal"])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_reader_sees_the_old_set_or_the_new_one(run, monkeypatch, moment, existing):
+    """Whenever the writer dies; and the next writer leaves no remains."""
+    if existing:
+        put(run, learned(0))
+
+    def fault(*_, **__):
+        raise Fault
+
+    with monkeypatch.context() as patch:
+        if moment == "removal":
+            patch.setattr(dim.data.export.Path, "unlink", fault)
+        else:
+            patch.setattr(dim.data.export, {"data": "save_tensors", "description": "write_json"}[moment], fault)
+        if moment != "removal" or existing:
+            with pytest.raises(Fault):
+                put(run, learned(1))
+    if moment == "removal" and existing:
+        require_equal(load_set(run), learned(1))
+    elif existing:
+        require_equal(load_set(run), learned(0))
+    put(run, learned(2))
+    require_equal(load_set(run), learned(2))
+    assert len(list(run.glob("data-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+def test_a_truncated_set_in_a_run_is_refused(run, keep):
+    put(run, learned(0))
+    (file,) = run.glob("data-*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    refused(run)
+    file.unlink()
+    refused(run)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_learned_pixels_can_be_saved_elsewhere_but_not_as_pictures(run, format):
+    put(run, learned(0))
+    load_set(run).save(run / "copy", format)
+    require_equal(load_set(run / "copy"), learned(0))
+    with pytest.raises(InputError, match=r"8 bits.*safetensors or npz"):
+        load_set(run).save(run / "pictures")
+    assert not (run / "pictures").exists()
 
 
 # --- damage --------------------------------------------------------------------------------------------------------------
