@@ -467,14 +467,15 @@ def test_a_dry_run_prints_a_recipe_for_the_same_command(command, trajectory_reci
 
 
 @pytest.mark.parametrize("command", ["experts", "distill"])
-def test_a_dry_run_of_every_trajectory_recipe(command, capsys, tmp_path):
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        if isinstance(recipe, TrajectoryRecipe):
-            assert main([command, "--recipe", name, "--dry-run", "--data-root", "here"]) == 0
-            text = capsys.readouterr().out
-            assert f"[{'experts' if command == 'experts' else 'trajectory'}]" in text
-            assert 'root = "here"' in text
+@pytest.mark.parametrize("name", ["cifar10-mtt-ipc1", "cifar10-mct-ipc1", "cifar100-datm-ipc10", "imagenet1k-tesla-ipc1"])
+def test_a_dry_run_of_a_published_recipe_finds_the_data_root(command, name, capsys, monkeypatch, tmp_path):
+    assert main([command, "--recipe", name, "--dry-run", "--data-root", "here"]) == 0
+    assert 'root = "here"' in capsys.readouterr().out
+    monkeypatch.setenv("DIM_DATA_ROOT", str(tmp_path))
+    assert main([command, "--recipe", name, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert f'root = "{tmp_path}"' in text
+    assert f"[{'experts' if command == 'experts' else 'trajectory'}]" in text
 
 
 def test_a_recipe_for_another_command(refused, recipe, trajectory_recipe, store, tmp_path):
