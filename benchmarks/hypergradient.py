@@ -199,7 +199,7 @@ def peak_memory(arguments: Arguments) -> float:
 def memory_all(arguments: Arguments) -> list[dict]:
     rows = []
     first, *_, last = arguments.memory_steps
-    constant = {name: (first, last) for name in ("adjoint, reverse-over-forward, eager", "frozen, eager")}
+    constant = dict.fromkeys(("adjoint, reverse-over-forward, eager", "frozen, eager"), (first, last))
     # Unrolled, the most steps would need more memory than a small machine has.
     growing = arguments.memory_steps if arguments.device != "cpu" else arguments.memory_steps[:2]
     for name, counts in {"unroll": growing, **constant}.items():
