@@ -60,8 +60,9 @@ class SampleArguments:
     """Only these classes, by number or name."""
     seed: int = 0
     """Another seed gives another set."""
-    format: Literal["imagefolder", "safetensors", "npz"] = "imagefolder"
-    """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file."""
+    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet"] = "imagefolder"
+    """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
+    `export`."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None

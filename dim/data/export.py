@@ -1,12 +1,17 @@
-"""Synthetic sets on disk: a folder with `set.json` and the images in one of three formats.
+"""Synthetic sets on disk: a folder with `set.json` and the images in one of five formats.
 
 - imagefolder: `<class>/<number>.png` and `metadata.jsonl`; torchvision's ImageFolder and the `datasets` library read it.
 - safetensors: `data.safetensors` with images, labels and soft labels.
 - npz: `data.npz` with the same arrays, for NumPy.
+- webdataset: `data-000000.tar`, ... with a PNG, its label and its soft labels per image; parquet: `data.parquet` as the
+  `datasets` library writes and reads it. Writing either, and reading the second, needs the extra `export`.
 """
 
+import importlib
+import io
 import json
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +27,9 @@ from dim.errors import InputError, nearest
 from dim.io import atomic_folder, digest, load_tensors, read_json, save_tensors, write_json
 from dim.spec import DataSpec
 
-FORMATS = ("imagefolder", "safetensors", "npz")
+FORMATS = ("imagefolder", "safetensors", "npz", "webdataset", "parquet")
+_EIGHT_BITS = ("imagefolder", "webdataset", "parquet")
+_SHARD = 10_000  # images in a tar file
 DESCRIPTION = "set.json"
 _VERSION = 1
 
@@ -39,14 +46,18 @@ def write_folder(
     """Write a set; see `SyntheticSet.save`."""
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r}. {nearest(format, FORMATS)}")
-    if format == "imagefolder" and content["images"].dtype != torch.uint8:
-        raise InputError("format 'imagefolder' holds 8 bits per channel and these images are float32: use safetensors or npz")
+    if format in _EIGHT_BITS and content["images"].dtype != torch.uint8:
+        raise InputError(f"format {format!r} holds 8 bits per channel and these images are float32: use safetensors or npz")
     description = _describe(content, spec, info, format)
     with atomic_folder(path, overwrite=overwrite) as folder:
         if format == "imagefolder":
             _write_images(folder, content, spec)
         elif format == "safetensors":
             save_tensors(folder / "data.safetensors", content, {"kind": "set-data"})
+        elif format == "webdataset":
+            _write_webdataset(folder, content)
+        elif format == "parquet":
+            _write_parquet(folder / "data.parquet", content, spec)
         else:
             np.savez(folder / "data.npz", **{name: tensor.numpy() for name, tensor in content.items()})
         write_json(folder / DESCRIPTION, description)
@@ -95,6 +106,10 @@ def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str
         content = _read_images(path, spec)
     elif description["storage"] == "safetensors":
         content, _ = load_tensors(path / description.get("file", "data.safetensors"))
+    elif description["storage"] == "webdataset":
+        content = _read_webdataset(path, spec)
+    elif description["storage"] == "parquet":
+        content = _read_parquet(path / "data.parquet", spec)
     else:
         content = _read_npz(path / "data.npz")
     if digest(content) != description["digest"]:
@@ -177,3 +192,85 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None
+
+
+# --- the extra `export` ----------------------------------------------------------------------------------------------------
+
+
+def _library(name: str, format: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"format {format!r} needs the library {name!r}: pip install 'dim-distill[export]'") from None
+
+
+def _to_png(image: Tensor) -> bytes:
+    array = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _from_pngs(encoded: list[bytes], spec: DataSpec) -> Tensor:
+    arrays = []
+    for content in encoded:
+        with Image.open(io.BytesIO(content)) as image:
+            arrays.append(np.array(image.convert("L" if spec.channels == 1 else "RGB")).reshape(spec.height, spec.width, -1))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _write_webdataset(folder: Path, content: Mapping[str, Tensor]) -> None:
+    library = _library("webdataset", "webdataset")
+    for shard, positions in enumerate(torch.arange(len(content["labels"])).split(_SHARD)):
+        with library.TarWriter(str(folder / f"data-{shard:06d}.tar"), mtime=0) as writer:
+            for position in positions.tolist():
+                sample = {"__key__": f"{position:09d}", "png": _to_png(content["images"][position])}
+                sample["cls"] = str(int(content["labels"][position])).encode()
+                if "soft" in content:
+                    sample["soft.json"] = json.dumps(content["soft"][position].tolist()).encode()
+                writer.write(sample)
+
+
+def _read_webdataset(path: Path, spec: DataSpec) -> dict[str, Tensor]:
+    files: dict[str, bytes] = {}
+    try:
+        for shard in sorted(path.glob("data-*.tar")):
+            with tarfile.open(shard, "r:") as archive:
+                files |= {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+        keys = sorted(name.removesuffix(".png") for name in files if name.endswith(".png"))
+        content = {
+            "images": _from_pngs([files[f"{key}.png"] for key in keys], spec),
+            "labels": torch.tensor([int(files[f"{key}.cls"]) for key in keys]),
+        }
+        if f"{keys[0]}.soft.json" in files:
+            content["soft"] = torch.tensor([json.loads(files[f"{key}.soft.json"]) for key in keys])
+    except (OSError, ValueError, KeyError, IndexError, SyntaxError, tarfile.TarError) as error:
+        raise InputError(f"{path} is damaged ({error}): its tar files are not those that were written; make it again") from None
+    return content
+
+
+def _write_parquet(path: Path, content: Mapping[str, Tensor], spec: DataSpec) -> None:
+    library = _library("datasets", "parquet")
+    columns = {"image": [{"bytes": _to_png(image)} for image in content["images"]], "label": content["labels"].tolist()}
+    features = {"image": library.Image(), "label": library.ClassLabel(names=list(spec.class_names))}
+    if "soft" in content:
+        columns["soft"] = content["soft"].tolist()
+        features["soft"] = library.Sequence(library.Value("float32"), length=spec.num_classes)
+    table = library.Dataset.from_dict(columns, features=library.Features(features)).data.table
+    # The library's own metadata travels along, so it reads images and class names back as such.
+    _library("pyarrow.parquet", "parquet").write_table(table, str(path))
+
+
+def _read_parquet(path: Path, spec: DataSpec) -> dict[str, Tensor]:
+    parquet = _library("pyarrow.parquet", "parquet")
+    try:
+        columns = parquet.read_table(str(path)).to_pydict()
+        content = {
+            "images": _from_pngs([image["bytes"] for image in columns["image"]], spec),
+            "labels": torch.tensor(columns["label"]),
+        }
+    except (OSError, ValueError, KeyError, SyntaxError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None
+    if "soft" in columns:
+        content["soft"] = torch.tensor(columns["soft"])
+    return content

@@ -90,7 +90,8 @@ class SyntheticSet(Dataset):
 
         Args:
             path: a folder that does not exist or is empty.
-            format: imagefolder (PNG files in class folders, with metadata.jsonl), safetensors, or npz.
+            format: imagefolder (PNG files in class folders, with metadata.jsonl), safetensors, npz, or, with the extra
+                `export`, webdataset or parquet.
             overwrite: replace what is there.
 
         Raises:
