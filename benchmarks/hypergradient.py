@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import tyro
@@ -47,6 +48,8 @@ class Arguments:
     """Timed calls of each way, in turns; the least counts."""
     memory_steps: tuple[int, ...] = (5, 20, 80)
     """Student steps of the memory table."""
+    parts: tuple[Literal["time", "memory"], ...] = ("time", "memory")
+    """What to measure; each has a file of its own."""
     memory_of: str | None = None
     """Internal: measure one way in this process and print its peak."""
     device: str = "cpu"
@@ -207,7 +210,9 @@ def memory_all(arguments: Arguments) -> list[dict]:
             command = [sys.executable, __file__, "--memory-of", name, "--memory-steps", str(steps)]
             command += ["--student", arguments.student, "--batch-size", str(arguments.batch_size), "--device", arguments.device]
             command += ["--data-root", arguments.data_root] if arguments.data_root else []
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            # Large blocks go back to the system when they are freed, so that the peak is of what is in use.
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             rows.append({"name": name, "steps": steps, "peak_mb": float(done.stdout.split()[-1])})
             print(f"{name:<56} N = {steps:<3} {rows[-1]['peak_mb']:8.0f} MB", flush=True)
     return rows
@@ -217,12 +222,13 @@ def main(arguments: Arguments) -> None:
     if arguments.memory_of is not None:
         print(peak_memory(arguments))
         return
-    parameters = Problem(arguments, 1).network.size
-    memory, timing = memory_all(arguments), time_all(arguments)
     settings = {**dataclasses.asdict(arguments), "data_root": None}
-    content = {"settings": settings, "parameters": parameters, "seconds": timing, "memory": memory}
-    name = "hypergradient" if arguments.device == "cpu" else f"hypergradient-{arguments.device}"
-    print(save(name, content, arguments.device))
+    parameters = Problem(arguments, 1).network.size
+    suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
+    for part, measure in {"time": time_all, "memory": memory_all}.items():
+        if part in arguments.parts:
+            content = {"settings": settings, "parameters": parameters, "rows": measure(arguments)}
+            print(save(f"hypergradient-{part}{suffix}", content, arguments.device), flush=True)
 
 
 if __name__ == "__main__":
