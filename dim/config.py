@@ -392,8 +392,8 @@ class TrajectoryConfig:
     gradient: Literal["adjoint", "unroll", "frozen"] = "adjoint"
     """`adjoint`: exact, constant activation memory. `unroll`: exact, one graph over all steps (MTT and DATM as published).
     `frozen`: TESLA's formula, which leaves out how a step changes the next ones."""
-    order: Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"] = "reverse-over-forward"
-    """How the second derivative is taken; all three are exact."""
+    order: Literal["auto", "reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"] = "auto"
+    """How the second derivative is taken; all three are exact, and `auto` takes the fastest."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of synthetic images, one draw per student step."""
     experts: int = 1

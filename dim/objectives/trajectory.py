@@ -63,7 +63,9 @@ class TrajectoryMatching:
         self._augment = Augment(config.augment, network.spec)
         loss = network.loss_of_label_logits if labels.kind == "learned" else network.loss
         frozen = config.gradient == "frozen"
-        self._derivatives = Derivatives(loss, order=config.order, compile=compile, frozen=frozen)
+        self._derivatives = Derivatives(
+            loss, order=None if config.order == "auto" else config.order, compile=compile, frozen=frozen
+        )
 
     def batches(self, count: int, step: int, member: int = 0) -> list[Tensor]:
         """Indices of the student's batches: slices of one permutation of the images after another, int64 (b,) each."""
