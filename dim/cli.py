@@ -45,6 +45,22 @@ class TrainArguments(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplerArguments:
+    """Options of a few-step generator's sampler. Default: as it was trained."""
+
+    steps: int | None = None
+    """Steps from noise to image."""
+    guidance: float | None = None
+    """Weight of the class against no class; 1: none."""
+    scheduler: str | None = None
+    """mean, euler or heun."""
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleArguments:
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
@@ -63,6 +79,8 @@ class SampleArguments:
     format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet"] = "imagefolder"
     """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
     `export`."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """How images are made."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None
@@ -93,6 +111,8 @@ class EvaluateArguments:
     """cpu, cuda, mps. Default: a GPU if there is one."""
     json: str | None = None
     """Also write the scores, with everything that they depend on, to this file."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """For generators: how images are made."""
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
     """How students are trained. Default: what the first subject carries."""
 
@@ -166,7 +186,7 @@ def sample(arguments: Sequence[str]) -> None:
     from dim.sampler import leave_together, request, sample_set_together
 
     require_free(parsed.out, overwrite=parsed.overwrite)
-    generator = load_generator(parsed.generator, _device(parsed.device))
+    generator = load_generator(parsed.generator, _device(parsed.device)).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
     if parsed.counts:
         size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
@@ -199,7 +219,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     device = _device(first.device)
     subjects: dict[str, Any] = {}
     for name in first.subjects:
-        subjects[name] = load_set(name) if (Path(name) / DESCRIPTION).is_file() else load_generator(name, device)
+        if (Path(name) / DESCRIPTION).is_file():
+            subjects[name] = load_set(name)
+        else:
+            subjects[name] = load_generator(name, device).configure(**first.sampler.given())
     info = next(iter(subjects.values())).info
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)

@@ -62,30 +62,59 @@ class DataConfig:
 class GeneratorConfig:
     """The conditional generator, which is the product."""
 
-    name: Literal["dim2023"] = "dim2023"
-    """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023)."""
+    name: Literal["dim2023", "gan", "diffusion"] = "dim2023"
+    """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023). `gan`: residual, without normalisation, modulated by
+    latent and class (in the line of R3GAN and StyleGAN2). `diffusion`: diffusers' U-Net, a flow in a few steps."""
     latent_dim: int = 90
-    """Gaussian inputs beside the one-hot label. Published: 100 inputs, of which the first 10 are the label."""
+    """dim2023, gan: Gaussian inputs beside the label. Published for DiM: 100 inputs, the first 10 of them the one-hot label."""
     label_scale: float = 1.0
-    """Value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs: the class is learned late."""
+    """dim2023: value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs: the class is
+    learned late."""
     width: int = 196
-    """Channels of every hidden layer."""
+    """dim2023: channels of every hidden layer. Else: channels at full resolution, doubled at the next two halvings."""
+    blocks: int = 1
+    """gan, diffusion: residual blocks per resolution."""
+    steps: int = 1
+    """diffusion: steps of the sampler."""
+    guidance: float = 1.0
+    """diffusion: weight of the class against no class; 1: no guidance, which takes half the time."""
+    scheduler: Literal["mean", "euler", "heun"] = "mean"
+    """diffusion: `mean` jumps by learned mean velocities, for few steps. `euler`, `heun`: diffusers' solvers of the flow."""
 
     def __post_init__(self) -> None:
         _require(self.label_scale > 0, "generator.label_scale", self.label_scale, "a positive number")
-        _require(self.latent_dim >= 1, "generator.latent_dim", self.latent_dim, "at least 1")
-        _require(self.width >= 1, "generator.width", self.width, "at least 1")
+        for name in ("latent_dim", "width", "blocks", "steps"):
+            _require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+        _require(self.guidance >= 0, "generator.guidance", self.guidance, "0 or more")
+        for name, owners in _GENERATOR_OPTIONS.items():
+            changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
+            expected = f"an option of the generator {self.name!r} (this one belongs to {' and '.join(owners)})"
+            _require(self.name in owners or not changed, f"generator.{name}", getattr(self, name), expected)
+
+
+_GENERATOR_OPTIONS = {
+    "latent_dim": ("dim2023", "gan"),
+    "label_scale": ("dim2023",),
+    "blocks": ("gan", "diffusion"),
+    "steps": ("diffusion",),
+    "guidance": ("diffusion",),
+    "scheduler": ("diffusion",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """The two-headed discriminator (real or fake; class)."""
+    """The discriminator; which one follows from `adversarial.loss`."""
 
     width: int = 196
-    """Channels of every hidden layer."""
+    """acgan-wgangp: channels of every hidden layer. relativistic: channels at full resolution, doubled at the next two
+    halvings."""
+    blocks: int = 1
+    """relativistic: residual blocks per resolution."""
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, "discriminator.width", self.width, "at least 1")
+        for name in ("width", "blocks"):
+            _require(getattr(self, name) >= 1, f"discriminator.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +131,8 @@ class StageConfig:
     """Learning rate that a cosine reaches at the end of the stage. Default: constant."""
     betas: tuple[float, float] = (0.0, 0.9)
     """Adam betas."""
+    beta2_end: float | None = None
+    """Second beta that a cosine reaches at the end of the stage. Default: constant."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
@@ -109,27 +140,69 @@ class StageConfig:
         _require(self.lr > 0, "lr", self.lr, "a positive number")
         _require(self.lr_end is None or self.lr_end >= 0, "lr_end", self.lr_end, "0 or more")
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers in [0, 1)")
+        _require(self.beta2_end is None or 0 <= self.beta2_end < 1, "beta2_end", self.beta2_end, "a number in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
-    """AC-GAN with the WGAN-GP loss, present in both stages."""
+    """The two-player loss, present in both stages."""
 
+    loss: Literal["acgan-wgangp", "relativistic"] = "acgan-wgangp"
+    """`acgan-wgangp`: published; a critic with a classifier, and a gradient penalty. `relativistic`: real and generated images of
+    a class are judged in pairs by a projection discriminator, with R1 and R2 (R3GAN, Huang et al. 2024)."""
     gradient_penalty: float = 10.0
-    """Weight of the gradient penalty (Gulrajani et al. 2017, eq. 3)."""
+    """acgan-wgangp: weight of the gradient penalty (Gulrajani et al. 2017, eq. 3)."""
     class_weight: float = 1.0
-    """Weight of the classification loss of both networks (Odena et al. 2017)."""
+    """acgan-wgangp: weight of the classification loss of both networks (Odena et al. 2017)."""
     class_weight_generated: float = 1.0
-    """The discriminator's classification loss on generated images, beside 1 for real ones. Published: 1. At 0 it learns
-    classes from real images only, so that early images, which do not show their class yet, cannot unteach it."""
+    """acgan-wgangp: the discriminator's classification loss on generated images, beside 1 for real ones. Published: 1. At 0 it
+    learns classes from real images only, so that early images, which do not show their class yet, cannot unteach it."""
+    gamma: float = 0.05
+    """relativistic: weight of R1 + R2, halved: the squared norms of the discriminator's gradient at real and generated images."""
+    gamma_end: float | None = None
+    """relativistic: gamma that a cosine reaches at the end of stage one. Default: constant."""
+    penalty_every: int = 1
+    """relativistic: take R1 + R2 at every so many steps, times that number (lazy regularisation, Karras et al. 2020)."""
     augment: str = ""
     """Differentiable augmentation of real and generated images alike before the discriminator (Zhao et al. 2020), e.g.
     `color_crop_cutout`. Published: none."""
+    augment_target: float | None = None
+    """relativistic: augment each image with a probability that adapts (Karras et al. 2020, ADA): it rises while the discriminator
+    ranks more than this share of pairs rightly, counted as right minus wrong, in (0, 1). Default: augment all."""
+    augment_images: int = 500_000
+    """relativistic: images in which the probability can go from 0 to 1."""
 
     def __post_init__(self) -> None:
-        _require(self.gradient_penalty >= 0, "adversarial.gradient_penalty", self.gradient_penalty, "0 or more")
-        for name in ("class_weight", "class_weight_generated"):
+        for name in ("gradient_penalty", "class_weight", "class_weight_generated", "gamma"):
             _require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
+        _require(self.gamma_end is None or self.gamma_end >= 0, "adversarial.gamma_end", self.gamma_end, "0 or more")
+        for name in ("penalty_every", "augment_images"):
+            _require(getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1")
+        target = self.augment_target
+        _require(target is None or 0 < target < 1, "adversarial.augment_target", target, "a number in (0, 1)")
+        usable = target is None or (self.loss == "relativistic" and self.augment != "")
+        _require(usable, "adversarial.augment_target", target, "loss 'relativistic' and an augmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """What the generator `diffusion` learns from real images, in both stages."""
+
+    mean_from: float = 0.5
+    """Part of stage one after which mean velocities, which make few steps possible, are learned too; in [0, 1]."""
+    mean_share: float = 0.5
+    """Part of a batch that learns them from then on; in [0, 1]."""
+    label_dropout: float = 0.1
+    """Part of the images that are shown without their class, which guidance needs."""
+    time_mean: float = -0.4
+    """Times are sigmoids of Gaussians with this mean."""
+    time_std: float = 1.0
+    """And this standard deviation."""
+
+    def __post_init__(self) -> None:
+        for name in ("mean_from", "mean_share", "label_dropout"):
+            _require(0 <= getattr(self, name) <= 1, f"flow.{name}", getattr(self, name), "a number in [0, 1]")
+        _require(self.time_std > 0, "flow.time_std", self.time_std, "a positive number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +368,7 @@ class TrainConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     stage_one: StageConfig = field(default_factory=lambda: StageConfig(epochs=150, batch_size=128, lr=1e-4))
     """Adversarial training alone."""
     stage_two: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, batch_size=64, lr=5e-6))

@@ -4,6 +4,7 @@ Every draw is a function of (seed, step), so a checkpoint holds weights, optimis
 a resumed run continues bit by bit (on the CPU).
 """
 
+import copy
 import math
 import os
 import signal
@@ -30,7 +31,9 @@ from dim.nets.generators.storage import FILE_NAME, save_generator_file
 from dim.nets.students import check_protocol
 from dim.objectives import Objective
 from dim.objectives.adversarial import Adversarial
+from dim.objectives.flow import FlowMatching
 from dim.objectives.logit import LogitMatching
+from dim.objectives.relativistic import Relativistic
 from dim.pool import build_pool
 from dim.run import (
     CHECKPOINT,
@@ -70,12 +73,21 @@ class _Stage:
     stop: int
     matching: bool
 
+    def scheduled(self, step: int, first: float, last: float | None) -> float:
+        """A value at a step: constant, or a half cosine from the stage's first step to its end, where it stays."""
+        if last is None:
+            return first
+        progress = min(1.0, (step - self.start) / max(1, self.stop - self.start))
+        return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
     def lr(self, step: int) -> float:
-        """Learning rate at a step: constant, or a half cosine to `lr_end`."""
-        if self.config.lr_end is None:
-            return self.config.lr
-        progress = (step - self.start) / max(1, self.stop - self.start)
-        return self.config.lr_end + (self.config.lr - self.config.lr_end) * (1 + math.cos(math.pi * progress)) / 2
+        """Learning rate at a step."""
+        return self.scheduled(step, self.config.lr, self.config.lr_end)
+
+    def settings(self, step: int) -> dict[str, Any]:
+        """What the optimisers' settings are at a step."""
+        beta1, beta2 = self.config.betas
+        return {"lr": self.lr(step), "betas": (beta1, self.scheduled(step, beta2, self.config.beta2_end))}
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
@@ -142,24 +154,18 @@ class Trainer:
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         self.generator = build_generator(config.generator, spec, seed=seed).to(device, memory_format=self.format)
-        self.discriminator = build_discriminator(config.discriminator, spec, seed=seed).to(device, memory_format=self.format)
         self.average: Generator | None = None
         if config.fit.ema > 0:
-            self.average = build_generator(config.generator, spec, seed=seed).to(device, memory_format=self.format)
-            self.average.requires_grad_(False)
-        first = config.stage_one
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=first.lr, betas=first.betas, fused=True)
-        self.optimizer_d = torch.optim.Adam(self.discriminator.parameters(), lr=first.lr, betas=first.betas, fused=True)
-        self.adversarial = Adversarial(
-            self.discriminator,
-            self.optimizer_d,
-            config.adversarial,
-            spec,
-            seed=seed,
-            finish=self._finish_gradients,
-            rank=accelerator.process_index,
-        )
+            self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.stages = self._plan()
+        self.optimizers = {"generator": self._optimizer(self.generator)}
+        self.adversary: Adversarial | Relativistic | None = None
+        self.flow: FlowMatching | None = None
+        if config.generator.name == "diffusion":
+            begin = round(config.flow.mean_from * self.stages[0].stop)
+            self.flow = FlowMatching(config.flow, few_steps_from=begin, seed=seed, rank=accelerator.process_index)
+        else:
+            self.adversary = self._build_adversary()
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
@@ -176,6 +182,29 @@ class Trainer:
         check_protocol(config.protocol, spec)
         if resume:
             self._load()
+
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        first = self.config.stage_one
+        return torch.optim.Adam(trained, lr=first.lr, betas=first.betas, fused=True)
+
+    def _build_adversary(self) -> Adversarial | Relativistic:
+        """The discriminator with its optimiser and its loss."""
+        config, seed, spec = self.config, self.config.fit.seed, self.data.spec
+        network = build_discriminator(config.discriminator, spec, seed=seed, loss=config.adversarial.loss)
+        self.discriminator = network.to(self.accelerator.device, memory_format=self.format)
+        self.optimizers["discriminator"] = self._optimizer(self.discriminator)
+        common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
+        shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
+        if config.adversarial.loss == "acgan-wgangp":
+            return Adversarial(*common, **shared)
+        first = self.stages[0]
+        return Relativistic(
+            *common,
+            **shared,
+            gamma=lambda step: first.scheduled(step, config.adversarial.gamma, config.adversarial.gamma_end),
+            mean=lambda value: self.accelerator.reduce(value, reduction="mean"),
+        )
 
     def _plan(self) -> list[_Stage]:
         stages, start = [], 0
@@ -233,19 +262,17 @@ class Trainer:
         world, rank, seed = accelerator.num_processes, accelerator.process_index, config.fit.seed
         share = {"rank": rank, "world": world}
         batches = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose=f"stage-{stage.name}", **share)
-        objectives: list[Objective] = [self.adversarial]
+        objectives: list[Objective] = [self.adversary] if self.adversary else []
         upkeep: EpochBatches | None = None
         if stage.matching:
             upkeep = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose="pool", **share)
             objectives.append(self.matching)
-        for optimizer in (self.optimizer_g, self.optimizer_d):
-            optimizer.param_groups[0]["betas"] = stage.config.betas
         self.generator.train()
         sums: dict[str, Tensor] = {}
         count = 0
         while self.step < stage.stop:
-            for optimizer in (self.optimizer_g, self.optimizer_d):
-                optimizer.param_groups[0]["lr"] = stage.lr(self.step)
+            for optimizer in self.optimizers.values():
+                optimizer.param_groups[0].update(stage.settings(self.step))
             losses = self.train_step(stage, batches, upkeep, objectives)
             self.step += 1
             count += 1
@@ -271,22 +298,31 @@ class Trainer:
                 for part in range(self.pool.due(step)):
                     batch = upkeep.at((step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps + part)
                     losses["pool"] = self.pool.advance(*batch, step, part)
-            source = rng.generator(config.fit.seed, "train-latent", step, accelerator.process_index, device=real.device)
-            z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=real.device)
-            generated = self.generator(z, labels)
-            images = generated.detach().float().requires_grad_()
-            losses |= self.adversarial.advance(images, labels, real=real, step=step)
-            for objective in objectives:
-                losses |= objective.accumulate(images, labels, real=real, step=step)
-        generated.backward(images.grad.to(generated.dtype))
+            if self.flow is not None:
+                losses |= self.flow.regress(self.generator, real, labels, step=step)
+            if objectives:
+                generated = self._generate(labels, step)
+                images = generated.detach().float().requires_grad_()
+                if self.adversary is not None:
+                    losses |= self.adversary.advance(images, labels, real=real, step=step)
+                for objective in objectives:
+                    losses |= objective.accumulate(images, labels, real=real, step=step)
+        if objectives:
+            generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
-        self.optimizer_g.step()
-        self.optimizer_g.zero_grad()
+        self.optimizers["generator"].step()
+        self.optimizers["generator"].zero_grad()
         if self.average is not None:
             update_average(self.average, self.generator, step, config.fit.ema)
         if norm is not None:
             losses["gradient_norm"] = norm.detach()
         return losses
+
+    def _generate(self, labels: Tensor, step: int) -> Tensor:
+        """Images of these classes from fresh latents, with a graph."""
+        source = rng.generator(self.config.fit.seed, "train-latent", step, self.accelerator.process_index, device=labels.device)
+        z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
+        return self.generator(z, labels)
 
     # --- gradients -----------------------------------------------------------------------------------------------------
 
@@ -318,7 +354,7 @@ class Trainer:
         values["lr"] = stage.lr(self.step - 1)
         self.accelerator.log(values, step=self.step)
         append_metrics(self.out, {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values})
-        shown = {name: values[name] for name in ("critic", "class", "matching", "pool") if name in values}
+        shown = {name: values[name] for name in ("critic", "class", "flow", "mean_flow", "matching", "pool") if name in values}
         progress.show(shown, note=f"stage {stage.name}")
 
     @staticmethod
@@ -383,12 +419,14 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = prefixed("generator", self.generator.state_dict())
-        tensors |= prefixed("discriminator", self.discriminator.state_dict())
+        if self.adversary is not None:
+            tensors |= prefixed("discriminator", self.discriminator.state_dict())
+            tensors |= prefixed("adversary", self.adversary.state())
         if self.average is not None:
             tensors |= prefixed("average", self.average.state_dict())
-        for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+        for name, optimizer in self.optimizers.items():
             for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= prefixed(f"{name}.{index}", entries)
+                tensors |= prefixed(f"optimizer.{name}.{index}", entries)
         tensors |= prefixed("pool", self.pool.state())
         return tensors
 
@@ -422,12 +460,14 @@ class Trainer:
         tensors, metadata = load_tensors(self.out / CHECKPOINT, self.accelerator.device)
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.generator.load_state_dict(unprefixed("generator", tensors))
-        self.discriminator.load_state_dict(unprefixed("discriminator", tensors))
+        if self.adversary is not None:
+            self.discriminator.load_state_dict(unprefixed("discriminator", tensors))
+            self.adversary.load(unprefixed("adversary", tensors))
         if self.average is not None:
             self.average.load_state_dict(unprefixed("average", tensors))
-        for name, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+        for name, optimizer in self.optimizers.items():
             entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in unprefixed(name, tensors).items():
+            for key, value in unprefixed(f"optimizer.{name}", tensors).items():
                 index, _, entry = key.partition(".")
                 entries.setdefault(int(index), {})[entry] = value
             for index, parameter in enumerate(optimizer.param_groups[0]["params"]):

@@ -96,6 +96,7 @@ def sample_set(
         "method": "generator",
         "policy": "plain",
         "seed": seed,
+        "sampler": generator.sampler,
         "generator": {"digest": digest(generator.state_dict()), "bytes": stored_bytes(generator), **origin.get("about", {})},
         "data": origin.get("data"),
         "protocol": origin.get("protocol"),

@@ -171,7 +171,7 @@ def test_unknown_keys_name_the_nearest(values, message):
         {"generator": {"width": "wide"}},
         {"generator": {"width": 3.5}},
         {"generator": {"width": True}},
-        {"generator": {"name": "gan"}},
+        {"generator": {"name": "vae"}},
         {"stage_one": {"lr": "1e-4"}},
         {"stage_one": {"lr": True}},
         {"stage_one": {"betas": [0.1]}},

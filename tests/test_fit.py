@@ -210,7 +210,7 @@ def test_the_learning_rate_is_used(data, tmp_path):
 def test_a_run_is_a_function_of_its_seed(data, tmp_path):
     first, again = (fit(tiny(), data, tmp_path / name) for name in ("first", "again"))
     other = fit(tiny(fit={"seed": 1}), data, tmp_path / "other")
-    for part in ("generator", "discriminator", "pool", "optimizer_g"):
+    for part in ("generator", "discriminator", "pool", "optimizer.generator"):
         assert same(weights(first, part), weights(again, part))
         assert weights(first, part)
     assert not same(weights(first), weights(other))

@@ -1,4 +1,6 @@
-"""The published two-headed discriminator (AC-GAN, Odena et al. 2017; DiM, Wang et al. 2023)."""
+"""Discriminators: the published one with two heads (AC-GAN, Odena et al. 2017; DiM, Wang et al. 2023), and a projection one."""
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from dim import rng
 from dim.config import DiscriminatorConfig
 from dim.nets.generators.dim2023 import resolution_chain
+from dim.nets.generators.gan import ResidualBlock, channels_at, halvings, scaled_init
 from dim.nets.layers import ImageConv2d, ImageLayerNorm
 from dim.spec import DataSpec
 
@@ -50,7 +53,49 @@ class Discriminator(nn.Module):
         return self.critic(features).squeeze(1), self.classifier(features)
 
 
-def build_discriminator(config: DiscriminatorConfig, spec: DataSpec, *, seed: int) -> Discriminator:
-    """Build a discriminator with weights initialised from `seed`, on the CPU."""
+class ProjectionDiscriminator(nn.Module):
+    """Residual blocks without normalisation and 2x2 means down to the smallest map, a convolution over all of it per channel, and
+    a class-conditional value by projection (Miyato & Koyama 2018): w.f + e_y.f / sqrt(d). In the line of R3GAN.
+
+    Raises:
+        InputError: if a side of the image is not a multiple of 4.
+    """
+
+    def __init__(self, spec: DataSpec, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        sizes = halvings(spec)
+        channels = [channels_at(level, config.width) for level in range(len(sizes))]
+        depth = len(sizes) * config.blocks
+        self.input = ImageConv2d(spec.channels, channels[0], 3, 1, 1)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(count, depth) for _ in range(config.blocks)) for count in channels
+        )
+        self.widen = nn.ModuleList(ImageConv2d(before, after, 1) for before, after in itertools.pairwise(channels))
+        last = channels[-1]
+        self.gather = nn.Parameter(torch.randn(last, *sizes[-1]) / (sizes[-1][0] * sizes[-1][1]) ** 0.5)
+        self.features = nn.Linear(last, last)
+        self.value = nn.Linear(last, 1)
+        self.embedding = nn.Embedding(spec.num_classes, last)
+        for layer in (self.input, *self.widen, self.features, self.value):
+            scaled_init(layer, 0.7)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(B, C, H, W) images in [-1, 1], (B,) int64 labels -> (B,) values; higher: more like a real image of its class."""
+        x = self.input(images)
+        for index, stage in enumerate(self.stages):
+            if index > 0:
+                x = self.widen[index - 1](F.avg_pool2d(x, 2))
+            for block in stage:
+                x = block(x)
+        x = self.features((F.leaky_relu(x, 0.2) * self.gather).sum((2, 3)))
+        return self.value(x).squeeze(1) + (x * self.embedding(labels)).sum(1) / x.shape[1] ** 0.5
+
+
+DISCRIMINATORS = {"acgan-wgangp": Discriminator, "relativistic": ProjectionDiscriminator}
+"""By the loss that they serve."""
+
+
+def build_discriminator(config: DiscriminatorConfig, spec: DataSpec, *, seed: int, loss: str = "acgan-wgangp") -> nn.Module:
+    """Build the discriminator that a loss needs with weights initialised from `seed`, on the CPU."""
     with rng.initialisation(seed, "discriminator"):
-        return Discriminator(spec, config)
+        return DISCRIMINATORS[loss](spec, config)

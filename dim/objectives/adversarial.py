@@ -99,3 +99,10 @@ class Adversarial:
         loss = self.config.class_weight * class_loss - critic.mean()
         add_gradient(images, torch.autograd.grad(loss, images)[0])
         return {"adversarial": loss.detach(), "class": class_loss.detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the network and its optimiser: nothing."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave."""

@@ -16,6 +16,7 @@ Three ways to differentiate it:
   of L unless N = 1; kept because it is what the paper does, with the factor 2 that its code loses.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class Derivatives:
         order = order or ("reverse-over-forward" if compile else "reverse-over-reverse")
         if order not in ORDERS:
             raise InputError(f"unknown order {order!r}. {nearest(order, ORDERS)}")
-        _load_forward_mode()
+        load_forward_mode()
         self.loss, self.frozen = loss, frozen
         pulls = {
             "reverse-over-forward": self._reverse_over_forward,
@@ -145,7 +146,8 @@ class Derivatives:
         return direction @ values[0], *(parts[position] for position in positions)
 
 
-def _load_forward_mode() -> None:
+@functools.cache
+def load_forward_mode() -> None:
     """PyTorch scripts what forward mode needs when that is first used, and warns that scripting is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.script`")

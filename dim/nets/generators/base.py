@@ -9,6 +9,7 @@ and on the CPU a block is computed by one thread; several blocks run side by sid
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,24 @@ class Generator(nn.Module):
         super().__init__()
         self.spec = spec
         self.latent_dim = latent_dim
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """Options of the sampler, by name: none where an image is one pass of the network."""
+        return {}
+
+    def configure(self, **options: Any) -> Self:
+        """Change options of the sampler, in place.
+
+        Raises:
+            InputError: if this generator has no such option, or it cannot have that value.
+        """
+        for name, value in options.items():
+            known = (
+                f"it has {', '.join(self.sampler)}" if self.sampler else "an image is one pass of this network, without options"
+            )
+            raise InputError(f"unknown sampler option {name} ({value!r}): {known}")
+        return self
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """(B, Z) float standard normal latents, (B,) int64 labels -> (B, C, H, W) float images in [-1, 1]."""

@@ -1,0 +1,110 @@
+"""A few-step generator: diffusers' U-Net learns the velocity of a flow from noise to images, and its average over an interval.
+
+Convention of flow matching (Lipman et al. 2023; Liu et al. 2023): x_t = (1 - t) image + t noise, velocity v = noise - image. The
+network is u(x_t, r, t), the mean of the velocity over [r, t] (MeanFlow, Geng et al. 2025); u(x_t, t, t) is the velocity itself.
+One step of any length along the flow is then exact for an exact network: x_r = x_t - (t - r) u(x_t, r, t).
+"""
+
+import copy
+import math
+from typing import Any, Self
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from dim.config import GeneratorConfig, from_dict
+from dim.nets.generators.base import Generator
+from dim.nets.generators.gan import channels_at, halvings
+from dim.spec import DataSpec
+
+TIME_SCALE = 16.0
+"""Times in [0, 1] are multiplied by this before the sinusoidal embedding. At diffusers' 1,000 the derivative with respect to
+time, which average velocities are learned from, would be that of the fastest sine."""
+
+
+class Diffusion(Generator):
+    """A class-conditional flow with a sampler of few steps.
+
+    Latents are the noise images, flattened. Sampler (see `configure`): `steps`; `guidance` w, which mixes
+    u(null) + w (u(class) - u(null)) (Ho & Salimans 2022); `scheduler`: `mean` jumps by average velocities; `euler` and `heun` are
+    diffusers' solvers and use the velocity itself.
+
+    Raises:
+        InputError: if a side of the image is not a multiple of 4.
+    """
+
+    def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
+        super().__init__(spec, math.prod(spec.image_shape))
+        self.config = config
+        sizes = halvings(spec)
+        channels = tuple(channels_at(level, config.width) for level in range(len(sizes)))
+        self.unet = UNet2DModel(
+            sample_size=(spec.height, spec.width),
+            in_channels=spec.channels,
+            out_channels=spec.channels,
+            block_out_channels=channels,
+            layers_per_block=config.blocks,
+            down_block_types=("DownBlock2D",) * len(sizes),
+            up_block_types=("UpBlock2D",) * len(sizes),
+            norm_num_groups=math.gcd(config.width, 32),
+            attention_head_dim=math.gcd(channels[-1], 64),
+            resnet_time_scale_shift="scale_shift",
+            class_embed_type="identity",
+        )
+        for module in self.unet.modules():
+            if isinstance(module, Attention):
+                module.set_processor(AttnProcessor())  # the fused kernel has no forward-mode derivative
+        width = 4 * channels[0]
+        self.classes = nn.Embedding(spec.num_classes + 1, width)  # the last one is no class
+        self.interval_waves = Timesteps(channels[0], True, 0)
+        self.interval = TimestepEmbedding(channels[0], width)
+        nn.init.normal_(self.classes.weight, std=0.1)
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in ("steps", "guidance", "scheduler")}
+
+    def configure(self, **options: Any) -> Self:
+        super().configure(**{name: value for name, value in options.items() if name not in self.sampler})
+        self.config = from_dict(GeneratorConfig, options, self.config, "generator.")
+        return self
+
+    @property
+    def null(self) -> int:
+        """The label that stands for no class."""
+        return self.spec.num_classes
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """u(x_t, r, t): (B, C, H, W) and times (B,) with 0 <= r <= t <= 1, (B,) labels -> (B, C, H, W)."""
+        waves = self.interval_waves((t - r) * TIME_SCALE).to(x.dtype)
+        condition = self.classes(y).to(x.dtype) + self.interval(waves)
+        return self.unet(x, t * TIME_SCALE, class_labels=condition).sample
+
+    def guided(self, x: Tensor, r: float, t: float, y: Tensor) -> Tensor:
+        """The average velocity with guidance; one evaluation of the network where guidance is 1."""
+        r, t = (torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (r, t))
+        if self.config.guidance == 1:
+            return self.average_velocity(x, r, t, y)
+        twice = (torch.cat((value, value)) for value in (x, r, t))
+        own, free = self.average_velocity(*twice, torch.cat((y, torch.full_like(y, self.null)))).chunk(2)
+        return free + self.config.guidance * (own - free)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        x = z.view(-1, *self.spec.image_shape)
+        if self.config.scheduler == "mean":
+            for step in range(self.config.steps, 0, -1):
+                t, r = step / self.config.steps, (step - 1) / self.config.steps
+                x = x - (t - r) * self.guided(x, r, t, y).to(x.dtype)
+            return x.clamp(-1, 1)
+        scheduler = copy.deepcopy(_SOLVERS[self.config.scheduler])  # a scheduler counts its steps: one per call
+        scheduler.set_timesteps(self.config.steps, device=x.device)
+        for time in scheduler.timesteps:
+            t = float(time) / scheduler.config.num_train_timesteps
+            x = scheduler.step(self.guided(x, t, t, y).to(x.dtype), time, x).prev_sample
+        return x.clamp(-1, 1)
+
+
+_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler(), "heun": FlowMatchHeunDiscreteScheduler()}

@@ -1,0 +1,84 @@
+"""Learning a flow from real images: its velocity (Lipman et al. 2023), then its mean velocities (MeanFlow, Geng et al. 2025)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dim import rng
+from dim.config import FlowConfig
+from dim.trajectory.hypergrad import load_forward_mode
+
+if TYPE_CHECKING:  # diffusers takes seconds to import
+    from dim.nets.generators.diffusion import Diffusion
+
+
+def mean_velocity_target(generator: "Diffusion", x: Tensor, r: Tensor, t: Tensor, y: Tensor, velocity: Tensor) -> Tensor:
+    """What u(x_t, r, t) should be: v - (t - r) du/dt along the flow (Geng et al. 2025, eq. 6), without a gradient.
+
+    Args:
+        generator: gives `average_velocity`.
+        x: (B, C, H, W), points x_t of the flow.
+        r, t: (B,) times, r <= t.
+        y: int64 (B,) labels.
+        velocity: (B, C, H, W), v at x_t.
+
+    Returns:
+        (B, C, H, W), float32 or wider.
+    """
+    load_forward_mode()
+    with torch.no_grad():
+        _, change = torch.func.jvp(
+            lambda x, t: generator.average_velocity(x, r, t, y), (x, t), (velocity.to(x.dtype), torch.ones_like(t))
+        )
+        return velocity - (t - r).view(-1, 1, 1, 1) * change.to(velocity.dtype)
+
+
+class FlowMatching:
+    """Moves the generator's weights towards the data; nothing is generated for it.
+
+    Args:
+        config: times, and how much of a batch learns mean velocities.
+        few_steps_from: step from which mean velocities are learned beside the velocity.
+        seed: seed of the run.
+        rank: number of this process, so that each makes its own draws.
+    """
+
+    def __init__(self, config: FlowConfig, *, few_steps_from: int, seed: int, rank: int = 0) -> None:
+        self.config, self._few_steps_from, self._seed, self._rank = config, few_steps_from, seed, rank
+
+    def regress(self, generator: "Diffusion", real: Tensor, targets: Tensor, *, step: int) -> dict[str, Tensor]:
+        """Add the gradient of the flow's loss to the gradients of the generator's parameters.
+
+        The loss of an image is |u - target|^2, divided by its own size (adaptive weighting, Geng et al. 2025, eq. 22).
+
+        Args:
+            generator: the network.
+            real: float32 (B, C, H, W) in [-1, 1].
+            targets: int64 (B,) labels.
+            step: number of the step, from which every random draw derives.
+
+        Returns:
+            Detached mean squared errors per pixel: `flow` of the velocity and, where they are learned, `mean_flow`.
+        """
+        source = rng.generator(self._seed, "flow", step, self._rank, device=real.device)
+        batch = len(real)
+        noise = torch.randn(real.shape, generator=source, device=real.device)
+        times = torch.randn(2, batch, generator=source, device=real.device)
+        times = torch.sigmoid(times * self.config.time_std + self.config.time_mean)
+        dropped = torch.rand(batch, generator=source, device=real.device) < self.config.label_dropout
+        labels = torch.where(dropped, generator.null, targets)
+        split = batch - round(batch * self.config.mean_share) if step >= self._few_steps_from else batch
+        late, early = times.amax(0), times.amin(0)
+        t = torch.cat((times[0, :split], late[split:]))
+        r = torch.cat((t[:split], early[split:]))
+        weight = t.view(-1, 1, 1, 1)
+        x, velocity = torch.lerp(real, noise, weight), noise - real
+        wanted = velocity
+        if split < batch:
+            mean = mean_velocity_target(generator, x[split:], r[split:], t[split:], labels[split:], velocity[split:])
+            wanted = torch.cat((velocity[:split], mean))
+        error = (generator.average_velocity(x, r, t, labels).float() - wanted).square().flatten(1).mean(1)
+        (error / (error.detach() + 1e-3)).mean().backward()
+        losses = {"flow": error[:split].detach().mean()} if split else {}
+        return losses | ({"mean_flow": error[split:].detach().mean()} if split < batch else {})

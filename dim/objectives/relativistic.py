@@ -1,0 +1,105 @@
+"""The relativistic loss with zero-centred penalties (R3GAN, Huang et al. 2024), and augmentation with an adaptive probability."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import AdversarialConfig
+from dim.nets.discriminators import ProjectionDiscriminator
+from dim.objectives import add_gradient
+from dim.spec import DataSpec
+
+
+class Relativistic:
+    """Real and generated images of a class are judged in pairs; `advance` and `accumulate` as in `Adversarial`.
+
+    The discriminator lowers E softplus(D(fake) - D(real)) + gamma / 2 * (R1 + R2), the generator E softplus(D(real) - D(fake)),
+    with R1 and R2 the mean squared norms of D's gradient at real and at generated images, taken at the augmented ones.
+
+    Args:
+        discriminator: the network.
+        optimizer: its optimiser.
+        config: weights and augmentation.
+        spec: the data.
+        seed: seed of the run.
+        finish: called with the discriminator's parameters between backward and the optimiser's step.
+        gamma: weight of the penalties at a step.
+        mean: averages a scalar over processes.
+        rank: number of this process, so that each makes its own draws.
+    """
+
+    def __init__(
+        self,
+        discriminator: ProjectionDiscriminator,
+        optimizer: torch.optim.Optimizer,
+        config: AdversarialConfig,
+        spec: DataSpec,
+        *,
+        seed: int,
+        finish: Callable[[Iterable[nn.Parameter]], Tensor | None],
+        gamma: Callable[[int], float],
+        mean: Callable[[Tensor], Tensor] = lambda value: value,
+        rank: int = 0,
+    ) -> None:
+        self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
+        self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
+        self._gamma, self._mean = gamma, mean
+        device = next(discriminator.parameters()).device
+        self.probability = torch.zeros((), device=device)
+        """Share of images that are augmented, a scalar that stays on the device; unused unless it adapts."""
+
+    def _augmented(self, images: Tensor, turn: str, step: int) -> Tensor:
+        """Images under this turn's augmentation, each with the present probability."""
+        if not self._augment.families:
+            return images
+        source = rng.generator(self._seed, f"relativistic-{turn}", step, self._rank, device=images.device)
+        changed = self._augment(images, source)
+        if self.config.augment_target is None:
+            return changed
+        chosen = torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < self.probability
+        return torch.where(chosen, changed, images)
+
+    def advance(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator. `images.grad` is left alone."""
+        both = self._augmented(torch.cat((real, images.detach())), "discriminator", step)
+        penalised = self._gamma(step) > 0 and step % self.config.penalty_every == 0
+        both.requires_grad_(penalised)
+        values = self.discriminator(both, targets.repeat(2)).float()
+        real_values, fake_values = values.chunk(2)
+        loss = F.softplus(fake_values - real_values).mean()
+        losses = {"critic": loss.detach(), "distance": (real_values - fake_values).detach().mean()}
+        if penalised:
+            # Nothing in the network couples images, so one gradient of the sum holds every image's own.
+            (gradient,) = torch.autograd.grad(values.sum(), both, create_graph=True)
+            penalty = 2 * gradient.float().flatten(1).square().sum(1).mean()  # R1 + R2, each a mean over half of the images
+            loss = loss + self._gamma(step) / 2 * self.config.penalty_every * penalty
+            losses["penalty"] = penalty.detach()
+        loss.backward()
+        self._finish(self.discriminator.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.config.augment_target is not None:
+            margin = self._mean((real_values - fake_values).detach().sign().mean()) - self.config.augment_target
+            self.probability = (self.probability + margin.sign() * len(real) / self.config.augment_images).clamp(0, 1)
+            losses["augment_probability"] = self.probability
+        return losses
+
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
+        """See `dim.objectives.Objective`: the generated image of a pair should be judged the better one."""
+        both = self._augmented(torch.cat((real, images)), "generator", step)
+        real_values, fake_values = self.discriminator(both, targets.repeat(2)).float().chunk(2)
+        loss = F.softplus(real_values - fake_values).mean()
+        add_gradient(images, torch.autograd.grad(loss, images)[0])
+        return {"adversarial": loss.detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold beside the network and its optimiser."""
+        return {"probability": self.probability}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+        self.probability = tensors["probability"]
