@@ -85,6 +85,8 @@ class GeneratorConfig:
         _require(self.label_scale > 0, "generator.label_scale", self.label_scale, "a positive number")
         for name in ("latent_dim", "width", "blocks", "steps"):
             _require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+        even = self.name != "diffusion" or self.width % 2 == 0
+        _require(even, "generator.width", self.width, "an even number of channels for the generator 'diffusion'")
         _require(self.guidance >= 0, "generator.guidance", self.guidance, "0 or more")
         for name, owners in _GENERATOR_OPTIONS.items():
             changed = getattr(self, name) != type(self).__dataclass_fields__[name].default

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from dim.config import GeneratorConfig, from_dict
@@ -57,9 +57,11 @@ class Diffusion(Generator):
         for module in self.unet.modules():
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())  # the fused kernel has no forward-mode derivative
+                module.upcast_softmax = False  # it would lower float64 to float32; autocast raises bfloat16 by itself
+        self.unet.time_proj = _Waves(channels[0])
         width = 4 * channels[0]
         self.classes = nn.Embedding(spec.num_classes + 1, width)  # the last one is no class
-        self.interval_waves = Timesteps(channels[0], True, 0)
+        self.waves = _Waves(channels[0])
         self.interval = TimestepEmbedding(channels[0], width)
         nn.init.normal_(self.classes.weight, std=0.1)
 
@@ -79,9 +81,8 @@ class Diffusion(Generator):
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """u(x_t, r, t): (B, C, H, W) and times (B,) with 0 <= r <= t <= 1, (B,) labels -> (B, C, H, W)."""
-        waves = self.interval_waves((t - r) * TIME_SCALE).to(x.dtype)
-        condition = self.classes(y).to(x.dtype) + self.interval(waves)
-        return self.unet(x, t * TIME_SCALE, class_labels=condition).sample
+        condition = self.classes(y).to(x.dtype) + self.interval(self.waves(t - r).to(x.dtype))
+        return self.unet(x, t, class_labels=condition).sample
 
     def guided(self, x: Tensor, r: float, t: float, y: Tensor) -> Tensor:
         """The average velocity with guidance; one evaluation of the network where guidance is 1."""
@@ -105,6 +106,20 @@ class Diffusion(Generator):
             t = float(time) / scheduler.config.num_train_timesteps
             x = scheduler.step(self.guided(x, t, t, y).to(x.dtype), time, x).prev_sample
         return x.clamp(-1, 1)
+
+
+class _Waves(nn.Module):
+    """Sines and cosines of times in [0, 1], in the precision of the times; diffusers' own always give float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, times: Tensor) -> Tensor:
+        half = self.width // 2
+        rates = TIME_SCALE * torch.exp(torch.arange(half, device=times.device, dtype=times.dtype) * (-math.log(1e4) / half))
+        angles = times[:, None] * rates
+        return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
 _SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler(), "heun": FlowMatchHeunDiscreteScheduler()}
