@@ -15,6 +15,7 @@ import torch
 
 import dim
 from dim.config import (
+    AdversarialConfig,
     DataConfig,
     DiscriminatorConfig,
     FitConfig,
@@ -25,7 +26,7 @@ from dim.config import (
     TrainConfig,
     to_toml,
 )
-from dim.data.real import load_data
+from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.fit import Trainer, fit
 from dim.io import load_tensors
@@ -117,6 +118,48 @@ def test_a_run_that_fails_and_resumes(config, data, whole, tmp_path, monkeypatch
                 fit(config, data, tmp_path / "run", resume=position > 0)
     fit(config, data, tmp_path / "run", resume=True)
     require_same_run(tmp_path / "run", whole)
+
+
+_ADVERSARIAL = {"loss": "relativistic", "augment": "color_crop", "augment_target": 0.5, "augment_images": 50, "gamma_end": 0.01}
+_GENERATORS = {
+    "dim2023": {"generator": GeneratorConfig(width=4, latent_dim=6)},
+    "gan": {
+        "generator": GeneratorConfig(name="gan", width=4, latent_dim=6),
+        "adversarial": AdversarialConfig(**_ADVERSARIAL, penalty_every=2),
+    },
+    "diffusion": {"generator": GeneratorConfig(name="diffusion", width=4, steps=2)},
+}
+
+
+@pytest.mark.parametrize("name", _GENERATORS)
+@pytest.mark.parametrize(("shape", "classes"), [((1, 28, 28), 2), ((3, 32, 32), 10), ((3, 64, 64), 100)])
+def test_every_generator_is_trained_stopped_resumed_and_emitted_from(name, shape, classes, tmp_path, monkeypatch):
+    source = torch.Generator().manual_seed(0)
+    items = [(torch.randint(0, 256, shape, generator=source, dtype=torch.uint8), n % classes) for n in range(2 * classes)]
+    names = [f"class {n}" for n in range(classes)]
+    data = from_dataset(items, items, name="toy", class_names=names, config=DataConfig(val_fraction=0.0))
+    steps = {"epochs": 3 * 4 / len(data.train), "batch_size": 4, "lr": 1e-3, "beta2_end": 0.99}
+    config = TrainConfig(
+        **_GENERATORS[name],
+        discriminator=DiscriminatorConfig(width=4),
+        stage_one=StageConfig(**steps),
+        stage_two=StageConfig(**steps),
+        pool=PoolConfig(students=("convnet:width=4",), members=2),
+        fit=FitConfig(
+            ema=0.9, trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0, checkpoint_steps=2
+        ),
+    )
+    whole = fit(config, data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        fail_before(patch, 3)
+        with pytest.raises(Fault):
+            fit(config, data, tmp_path / "run")
+    fit(config, data, tmp_path / "run", resume=True)
+    require_same_run(tmp_path / "run", whole)
+    losses = {key for line in (whole / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    assert losses >= {"flow", "mean_flow", "matching"} if name == "diffusion" else losses >= {"critic", "adversarial", "matching"}
+    sample = dim.sample_set(dim.load_generator(whole), ipc=2)
+    assert sample.images.shape == (2 * classes, *shape)
 
 
 @pytest.mark.parametrize("file_name", ["checkpoint.safetensors", "generator.safetensors"])
