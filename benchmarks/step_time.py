@@ -56,7 +56,7 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
         if isinstance(pool, FreshPool):
             pool._student = lambda slot, generation: pool_config.students[generation % count]
         batches, upkeep = (EpochBatches(data.train, stage.config.batch_size, seed=0, purpose=p) for p in ("batches", "upkeep"))
-        objectives = [trainer.adversarial, LogitMatching(pool, config.matching, data.spec, seed=0)]
+        objectives = [trainer.adversary, LogitMatching(pool, config.matching, data.spec, seed=0)]
         trainer.pool = pool
 
         def run(number: int) -> None:

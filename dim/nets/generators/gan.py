@@ -91,18 +91,20 @@ class GAN(Generator):
         depth = len(sizes) * config.blocks
         style = config.latent_dim
         channels = [channels_at(level, config.width) for level in levels]
-        self.base = (channels[0], *sizes[0])
+        # Few maps from the latent, then more by a 1x1 convolution: otherwise the linear layer holds most of the weights.
+        self.base = (config.width, *sizes[0])
         self.embedding = nn.Embedding(spec.num_classes, style)
         self.mapping = nn.Linear(2 * style, style)
         self.linear = nn.Linear(2 * style, math.prod(self.base))
         scaled_init(self.mapping)
         scaled_init(self.linear, 0.7)
+        self.enter = ImageConv2d(config.width, channels[0], 1)
         self.narrow = nn.ModuleList(ImageConv2d(before, after, 1) for before, after in itertools.pairwise(channels))
         self.stages = nn.ModuleList(
             nn.ModuleList(ResidualBlock(count, depth, style) for _ in range(config.blocks)) for count in channels
         )
         self.output = ImageConv2d(channels[-1], spec.channels, 3, 1, 1)
-        for layer in (*self.narrow, self.output):
+        for layer in (self.enter, *self.narrow, self.output):
             scaled_init(layer, 0.7)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -111,6 +113,7 @@ class GAN(Generator):
         x = self.linear(inputs).view(-1, *self.base)
         if self.output.weight.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous(memory_format=torch.channels_last)
+        x = self.enter(x)
         for index, stage in enumerate(self.stages):
             if index > 0:
                 # Fewer channels before more pixels: a 1x1 convolution and bilinear doubling commute.
