@@ -305,6 +305,34 @@ class FitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How the classifier is trained whose features coverage is measured in. Figures of other settings are not comparable."""
+
+    student: str = "resnet10:width=16"
+    """Architecture; the input of its last layer are the features (128 of them for this one)."""
+    epochs: int = 20
+    """Passes over the training part, unless that is more than `max_steps`."""
+    max_steps: int = 1000
+    """Largest number of SGD steps."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.05
+    """SGD learning rate, with momentum 0.9 and a cosine schedule."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    augment: str = "crop"
+    """Differentiable augmentation; `crop` moves images by up to an eighth."""
+    seed: int = 0
+    """Of the weights, the order of the images and the augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch_size"):
+            _require(getattr(self, name) >= 1, f"features.{name}", getattr(self, name), "at least 1")
+        _require(self.lr > 0, "features.lr", self.lr, "a positive number")
+        _require(self.weight_decay >= 0, "features.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
     """How students are trained on a set or a stream. It travels with the run, so that its scores are comparable.
 
