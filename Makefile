@@ -16,13 +16,15 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-# Train a generator on the bundled digits, emit sets at IPC 1, 10 and 50, score them beside controls, write the report.
+# Train a generator on the bundled digits, emit sets at IPC 1, 10 and 50, score them beside controls, measure what it covers,
+# write the report.
 demo: $(VENV)/installed
 	rm -rf $(RUN) $(SETS)
 	$(BIN)/dim train --recipe digits-dim --out $(RUN)
 	for ipc in 1 10 50; do $(BIN)/dim sample $(RUN) --ipc $$ipc --out $(SETS)/ipc-$$ipc || exit 1; done
 	$(BIN)/dim evaluate $(SETS)/ipc-1 $(SETS)/ipc-10 $(SETS)/ipc-50 $(RUN) --ipc 10 --track stream \
 	  --controls random oracle full --seeds 3 --json $(RUN)/scores.json
+	$(BIN)/dim coverage $(RUN)
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """DiM distillation: distill an image data set into a generator, and emit training sets of any size from it.
 
 The main objects, all importable from here: `load_generator`, `sample_set`, `load_set`, `SyntheticSet`,
-`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `fit`, `load_data`, `load_recipe`; for trajectory matching `record`,
-`distill` and `dim.trajectory.hypergradient`.
+`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `coverage`, `fit`, `load_data`, `load_recipe`; for trajectory matching
+`record`, `distill` and `dim.trajectory.hypergradient`.
 """
 
 import importlib
@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that `dim --help` does not wait for PyTorch.
 _HOMES = {
+    "Coverage": "dim.coverage",
+    "CoverageScore": "dim.coverage",
     "DataSpec": "dim.spec",
     "Evaluator": "dim.evaluate",
     "ExpertStore": "dim.trajectory.store",
@@ -25,6 +27,7 @@ _HOMES = {
     "SyntheticSet": "dim.data.synthetic",
     "TrainConfig": "dim.config",
     "TrajectoryRecipe": "dim.config",
+    "coverage": "dim.coverage",
     "distill": "dim.distill",
     "evaluate": "dim.evaluate",
     "fit": "dim.fit",
@@ -53,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """`dim.fit` and `dim.evaluate` are functions, although importing the modules of these names would set them."""
+    """`dim.fit`, `dim.evaluate` and `dim.coverage` are functions; importing the modules of these names would set them."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, types.ModuleType)):

@@ -118,6 +118,31 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoverageArguments:
+    """Measure how much of the real data sets and generators cover, beside held-out real images: FID, precision, recall, ..."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets, runs and generators. A run's report gets the figures, and its images beside the nearest real ones."""
+    samples: int = 5000
+    """Images on each side, balanced; fewer where the training part, the held-out parts or a set has fewer."""
+    seed: int = 0
+    """Of the choice of images."""
+    features: str = "auto"
+    """What distances are taken in. `auto`: a classifier trained on the data, once (kept in ~/.cache/dim/features); otherwise a
+    .safetensors file with the state of torchvision's inception_v3."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """For generators: how images are made."""
+    data_root: str | None = None
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    json: str | None = None
+    """Also write the figures, with everything that they depend on, to this file."""
+    panel: str | None = None
+    """Also write the first subject's images beside their nearest real ones, as a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpertsArguments(RecordConfig):
     """Record how ordinary training on the real data moves through weight space: the experts of trajectory matching."""
 
@@ -208,21 +233,14 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from dim.data.export import DESCRIPTION
-    from dim.data.synthetic import SyntheticSet, load_set
-    from dim.evaluate import Evaluator, Score, real_data_of
-    from dim.hub import load_generator
+    from dim.data.synthetic import SyntheticSet
+    from dim.evaluate import Evaluator, Score
     from dim.io import write_json
     from dim.report import format_accuracy, print_scores, scores_to_json, write_report
     from dim.sampler import sample_set
 
     device = _device(first.device)
-    subjects: dict[str, Any] = {}
-    for name in first.subjects:
-        if (Path(name) / DESCRIPTION).is_file():
-            subjects[name] = load_set(name)
-        else:
-            subjects[name] = load_generator(name, device).configure(**first.sampler.given())
+    subjects = _load_subjects(first.subjects, device, first.sampler)
     info = next(iter(subjects.values())).info
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
@@ -232,7 +250,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     for ipc in parsed.ipc:
         if ipc < 1:
             raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
-    data = real_data_of(info, parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs(parsed.subjects), device)
+    data = _data_of_subjects(subjects, parsed.data_root, device)
     console = Console(stderr=True, highlight=False)
     scores: list[Score] = []
 
@@ -272,6 +290,40 @@ def evaluate(arguments: Sequence[str]) -> None:
     for name in subjects:
         if (Path(name) / "run.json").is_file():
             print(f"report: {write_report(name, data, scores)}")
+
+
+def coverage(arguments: Sequence[str]) -> None:
+    """`dim coverage`."""
+    parsed = _parse(CoverageArguments, arguments, "coverage")
+    if not parsed.subjects:
+        raise InputError("nothing to measure: name sets, runs or generators")
+
+    from dim.coverage import Coverage
+    from dim.grid import save_png
+    from dim.io import write_json
+    from dim.report import coverage_to_json, print_coverage, write_report
+    from dim.run import RUN
+
+    device = _device(parsed.device)
+    subjects = _load_subjects(parsed.subjects, device, parsed.sampler)
+    data = _data_of_subjects(subjects, parsed.data_root, device)
+    measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
+    rows = [measure.score(subject, name) for name, subject in subjects.items()]
+    like = {tuple(values["images"] for values in row.per_class): row for row in rows}
+    rows += [measure.held_out(row) for row in like.values()]
+    print_coverage(rows)
+    if parsed.json:
+        write_json(parsed.json, coverage_to_json(rows))
+    for number, (name, subject) in enumerate(subjects.items()):
+        is_run, wanted = (Path(name) / RUN).is_file(), parsed.panel and number == 0
+        if not is_run and not wanted:
+            continue
+        nearest = measure.nearest(subject)
+        if wanted:
+            save_png(parsed.panel, nearest.panel())
+        if is_run:
+            own_first = [rows[number], *(row for row in rows if row is not rows[number])]
+            print(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
 
 
 def experts(arguments: Sequence[str]) -> None:
@@ -351,6 +403,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
     "sample": (sample, SampleArguments),
     "evaluate": (evaluate, EvaluateArguments),
+    "coverage": (coverage, CoverageArguments),
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
     "recipes": (recipes, RecipesArguments),
@@ -515,6 +568,29 @@ def _with_root(data: Any) -> Any:
     if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
         return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
     return data
+
+
+def _load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:
+    """Sets and generators by name."""
+    from dim.data.export import DESCRIPTION
+    from dim.data.synthetic import load_set
+    from dim.hub import load_generator
+
+    subjects: dict[str, Any] = {}
+    for name in names:
+        if (Path(name) / DESCRIPTION).is_file():
+            subjects[name] = load_set(name)
+        else:
+            subjects[name] = load_generator(name, device).configure(**sampler.given())
+    return subjects
+
+
+def _data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) -> Any:
+    """The real data that the first subject says it was made from."""
+    from dim.evaluate import real_data_of
+
+    info = next(iter(subjects.values())).info
+    return real_data_of(info, root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs(tuple(subjects)), device)
 
 
 def _root_of_runs(subjects: Sequence[str]) -> str | None:

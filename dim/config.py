@@ -293,6 +293,11 @@ class FitConfig:
     """Steps between two sample grids; 0: only at the end."""
     log_steps: int = 20
     """Steps between two metric records; losses are checked for non-finite values then and before every checkpoint."""
+    coverage_steps: int = 0
+    """Steps between two measures of how much of the real data the generator covers (FID, precision, recall, density, coverage);
+    0: never. They change nothing in the run, and their time is not counted as training time."""
+    coverage_samples: int = 2000
+    """Real and generated images that such a measure compares."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate, beside metrics.jsonl; pass none with `--fit.trackers` and no value."""
 
@@ -300,8 +305,37 @@ class FitConfig:
         _require(0 <= self.ema < 1, "fit.ema", self.ema, "a number in [0, 1)")
         _require(self.clip_norm >= 0, "fit.clip_norm", self.clip_norm, "0 or more")
         _require(self.log_steps >= 1, "fit.log_steps", self.log_steps, "at least 1")
-        for name in ("checkpoint_minutes", "checkpoint_steps", "sample_steps"):
+        for name in ("checkpoint_minutes", "checkpoint_steps", "sample_steps", "coverage_steps"):
             _require(getattr(self, name) >= 0, f"fit.{name}", getattr(self, name), "0 or more")
+        _require(self.coverage_samples >= 6, "fit.coverage_samples", self.coverage_samples, "at least 6")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How the classifier is trained whose features coverage is measured in. Figures of other settings are not comparable."""
+
+    student: str = "resnet10:width=16"
+    """Architecture; the input of its last layer are the features (128 of them for this one)."""
+    epochs: int = 20
+    """Passes over the training part, unless that is more than `max_steps`."""
+    max_steps: int = 1000
+    """Largest number of SGD steps."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.05
+    """SGD learning rate, with momentum 0.9 and a cosine schedule."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    augment: str = "crop"
+    """Differentiable augmentation; `crop` moves images by up to an eighth."""
+    seed: int = 0
+    """Of the weights, the order of the images and the augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch_size"):
+            _require(getattr(self, name) >= 1, f"features.{name}", getattr(self, name), "at least 1")
+        _require(self.lr > 0, "features.lr", self.lr, "a positive number")
+        _require(self.weight_decay >= 0, "features.weight_decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from dim.nets.generators import Generator
 from dim.nets.students import build_student, check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import stored_bytes
+from dim.spec import DataSpec
 
 Track = Literal["fixed", "stream", "full"]
 # A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
@@ -148,7 +149,7 @@ class Evaluator:
 
     def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
         """A stored set: `epochs` passes over it, at its own learning rate if it carries one and the protocol allows it."""
-        self._require_same_data(subject.spec.name, subject.spec.image_shape, subject.spec.num_classes)
+        require_same_data(subject.spec, self.data.spec)
         images, targets = subject.tensors()
         labels = "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
         source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
@@ -158,7 +159,7 @@ class Evaluator:
 
     def stream(self, generator: Generator, ipc: int, name: str = "generator") -> list[Score]:
         """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream."""
-        self._require_same_data(generator.spec.name, generator.spec.image_shape, generator.spec.num_classes)
+        require_same_data(generator.spec, self.data.spec)
         steps = self._budget(ipc)
         generator = generator.to(self.device)
 
@@ -251,12 +252,6 @@ class Evaluator:
         size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
         return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed)
 
-    def _require_same_data(self, name: str, shape: tuple[int, ...], classes: int) -> None:
-        spec = self.data.spec
-        if (shape, classes) != (spec.image_shape, spec.num_classes):
-            wanted = f"{spec.name!r} ({spec.num_classes} classes of {spec.image_shape})"
-            raise InputError(f"made for {name!r} ({classes} classes of {shape}): expected {wanted}")
-
     def _as_seen(self, feed: Feed) -> Feed:
         """A feed of natural images, as students see them."""
         if self._whitening is None:
@@ -303,6 +298,13 @@ class Evaluator:
             self.report(score)
             scores.append(score)
         return scores
+
+
+def require_same_data(subject: DataSpec, data: DataSpec) -> None:
+    """Raise InputError if a set or a generator has other image sizes or another number of classes than the real data."""
+    if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
+        made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
+        raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")
 
 
 class _Positions:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.config import StageConfig, TrainConfig, to_dict
+from dim.coverage import Coverage
 from dim.data.real import EpochBatches, RealData
 from dim.errors import InputError
 from dim.grid import grid, save_png
@@ -58,6 +59,8 @@ _MAY_CHANGE = (
     "fit.checkpoint_minutes",
     "fit.checkpoint_steps",
     "fit.sample_steps",
+    "fit.coverage_steps",
+    "fit.coverage_samples",
     "fit.log_steps",
     "fit.trackers",
 )
@@ -146,6 +149,7 @@ class Trainer:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
         self.step = 0
         self.seconds = 0.0
+        self._coverage: Coverage | None = None
         # A run that was killed before its first checkpoint is resumed from the beginning.
         resume = resume and check_same_run(out, config, data.spec, may_change=_MAY_CHANGE) and (out / CHECKPOINT).is_file()
         if not resume and accelerator.is_main_process:
@@ -236,6 +240,8 @@ class Trainer:
         if config.fit.trackers:
             kwargs = {"tensorboard": {"purge_step": self.step}} if "tensorboard" in config.fit.trackers else {}
             accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
+        if config.fit.coverage_steps and self._main:
+            self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - self.seconds
         progress = Progress("train", self.total_steps, self.step, show=self._main)
@@ -379,8 +385,10 @@ class Trainer:
         )
 
     def _periodic(self, sums: dict[str, Tensor], stage: _Stage) -> None:
-        """Checkpoint and sample grid when they are due."""
+        """Measure, checkpoint and sample grid when they are due."""
         fit_config = self.config.fit
+        if self._coverage and (self.step % fit_config.coverage_steps == 0 or self.step == self.total_steps):
+            self._measure(stage, self._coverage)  # first, so that a resumed run has the record of its checkpoint's step
         if self.step == self.total_steps:
             return  # the end writes both
         due = fit_config.checkpoint_steps > 0 and self.step % fit_config.checkpoint_steps == 0
@@ -391,6 +399,14 @@ class Trainer:
             self._save()
         if fit_config.sample_steps > 0 and self.step % fit_config.sample_steps == 0:
             self._save_grid()
+
+    def _measure(self, stage: _Stage, coverage: Coverage) -> None:
+        """Record how much of the real data the result covers, off the clock. Other processes wait at their next exchange."""
+        began = time.monotonic()
+        values = coverage.score(self.result).metrics
+        self._started += time.monotonic() - began
+        self.accelerator.log(values, step=self.step)
+        append_metrics(self.out, {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values})
 
     def _stop_if_asked(self, asked: list[int]) -> None:
         if asked and self.step < self.total_steps:

@@ -1,16 +1,28 @@
 """Fixtures that more than one test file uses."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import matplotlib
 import pytest
 
 from dim.config import DataConfig
 from dim.data.real import RealData, load_data
 from dim.spec import DataSpec
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[Path]:
+    """The user's cache folder is not touched; what is cached there is made once for all tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", matplotlib.get_cachedir()))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

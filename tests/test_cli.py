@@ -141,13 +141,13 @@ def photos(tmp_path):
 def test_help_and_version_as_a_process():
     done = dim_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("train", "sample", "evaluate", "experts", "distill", "recipes"):
+    for name in ("train", "sample", "evaluate", "coverage", "experts", "distill", "recipes"):
         assert f"  {name} " in done.stdout
     done = dim_process("--version")
     assert (done.returncode, done.stdout) == (0, f"{dim.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "experts", "distill", "recipes"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "coverage", "experts", "distill", "recipes"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -159,6 +159,7 @@ def test_help_of_every_command(command, capsys):
         "experts": ("--recipe", "--student", "--zca", "--experts.optimizer", "--to-waypoints", "--data-root", "--resume"),
         "distill": ("--recipe", "--experts", "--trajectory.gradient", "--labels.kind", "--step-size.initial", "--resume"),
         "evaluate": ("--protocol.learned-lr", "--protocol.zca"),
+        "coverage": ("--samples", "--features", "--panel", "--json", "--data-root"),
     }
     for option in options.get(command, ()):
         assert option in text
@@ -238,6 +239,34 @@ def test_train_sample_and_evaluate(run, tmp_path, capsys):
     for text in ("oracle", "stream", "fixed", f"{scores[0]['mean']:.1f}"):
         assert text in table
     assert "<h2>Scores" in (run / "report.html").read_text()
+
+
+def test_coverage_of_a_run_and_a_set(run, small_set, tmp_path, capsys):
+    options = ["--samples", "200", "--seed", "3", "--json", str(tmp_path / "out.json"), "--panel", str(tmp_path / "out.png")]
+    assert main(["coverage", str(small_set), str(run), *options]) == 0
+    table = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out.json").read_text())["scores"]
+    names = [(row["name"], row["images"], row["seed"]) for row in rows]
+    # One control for each size, so that every row has one that it may be compared with.
+    expected = [(str(small_set), 20, 3), (str(run), 200, 3), ("real, held out", 20, 3), ("real, held out", 200, 3)]
+    assert names == expected
+    assert rows[3]["metrics"]["coverage"] > 0.9
+    for row in rows:
+        assert row["features"] == rows[0]["features"]
+        assert row["features"]["accuracy"] > 90
+    assert f"{rows[3]['metrics']['coverage']:.3f}" in table
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.height == 20 * 50 + 2
+    assert "<h2>Coverage" in (run / "report.html").read_text()
+    # The report's own row comes first: the classes are its own.
+    assert json.loads((run / "report.json").read_text())["coverage"]["rows"][0]["name"] == str(run)
+
+
+def test_coverage_of_a_folder_of_photos(recipe, photos, tmp_path):
+    data = ["--dataset", "folder", "--data-root", str(photos), "--resolution", "8"]
+    path = tmp_path / "run"
+    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert main(["coverage", str(path)]) == 0  # the run knows where its data lay
 
 
 def test_the_protocol_can_be_changed(small_set, tmp_path):
@@ -765,6 +794,16 @@ def test_no_images_per_class(wrong, run, tmp_path, ipc):
     assert ipc in wrong("evaluate", run, "--ipc", ipc)
     assert ipc in wrong("evaluate", run, "--track", "fixed", "--ipc", ipc)
     assert not (tmp_path / "set").exists()
+
+
+def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
+    (tmp_path / "text.safetensors").write_text("text")
+    assert "nothing to measure" in wrong("coverage")
+    assert "no run, folder or file" in wrong("coverage", tmp_path / "nothing")
+    assert "samples is 5: expected at least 10" in wrong("coverage", run, "--samples", "5")
+    assert "no safetensors file" in wrong("coverage", run, "--features", tmp_path / "text.safetensors")
+    assert "no file" in wrong("coverage", run, "--features", "inception")
+    assert "Did you mean '--samples'" in wrong("coverage", run, "--sample", "5")
 
 
 @pytest.mark.parametrize("seeds", ["0", "-1"])

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from dim.config import (
     to_dict,
     to_toml,
 )
+from dim.coverage import Coverage
 from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.fit import Trainer, fit, make_accelerator, update_average
@@ -385,6 +387,7 @@ def test_an_unknown_device_is_refused(tmp_path, device):
 
 _PROGRAM = """
 import sys
+import time
 from pathlib import Path
 import torch
 from dim.config import load_recipe
@@ -419,3 +422,93 @@ def test_two_processes_end_with_the_same_weights(tmp_path):
     assert first == second
     assert len(metrics(tmp_path / "run")) == 5  # written once
     assert dim.load_generator(tmp_path / "run").info["about"]["step"] == 5
+
+
+# --- coverage along the way ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(data, tmp_path_factory):
+    """The same run without measures, and with one at every other step."""
+    folder = tmp_path_factory.mktemp("measured")
+    common = {"ema": 0.9, "checkpoint_steps": 2}
+    without = fit(tiny(4, 3, fit=common), data, folder / "without")
+    settings = {**common, "coverage_steps": 2, "coverage_samples": 30, "trackers": ("tensorboard",)}
+    return without, fit(tiny(4, 3, fit=settings), data, folder / "with")
+
+
+def test_coverage_is_recorded_at_intervals_and_at_the_end(measured):
+    without, run = measured
+    records = [record for record in metrics(run) if "coverage" in record]
+    assert [(record["step"], record["stage"]) for record in records] == [(2, "one"), (4, "one"), (6, "two"), (7, "two")]
+    for record in records:
+        assert record.keys() == {"step", "stage", "seconds", "fid", "precision", "recall", "density", "coverage"}
+    assert not any("coverage" in record for record in metrics(without))
+
+
+def test_coverage_is_that_of_the_result(measured, data):
+    _, run = measured
+    score = dim.coverage(dim.load_generator(run), data=data, samples=30)
+    last = metrics(run)[-1]
+    assert {name: last[name] for name in score.metrics} == pytest.approx(score.metrics, rel=1e-4)
+
+
+def test_measuring_coverage_changes_nothing_else(measured):
+    without, run = measured
+    tensors = [load_tensors(folder / "checkpoint.safetensors")[0] for folder in measured]
+    assert same(*tensors)
+    others = [{**record, "seconds": 0} for record in metrics(run) if "coverage" not in record]
+    assert others == [{**record, "seconds": 0} for record in metrics(without)]
+
+
+def test_trackers_get_coverage_too(measured):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, run = measured
+    found = {}
+    for folder in {file.parent for file in run.rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        if "coverage" in events.Tags()["scalars"]:
+            found = {event.step: event.value for event in events.Scalars("coverage")}
+    assert found == pytest.approx({record["step"]: record["coverage"] for record in metrics(run) if "coverage" in record})
+
+
+def test_the_time_of_measuring_is_not_training_time(data, tmp_path, monkeypatch):
+    score = Coverage.score
+
+    def slow(*arguments):
+        time.sleep(1.0)
+        return score(*arguments)
+
+    monkeypatch.setattr(Coverage, "score", slow)
+    records = metrics(fit(tiny(3, 0, fit={"coverage_steps": 1, "coverage_samples": 30}), data, tmp_path / "run"))
+    assert len(records) == 6
+    assert records[-1]["seconds"] < 3.0
+
+
+def test_a_run_that_is_resumed_has_the_measures_once(data, tmp_path, monkeypatch, measured):
+    """Killed after the measure and the checkpoint of step 4; what may be measured may change."""
+    settings = {"ema": 0.9, "checkpoint_steps": 2, "coverage_steps": 2, "coverage_samples": 30}
+    step = Trainer.train_step
+
+    def fail(self, *arguments):
+        if self.step == 5:
+            raise RuntimeError("killed")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny(4, 3, fit=settings), data, tmp_path / "run")
+    monkeypatch.undo()
+    fit(tiny(4, 3, fit=settings), data, tmp_path / "run", resume=True)
+    assert [{**record, "seconds": 0} for record in metrics(tmp_path / "run")] == [
+        {**record, "seconds": 0} for record in metrics(measured[1])
+    ]
+    fit(tiny(4, 3, fit={**settings, "coverage_steps": 0}), data, tmp_path / "run", resume=True)
+
+
+def test_impossible_measures_are_found_before_training(data, tmp_path):
+    with pytest.raises(InputError, match=r"fit\.coverage_steps is -1"):
+        tiny(fit={"coverage_steps": -1})
+    with pytest.raises(InputError, match=r"fit\.coverage_samples is 5: expected at least 6"):
+        tiny(fit={"coverage_samples": 5})

@@ -25,6 +25,7 @@ RANKS = {
     "provenance": 1,
     "io": 2,
     "augment": 2,
+    "clouds": 2,
     "grid": 3,
     "run": 3,
     "nets": 3,
@@ -34,11 +35,13 @@ RANKS = {
     "sampler": 6,
     "objectives": 7,
     "evaluate": 7,
-    "fit": 8,
-    "distill": 8,
-    "hub": 9,
-    "report": 9,
-    "cli": 10,
+    "features": 8,
+    "coverage": 9,
+    "fit": 10,
+    "distill": 10,
+    "hub": 11,
+    "report": 11,
+    "cli": 12,
 }
 
 

@@ -11,11 +11,26 @@ from PIL import Image
 from rich.console import Console
 
 from dim.config import AboutConfig, DataConfig, DiscriminatorConfig, FitConfig, GeneratorConfig, StageConfig, TrainConfig
-from dim.data.real import from_dataset
+from dim.coverage import CoverageScore, nearest_real
+from dim.data.real import from_dataset, load_data
+from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.evaluate import Score
+from dim.features import Features
 from dim.fit import fit
-from dim.report import format_accuracy, format_bytes, print_scores, real_grid, rows, scores_to_json, write_report
+from dim.report import (
+    coverage_rows,
+    coverage_to_json,
+    format_accuracy,
+    format_bytes,
+    print_coverage,
+    print_scores,
+    real_grid,
+    rows,
+    scores_to_json,
+    write_report,
+)
+from dim.spec import to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +148,118 @@ def test_real_images_are_shown_one_row_per_class(data):
     picture = real_grid(data, per_class=4)
     assert picture.width == 4 * 50 + 2
     assert picture.height == 3 * 50 + 2
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------------
+
+
+def coverage_score(name: str = "runs/<a>", **changes) -> CoverageScore:
+    metrics = {"fid": 1.2345, "precision": 0.9, "recall": 0.5, "density": 1.1, "coverage": 0.8764}
+    values = {
+        "name": name,
+        "images": 5000,
+        "seed": 0,
+        "features": {"name": "resnet10", "accuracy": 88.71, "split": "val", "digest": "0" * 32},
+        "metrics": metrics,
+        "expected": {"density": 1.0, "coverage": 0.969},
+        "per_class": (
+            {"class": "<b>", "images": 3, **dict.fromkeys(metrics)},
+            {"class": "c", "images": 9, **metrics, "fid": None},
+        ),
+        "seconds": 1.0,
+        "data": {"name": "toy"},
+    }
+    return CoverageScore(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def nearest():
+    data = load_data(DataConfig())
+    features = Features(network=torch.nn.Flatten(), name="pixels", digest="0" * 32, device=torch.device("cpu"))
+    images, labels = data.val.batch(torch.arange(len(data.val)))
+    return nearest_real(SyntheticSet(to_uint8(images), labels, data.spec), data, features)
+
+
+def pictures(page: str) -> int:
+    return len(re.findall(r'src="data:image/png;base64,', page))
+
+
+def test_a_row_says_all_that_a_figure_of_coverage_must_tell():
+    assert coverage_rows([coverage_score()]) == [("runs/<a>", "5,000", "1.234", "0.900", "0.500", "1.100", "0.876", "0.969")]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "said"), [(88.71, "features of resnet10, 88.7 % right on its val images"), (None, "resnet10")]
+)
+def test_the_printed_coverage_table_names_the_features(accuracy, said):
+    console = Console(file=io.StringIO(), width=200)
+    features = {"name": "resnet10", "accuracy": accuracy, "split": "val", "digest": "0" * 32}
+    print_coverage([coverage_score(features=features), coverage_score("real, held out")], console)
+    text = console.file.getvalue()
+    assert said in text
+    assert ("right" in text) == (accuracy is not None)
+    for cell in ("real, held out", "0.876", "coverage to expect"):
+        assert cell in text
+
+
+def test_coverage_as_json():
+    content = json.loads(json.dumps(coverage_to_json([coverage_score()]), allow_nan=False))
+    assert content["kind"] == "coverage"
+    assert CoverageScore.from_dict(content["scores"][0]) == coverage_score()
+
+
+def test_the_page_shows_coverage(run, data, nearest):
+    scores = [coverage_score(), coverage_score("real, held out")]
+    page = write_report(run, data, coverage=scores, nearest=nearest).read_text()
+    assert pictures(page) == 5  # generated, real, nearest, distances, losses
+    for text in (
+        "<h2>Coverage",
+        "runs/&lt;a&gt;",
+        "real, held out",
+        "&lt;b&gt;",
+        "0.876",
+        f"{100 * nearer(nearest):.1f} % of the images",
+    ):
+        assert text in page
+    assert "<b>" not in page
+    with Image.open(run / "samples" / "nearest.png") as picture:
+        assert picture.size == nearest.panel().size
+
+
+def nearer(nearest) -> float:
+    return nearest.to_dict()["nearer_than_1_percent"]
+
+
+def test_a_later_report_keeps_what_was_measured(run, data, nearest):
+    """`dim evaluate` and `dim coverage` write the same page."""
+    write_report(run, data, [score(90.0, 92.0)])
+    write_report(run, data, coverage=[coverage_score()], nearest=nearest)
+    page = write_report(run, data).read_text()
+    assert "91.0 ± 1.4" in page
+    assert "0.876" in page
+    assert pictures(page) == 5
+    assert "Measured at step" not in page
+    page = write_report(run, data, [score(70.0, 70.0)]).read_text()
+    assert "70.0 ± 0.0" in page
+    assert "91.0 ± 1.4" not in page
+    assert "0.876" in page
+
+
+def test_a_run_that_was_trained_further_says_when_it_was_measured(run, data):
+    write_report(run, data, [score(90.0)], coverage=[coverage_score()])
+    with open(run / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 99, "critic": 1.0}\n')
+    page = write_report(run, data).read_text()
+    assert page.count("Measured at step 3; the run is now at step 99.") == 2
+
+
+def test_coverage_over_training_has_a_picture_of_its_own(run, data):
+    before = pictures(write_report(run, data).read_text())
+    with open(run / "metrics.jsonl", "a") as handle:
+        for step in (1, 2):
+            handle.write(
+                json.dumps({"step": step, "stage": "one", "seconds": 1.0, "fid": 2.0 / step, "coverage": 0.1 * step}) + "\n"
+            )
+    page = write_report(run, data).read_text()
+    assert pictures(page) == before + 1
+    assert "coverage over training" in page
