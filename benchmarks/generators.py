@@ -42,9 +42,9 @@ LAST = {"matched": {}, "no matching": {"matching": {"weight": 0.0}}}
 class Arguments:
     """Compare generators."""
 
-    recipes: tuple[str, ...] = ("fashion-dim-small", "fashion-gan-small", "fashion-diffusion-small")
+    recipes: tuple[str, ...] = ("fashion-dim2023-small", "fashion-dim-small", "fashion-gan-small", "fashion-diffusion-small")
     """Names or TOML files; their epochs are replaced."""
-    widths: tuple[int, ...] = (58, 24, 12)
+    widths: tuple[int, ...] = (58, 58, 24, 12)
     """generator.width of each recipe, which gives them about as many parameters."""
     name: str = "generators-fashion"
     """Of the result."""

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no matching": {"matching": {"weight": 0.0}},
     "published: fresh pool, 16 steps, random pairs": {
         "pool": {"source": "fresh", "upkeep_steps": 16, "upkeep_every": 1},
-        "matching": {"pairing": "random"},
+        "matching": {"distance": "pairs"},
     },
     "fresh pool, 16 steps, unbiased": {"pool": {"source": "fresh", "upkeep_steps": 16, "upkeep_every": 1}},
     "default: persistent pool, unbiased": {},

@@ -22,7 +22,7 @@ from dim.config import PoolConfig, TrainConfig, load_recipe, to_dict
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.fit import Trainer, make_accelerator
 from dim.host import keep_freed_memory
-from dim.objectives.logit import LogitMatching
+from dim.objectives.logit import PoolMatching
 from dim.pool import FreshPool, build_pool
 
 
@@ -56,7 +56,7 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
         if isinstance(pool, FreshPool):
             pool._student = lambda slot, generation: pool_config.students[generation % count]
         batches, upkeep = (EpochBatches(data.train, stage.config.batch_size, seed=0, purpose=p) for p in ("batches", "upkeep"))
-        objectives = [trainer.adversary, LogitMatching(pool, config.matching, data.spec, seed=0)]
+        objectives = [trainer.adversary, PoolMatching(pool, config.matching, data.spec, seed=0)]
         trainer.pool = pool
 
         def run(number: int) -> None:

@@ -209,19 +209,21 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchingConfig:
-    """Matching the logits of a pool of models between real and generated images (stage two)."""
+    """Matching what a pool of models says of real and of generated images (stage two)."""
 
     weight: float = 0.01
     """Weight beside the adversarial loss. Published: 0.01. 0 turns the pool off."""
-    pairing: Literal["random", "unbiased"] = "unbiased"
-    """`random`: one real image against one generated image of its class (published; its optimum is the class mean, a pull
-    towards collapse). `unbiased`: the squared distance of the class means, estimated without that pull."""
+    distance: Literal["pairs", "means", "moments", "kernel", "characteristic"] = "means"
+    """`pairs`: one real image against one generated image of its class (published; its optimum is the class mean, a pull
+    towards collapse). Without that pull, within classes: `means`: squared distance of the means; `moments`: of means and second
+    moments; `kernel`: of the distributions, by Gaussian kernels; `characteristic`: by characteristic functions."""
+    outputs: Literal["logits", "features"] = "logits"
+    """What is compared: log-probabilities (published), or the features before a model's last layer."""
     augment: str = "color_crop_cutout"
     """Augmentation of both sides, one draw for both."""
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "matching.weight", self.weight, "0 or more")
-        _require(self.pairing in ("random", "unbiased"), "matching.pairing", self.pairing, "'random' or 'unbiased'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from dim.nets.students import check_protocol
 from dim.objectives import Objective
 from dim.objectives.adversarial import Adversarial
 from dim.objectives.flow import FlowMatching
-from dim.objectives.logit import LogitMatching
+from dim.objectives.logit import PoolMatching
 from dim.objectives.relativistic import Relativistic
 from dim.pool import build_pool
 from dim.run import (
@@ -182,7 +182,7 @@ class Trainer:
             rank=accelerator.process_index,
             average=self._average_gradients,
         )
-        self.matching = LogitMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
         check_protocol(config.protocol, spec)
         if resume:
             self._load()

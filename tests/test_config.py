@@ -185,7 +185,7 @@ def test_unknown_keys_name_the_nearest(values, message):
         {"pool": {"students": ["convnet", 5]}},
         {"fit": {"precision": "fp16"}},
         {"fit": {"seed": None}},
-        {"matching": {"pairing": "pairs"}},
+        {"matching": {"distance": "random"}},
     ],
 )
 def test_values_of_a_wrong_type_are_refused_by_name(values):

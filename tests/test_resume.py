@@ -423,7 +423,7 @@ def test_how_often_to_save_and_what_to_aim_at_may_change(config, data, whole, st
         ("pool", "members", 4),
         ("fit", "seed", 1),
         ("fit", "ema", 0.0),
-        ("matching", "pairing", "random"),
+        ("matching", "distance", "pairs"),
     ],
 )
 def test_other_settings_are_refused_and_named(config, data, stopped, section, key, value):

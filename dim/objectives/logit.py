@@ -1,4 +1,4 @@
-"""Logit matching (DiM, Wang et al. 2023, section 3.3): a pool's log-probabilities of real and generated images agree."""
+"""Matching through a pool: what its models say of real and of generated images agrees (DiM, Wang et al. 2023, section 3.3)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,9 @@ from torch import Tensor
 from dim import rng
 from dim.augment import Augment
 from dim.config import MatchingConfig
+from dim.nets.students import Student
 from dim.objectives import add_gradient
+from dim.objectives.statistics import class_distance, gaussians, moments, standardised, waves
 from dim.pool import ModelPool
 from dim.spec import DataSpec
 
@@ -56,16 +58,31 @@ def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
     return ((own / pairs - 2 * cross) * usable * count).sum() / (len(real) * outputs)
 
 
-class LogitMatching:
-    """Matches log-probabilities that one member of a pool gives to real and generated images of the same classes.
+class PoolMatching:
+    """Makes what one member of a pool says of generated images agree with what it says of real images of the same classes.
 
     Both sides get one augmentation draw. Departures from the published code: images are normalised alike everywhere (it
-    normalised [-1, 1] images with [0, 1] statistics), and the default pairing does not pull towards collapse.
+    normalised [-1, 1] images with [0, 1] statistics), and the default distance does not pull towards collapse.
     """
 
     def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
         self.pool, self.config = pool, config
         self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
+
+    def _outputs(self, member: Student, images: Tensor) -> Tensor:
+        return member.embed(images) if self.config.outputs == "features" else F.log_softmax(member(images), dim=1)
+
+    def _distance(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
+        kind = self.config.distance
+        if kind == "pairs":
+            return paired_distance(real, generated)
+        if kind == "means":
+            return mean_distance(real, generated, labels)
+        real, generated = standardised(real, generated)
+        if kind == "characteristic":
+            source = rng.generator(self._seed, "matching-frequencies", step, device=real.device)
+            return class_distance(waves(real.shape[1], source), real, generated, labels)
+        return class_distance({"moments": moments, "kernel": gaussians}[kind], real, generated, labels)
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`. The loss is returned before its weight."""
@@ -74,9 +91,8 @@ class LogitMatching:
         draw = self._augment.draw(len(images), source)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
-                wanted = F.log_softmax(member(self._augment.apply(real, draw)), dim=1)
-            given = F.log_softmax(member(self._augment.apply(images, draw)), dim=1)
-        random = self.config.pairing == "random"
-        loss = paired_distance(wanted, given) if random else mean_distance(wanted, given, targets)
+                wanted = self._outputs(member, self._augment.apply(real, draw))
+            given = self._outputs(member, self._augment.apply(images, draw))
+        loss = self._distance(wanted, given, targets, step)
         add_gradient(images, torch.autograd.grad(self.config.weight * loss, images)[0])
         return {"matching": loss.detach()}

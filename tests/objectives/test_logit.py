@@ -8,7 +8,7 @@ from torch import nn
 
 from dim.config import MatchingConfig, PoolConfig, from_dict
 from dim.errors import InputError
-from dim.objectives.logit import LogitMatching, mean_distance, paired_distance
+from dim.objectives.logit import PoolMatching, mean_distance, paired_distance
 from dim.pool import build_pool
 
 
@@ -165,21 +165,21 @@ def _batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.rand(7, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2))
 
 
-def _matching(spec, pairing="unbiased", augment="", weight=0.01, seed=0):
-    config = MatchingConfig(pairing=pairing, augment=augment, weight=weight)
-    return LogitMatching(_StubPool(_Net()), config, spec(1, 8), seed=seed)
+def _matching(spec, distance="means", augment="", weight=0.01, seed=0):
+    config = MatchingConfig(distance=distance, augment=augment, weight=weight)
+    return PoolMatching(_StubPool(_Net()), config, spec(1, 8), seed=seed)
 
 
-@pytest.mark.parametrize("pairing", ["random", "unbiased"])
-def test_accumulate_adds_the_weighted_gradient(spec, pairing):
+@pytest.mark.parametrize("distance", ["pairs", "means"])
+def test_accumulate_adds_the_weighted_gradient(spec, distance):
     """Value from log-probabilities by the definition; gradient by central differences; added to what is there."""
     images, real = _batch()
-    matching = _matching(spec, pairing, weight=0.5)
+    matching = _matching(spec, distance, weight=0.5)
 
     def slow(x):
         a, b = (values.exp() / values.exp().sum(1, keepdim=True) for values in (_Net()(real), _Net()(x)))
         a, b = a.log(), b.log()
-        return float((a - b).square().mean()) if pairing == "random" else _slow_mean_distance(a, b, LABELS)
+        return float((a - b).square().mean()) if distance == "pairs" else _slow_mean_distance(a, b, LABELS)
 
     leaf = images.clone().requires_grad_()
     leaf.grad = torch.ones_like(leaf)
@@ -192,7 +192,7 @@ def test_accumulate_adds_the_weighted_gradient(spec, pairing):
         shift[place] = 1e-5
         slope = (slow(images + shift) - slow(images - shift)) / 2e-5
         assert float(leaf.grad[place]) == pytest.approx(1 + 0.5 * slope, abs=1e-7)
-    if pairing == "unbiased":
+    if distance == "means":
         assert torch.equal(leaf.grad[3], torch.ones_like(leaf.grad[3])), "a class with one image moved"
 
 
@@ -211,7 +211,7 @@ def test_accumulate_without_an_earlier_gradient(spec):
 def test_both_sides_get_the_same_augmentation(spec):
     """Generated images equal to their real partners are at distance 0, whatever the draw."""
     images, _ = _batch()
-    matching = _matching(spec, "random", "color_crop_cutout_scale_rotate")
+    matching = _matching(spec, "pairs", "color_crop_cutout_scale_rotate")
     leaf = images.clone().requires_grad_()
     assert float(matching.accumulate(leaf, LABELS, real=images, step=3)["matching"]) == 0
     assert leaf.grad.abs().sum() == 0
@@ -235,7 +235,7 @@ def test_a_real_pool_is_left_as_it_was(spec):
     before = [parameter.clone() for parameter in pool.draw(0).parameters()]
     images, real = (values.float() for values in _batch())
     leaf = images.requires_grad_()
-    LogitMatching(pool, MatchingConfig(), spec(1, 8), seed=0).accumulate(leaf, LABELS, real=real, step=0)
+    PoolMatching(pool, MatchingConfig(), spec(1, 8), seed=0).accumulate(leaf, LABELS, real=real, step=0)
     assert leaf.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in pool.draw(0).parameters())
     assert all(torch.equal(*pair) for pair in zip(before, pool.draw(0).parameters(), strict=True))
@@ -248,7 +248,7 @@ def test_bad_batches_and_options_are_refused(spec):
         _matching(spec, augment="color").accumulate(leaf, LABELS, real=real[:5], step=0)
     with pytest.raises(InputError, match="unknown augmentation"):
         _matching(spec, augment="colour")
-    with pytest.raises(InputError, match="pairing is 'mean'"):
-        from_dict(MatchingConfig, {"pairing": "mean"})
+    with pytest.raises(InputError, match="distance is 'mean'"):
+        from_dict(MatchingConfig, {"distance": "mean"})
     with pytest.raises(InputError, match=r"matching\.weight"):
         MatchingConfig(weight=-1)
