@@ -3,7 +3,8 @@
     python benchmarks/published.py --data-root DIR [--iterations 20] [--out runs/published]
 
 For machines where the whole of them is too long. Networks, N, M, batches, learning rates and whitening are the recipes'; what is
-cut is stated in the result: one expert in place of a hundred, of a few epochs, and start points in its first two.
+cut is stated in the result: one expert in place of a hundred, of a few epochs, and start points in its first ones. Rows of recipes
+that an earlier call measured are kept.
 """
 
 import dataclasses
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import torch
 import tyro
-from common import save
+from common import RESULTS, save
 
 from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
 from dim.data.real import load_data
 from dim.distill import Distiller
 from dim.host import keep_freed_memory
+from dim.io import read_json
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore
 
@@ -37,22 +39,21 @@ class Arguments:
     """Of each."""
     epochs: int = 3
     """Of each expert."""
+    max_start: float = 2
+    """Start points lie below this epoch; the recipes' M epochs lie beyond it."""
     out: str = "runs/published"
     """Folder for experts."""
     device: str = "cpu"
     """cpu or cuda."""
 
 
-CUT = {"experts": 1, "max_start": 2}
-
-
 def cut(recipe: TrajectoryRecipe, arguments: Arguments) -> TrajectoryRecipe:
     """A published recipe with one short expert and a window inside it."""
     settings = recipe.trajectory
-    window = {"min_start": 0.0, "max_start": float(CUT["max_start"]), "max_start_at_first": None, "grows_for": 0}
+    window = {"min_start": 0.0, "max_start": arguments.max_start, "max_start_at_first": None, "grows_for": 0}
     return dataclasses.replace(
         recipe,
-        experts=dataclasses.replace(recipe.experts, count=CUT["experts"], epochs=arguments.epochs, waypoints=0, smooth=False),
+        experts=dataclasses.replace(recipe.experts, count=1, epochs=arguments.epochs, waypoints=0, smooth=False),
         trajectory=dataclasses.replace(settings, **window, waypoints=min(settings.waypoints, arguments.epochs + 1), compile="on"),
         distill=dataclasses.replace(recipe.distill, iterations=arguments.iterations),
         data=dataclasses.replace(recipe.data, root=arguments.data_root or os.environ.get("DIM_DATA_ROOT")),
@@ -60,7 +61,9 @@ def cut(recipe: TrajectoryRecipe, arguments: Arguments) -> TrajectoryRecipe:
 
 
 def main(arguments: Arguments) -> None:
-    rows = []
+    name_of_result = f"published-{arguments.device}"
+    earlier = RESULTS / f"{name_of_result}.json"
+    rows = read_json(earlier)["rows"] if earlier.is_file() else []
     for name in arguments.recipes:
         recipe = cut(load_recipe(name), arguments)
         data = load_data(recipe.data, arguments.device)
@@ -84,13 +87,13 @@ def main(arguments: Arguments) -> None:
             "skipped": run.skipped,
             "config": to_dict(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=None))),
         }
-        rows.append(row)
+        rows = [other for other in rows if other["recipe"] != name] + [row]
         print(
             f"{name}: loss {row['first_five']:.4f} (first five), {row['last_five']:.4f} (last five); "
             f"{row['seconds_per_iteration']:.2f} s per iteration",
             flush=True,
         )
-        save(f"published-{arguments.device}", {"cut": CUT, "rows": rows}, arguments.device)
+        save(name_of_result, {"threads": torch.get_num_threads(), "rows": rows}, arguments.device)
 
 
 if __name__ == "__main__":
