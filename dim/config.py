@@ -62,24 +62,29 @@ class DataConfig:
 class GeneratorConfig:
     """The conditional generator, which is the product."""
 
-    name: Literal["dim2023", "gan", "diffusion"] = "dim2023"
+    name: Literal["dim2023", "gan", "diffusion", "pipeline"] = "dim2023"
     """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023). `gan`: residual, without normalisation, modulated by
-    latent and class (in the line of R3GAN and StyleGAN2). `diffusion`: diffusers' U-Net, a flow in a few steps."""
+    latent and class (in the line of R3GAN and StyleGAN2). `diffusion`: diffusers' U-Net, a flow in a few steps. `pipeline`: a
+    pretrained, class-conditional latent diffusion pipeline of diffusers."""
     latent_dim: int = 90
     """dim2023, gan: Gaussian inputs beside the label. Published for DiM: 100 inputs, the first 10 of them the one-hot label."""
     label_scale: float = 1.0
     """dim2023: value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs: the class is
     learned late."""
     width: int = 196
-    """dim2023: channels of every hidden layer. Else: channels at full resolution, doubled at the next two halvings."""
+    """dim2023: channels of every hidden layer. gan, diffusion: channels at full resolution, doubled at the next two halvings."""
     blocks: int = 1
     """gan, diffusion: residual blocks per resolution."""
     steps: int = 1
-    """diffusion: steps of the sampler."""
+    """diffusion, pipeline: steps of the sampler."""
     guidance: float = 1.0
-    """diffusion: weight of the class against no class; 1: no guidance, which takes half the time."""
+    """diffusion, pipeline: weight of the class against no class; 1: no guidance, which takes half the time."""
     scheduler: Literal["mean", "euler", "heun"] = "mean"
     """diffusion: `mean` jumps by learned mean velocities, for few steps. `euler`, `heun`: diffusers' solvers of the flow."""
+    pretrained: str | None = None
+    """pipeline: what to start from, a local folder or a Hub id (owner/name), such as a DiTPipeline, in .safetensors files."""
+    pretrained_classes: tuple[int, ...] = ()
+    """pipeline: the class of the pipeline that each class of the data starts from. Default: the same, if there are as many."""
 
     def __post_init__(self) -> None:
         _require(self.label_scale > 0, "generator.label_scale", self.label_scale, "a positive number")
@@ -95,12 +100,15 @@ class GeneratorConfig:
 
 
 _GENERATOR_OPTIONS = {
+    "width": ("dim2023", "gan", "diffusion"),
     "latent_dim": ("dim2023", "gan"),
     "label_scale": ("dim2023",),
     "blocks": ("gan", "diffusion"),
-    "steps": ("diffusion",),
-    "guidance": ("diffusion",),
+    "steps": ("diffusion", "pipeline"),
+    "guidance": ("diffusion", "pipeline"),
     "scheduler": ("diffusion",),
+    "pretrained": ("pipeline",),
+    "pretrained_classes": ("pipeline",),
 }
 
 
@@ -195,7 +203,7 @@ class FlowConfig:
     mean_share: float = 0.5
     """Part of a batch that learns them from then on; in [0, 1]."""
     label_dropout: float = 0.1
-    """Part of the images that are shown without their class, which guidance needs."""
+    """Part of the images that are shown without their class, which guidance needs. Also of the generator `pipeline`."""
     time_mean: float = -0.4
     """Times are sigmoids of Gaussians with this mean."""
     time_std: float = 1.0

@@ -32,6 +32,7 @@ from dim.nets.generators.storage import FILE_NAME, save_generator_file
 from dim.nets.students import check_protocol
 from dim.objectives import Objective
 from dim.objectives.adversarial import Adversarial
+from dim.objectives.denoising import Denoising
 from dim.objectives.flow import FlowMatching
 from dim.objectives.logit import PoolMatching
 from dim.objectives.relativistic import Relativistic
@@ -157,17 +158,22 @@ class Trainer:
         accelerator.wait_for_everyone()
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
-        self.generator = build_generator(config.generator, spec, seed=seed).to(device, memory_format=self.format)
+        held = load_tensors(out / CHECKPOINT, device) if resume else None
+        architecture = held[1].get("architecture") if held else None
+        generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
+        self.generator = generator.to(device, memory_format=self.format)
         self.average: Generator | None = None
         if config.fit.ema > 0:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.stages = self._plan()
         self.optimizers = {"generator": self._optimizer(self.generator)}
         self.adversary: Adversarial | Relativistic | None = None
-        self.flow: FlowMatching | None = None
+        self.flow: FlowMatching | Denoising | None = None
         if config.generator.name == "diffusion":
             begin = round(config.flow.mean_from * self.stages[0].stop)
             self.flow = FlowMatching(config.flow, few_steps_from=begin, seed=seed, rank=accelerator.process_index)
+        elif config.generator.name == "pipeline":
+            self.flow = Denoising(label_dropout=config.flow.label_dropout, seed=seed, rank=accelerator.process_index)
         else:
             self.adversary = self._build_adversary()
         # Made here although stage two may be hours away, so that an impossible setting is found now.
@@ -184,8 +190,8 @@ class Trainer:
         )
         self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
         check_protocol(config.protocol, spec)
-        if resume:
-            self._load()
+        if held:
+            self._load(*held)
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -360,7 +366,8 @@ class Trainer:
         values["lr"] = stage.lr(self.step - 1)
         self.accelerator.log(values, step=self.step)
         append_metrics(self.out, {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values})
-        shown = {name: values[name] for name in ("critic", "class", "flow", "mean_flow", "matching", "pool") if name in values}
+        wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "pool")
+        shown = {name: values[name] for name in wanted if name in values}
         progress.show(shown, note=f"stage {stage.name}")
 
     @staticmethod
@@ -431,6 +438,7 @@ class Trainer:
             "seconds": self._elapsed(),
             "fingerprint": self.data.spec.fingerprint,
             "config": to_dict(self.config),
+            "architecture": self.generator.architecture(),
         }
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -472,8 +480,7 @@ class Trainer:
                 self._save_grid()
         self._saved_at = time.monotonic()
 
-    def _load(self) -> None:
-        tensors, metadata = load_tensors(self.out / CHECKPOINT, self.accelerator.device)
+    def _load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.generator.load_state_dict(unprefixed("generator", tensors))
         if self.adversary is not None:

@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import matplotlib
 import pytest
 
+from dim import rng
 from dim.config import DataConfig
 from dim.data.real import RealData, load_data
 from dim.spec import DataSpec
@@ -49,3 +50,45 @@ def spec() -> Callable[..., DataSpec]:
 def digits() -> RealData:
     """Scikit-learn's digits with the default splits."""
     return load_data(DataConfig())
+
+
+@pytest.fixture(scope="session")
+def pretrained() -> Callable[..., Path]:
+    """A factory of tiny untrained diffusers pipelines: `pretrained(folder)` writes one there, from 4x4 latents to 8x8 pixels.
+
+    `net` changes the denoiser, `grey` makes the autoencoder one of grey images, `scheduler` is the pipeline's.
+    """
+    return make_pretrained
+
+
+def make_pretrained(folder: Path, *, kind: str = "transformer", grey: bool = False, scheduler=None, **net) -> Path:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+
+    class ClassConditional(DiffusionPipeline):
+        """diffusers has no class for a class-conditional U-Net of latents; a pipeline like this is what its users write."""
+
+        def __init__(self, unet, vae, scheduler):
+            super().__init__()
+            self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+
+    transformer = {
+        **{"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "patch_size": 2, "num_embeds_ada_norm": 3},
+        **{"in_channels": 4, "out_channels": 8, "sample_size": 4},
+    }
+    unet = {
+        **{"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4},
+        **{"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
+        **{"in_channels": 4, "out_channels": 4, "sample_size": 4, "num_class_embeds": 3},
+    }
+    with rng.initialisation(0, "test-pipeline"):
+        vae = AutoencoderKL(
+            **{"in_channels": 1 if grey else 3, "out_channels": 1 if grey else 3, "latent_channels": net.pop("latents", 4)},
+            **{"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 8, "scaling_factor": 0.5},
+            **{"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2},
+        )
+        if kind == "transformer":
+            pipeline, denoiser = DiTPipeline, DiTTransformer2DModel(**{**transformer, **net})
+        else:
+            pipeline, denoiser = ClassConditional, UNet2DModel(**{**unet, **net})
+    pipeline(denoiser, vae, scheduler or DDIMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder

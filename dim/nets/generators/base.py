@@ -53,6 +53,10 @@ class Generator(nn.Module):
             raise InputError(f"unknown sampler option {name} ({value!r}): {known}")
         return self
 
+    def architecture(self) -> dict[str, Any]:
+        """What `build_generator` needs beside the configuration to make these networks again, as JSON values."""
+        return {}
+
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """(B, Z) float standard normal latents, (B,) int64 labels -> (B, C, H, W) float images in [-1, 1]."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ def save_generator_file(
     Args:
         path: file to write.
         generator: the network; parameters and buffers are stored.
-        config: its architecture.
+        config: its architecture; where a pipeline that it started from lay is left out.
         data: the data it was trained on; where that lay is left out.
         protocol: how its sets are to be scored.
         about: further JSON: recipe, steps, ...
@@ -39,13 +39,21 @@ def save_generator_file(
         "format": _FORMAT,
         "kind": "generator",
         "spec": generator.spec.to_dict(),
-        "generator": to_dict(config),
+        "generator": {**to_dict(config), "pretrained": _public(config.pretrained)},
+        "architecture": generator.architecture(),
         "data": {**to_dict(data), "root": None, "download": False},
         "protocol": to_dict(protocol),
         "about": about,
         "versions": versions(),
     }
     save_tensors(path, generator.state_dict(), metadata)
+
+
+def _public(pretrained: str | None) -> str | None:
+    """A Hub id as it is; of any other path the last name, not where it lies."""
+    if pretrained is None or (pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))):
+        return pretrained
+    return Path(pretrained).name
 
 
 def load_generator_file(path: Path | str, device: torch.device | str = "cpu") -> Generator:
@@ -62,7 +70,7 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
     if metadata["format"] > _FORMAT:
         raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
     config = from_dict(GeneratorConfig, metadata["generator"])
-    generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0)
+    generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0, architecture=metadata.get("architecture"))
     try:
         generator.load_state_dict(tensors)
     except RuntimeError:
