@@ -3,8 +3,8 @@
     python benchmarks/published.py --data-root DIR [--iterations 20] [--out runs/published]
 
 For machines where the whole of them is too long. Networks, N, M, batches, learning rates and whitening are the recipes'; what is
-cut is stated in the result: one expert in place of a hundred, of a few epochs, and start points in its first ones. Rows of recipes
-that an earlier call measured are kept.
+cut is stated in the result: one expert in place of a hundred, of a few epochs, and start points in its first ones. Rows that
+an earlier call measured are kept.
 """
 
 import dataclasses
