@@ -52,7 +52,7 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
         stage = dataclasses.replace(trainer.stages[1], start=0)
         device, count = accelerator.device, len(pool_config.students)
         settings = {"seed": 0, "device": device, "channels_last": config.fit.channels_last}
-        pool = build_pool(pool_config, data.spec, steps_per_epoch=max(1, steps // count), **settings)  # starts at step 0
+        pool = build_pool(pool_config, data, steps_per_epoch=max(1, steps // count), **settings)  # starts at step 0
         if isinstance(pool, FreshPool):
             pool._student = lambda slot, generation: pool_config.students[generation % count]
         batches, upkeep = (EpochBatches(data.train, stage.config.batch_size, seed=0, purpose=p) for p in ("batches", "upkeep"))

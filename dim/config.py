@@ -238,9 +238,17 @@ class MatchingConfig:
 class PoolConfig:
     """The pool of models whose logits are matched, and how it is kept up on real data."""
 
-    source: Literal["persistent", "fresh"] = "persistent"
+    source: Literal["persistent", "fresh", "experts"] = "persistent"
     """`persistent`: members of many ages live through the stage and take turns. `fresh`: published; one new model per epoch,
-    thrown away at its end."""
+    thrown away at its end. `experts`: checkpoints along recorded trajectories, of the experts' own architecture, no upkeep."""
+    experts: str | None = None
+    """experts: folder made by `dim experts`."""
+    ages: tuple[float, float] = (0.0, 1.0)
+    """experts: youngest and oldest checkpoint, as parts of the recorded path."""
+    oldest_at_first: float = 0.4
+    """experts: the oldest one when the stage begins; it grows to `ages` while the stage lasts, as DATM's window does."""
+    together: int = 1
+    """experts: members per step, which judge the same images in one batched computation."""
     students: tuple[str, ...] = (
         "convnet",
         "resnet10:width=32,norm=batchstats",
@@ -268,12 +276,15 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
-        for name in ("members", "upkeep_steps", "upkeep_every", "max_age"):
+        for name in ("members", "upkeep_steps", "upkeep_every", "max_age", "together"):
             _require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
         _require(self.lr > 0, "pool.lr", self.lr, "a positive number")
         _require(0 <= self.momentum < 1, "pool.momentum", self.momentum, "a number in [0, 1)")
         _require(self.weight_decay >= 0, "pool.weight_decay", self.weight_decay, "0 or more")
-        _require(self.source in ("persistent", "fresh"), "pool.source", self.source, "'persistent' or 'fresh'")
+        low, high = self.ages
+        _require(0 <= low <= high <= 1, "pool.ages", self.ages, "two numbers in [0, 1], the smaller first")
+        oldest = self.oldest_at_first
+        _require(low <= oldest <= high, "pool.oldest_at_first", oldest, f"a number in [{low}, {high}]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ natural images, with their labels and the learned step size.
 """
 
 import dataclasses
-import hashlib
 import math
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dim import rng
-from dim.config import ProtocolConfig, RecordConfig, TrajectoryRecipe, to_dict
+from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
 from dim.data.export import write_into
 from dim.data.real import RealData, per_class_indices
 from dim.data.synthetic import SyntheticSet
@@ -35,7 +34,6 @@ from dim.run import (
     Progress,
     append_metrics,
     check_same_run,
-    load_run_config,
     open_run,
     read_run,
     require_free_run,
@@ -44,7 +42,7 @@ from dim.run import (
 )
 from dim.trajectory.flat import FlatNetwork, worth_compiling
 from dim.trajectory.path import ConvexPath, ExpertPath, RecordedPath
-from dim.trajectory.store import LAYOUT, ExpertStore
+from dim.trajectory.store import ExpertStore, open_experts_of
 
 _MAY_CHANGE = (
     *MAY_CHANGE,
@@ -97,8 +95,7 @@ class Distiller:
         check_protocol(config.protocol, data.spec)
         resume = resume and check_same_run(out, config, data.spec, kind="distillation", may_change=_MAY_CHANGE)
         resume = resume and (out / CHECKPOINT).is_file()
-        # Path lengths and accuracies tell recordings apart, wherever the folder lies.
-        self._experts_digest = hashlib.blake2b((experts / LAYOUT).read_bytes(), digest_size=16).hexdigest()
+        self._experts_digest = self.store.digest()
         if resume and read_run(out, "distillation")["experts_digest"] != self._experts_digest:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
         if not resume:
@@ -359,23 +356,11 @@ def open_experts(folder: Path | str, config: TrajectoryRecipe, data: RealData) -
     Raises:
         InputError: naming what differs.
     """
-    store = ExpertStore.open(folder)
-    run = read_run(folder, "experts")
-    recorded = load_run_config(folder, RecordConfig, "experts")
-    spec = run["spec"]
-    shape = (spec["channels"], spec["height"], spec["width"])
-    if (spec["name"], shape) != (data.spec.name, data.spec.image_shape):
-        there, here = f"{spec['name']} at {shape}", f"{data.spec.name} at {data.spec.image_shape}"
-        raise InputError(f"{folder} holds experts of {there}: expected {here}; record experts with this recipe")
-    if spec["fingerprint"] != data.spec.fingerprint:
-        raise InputError(
-            f"{folder} holds experts of another {spec['name']} or another split of it: use the one they were trained on"
-        )
+    store, recorded = open_experts_of(folder, data.spec)
     for name in ("student", "zca"):
         there, here = getattr(recorded, name), getattr(config, name)
         if there != here:
             raise InputError(f"{folder} holds experts with {name} {there!r}: expected {here!r}; record experts with this recipe")
-    store.require_complete()
     return store
 
 

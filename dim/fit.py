@@ -64,6 +64,7 @@ _MAY_CHANGE = (
     "fit.coverage_samples",
     "fit.log_steps",
     "fit.trackers",
+    "pool.experts",
 )
 
 
@@ -179,7 +180,8 @@ class Trainer:
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
-            spec,
+            data,
+            steps=self.stages[1].stop - self.stages[1].start,
             steps_per_epoch=max(1, len(data.train) // config.stage_two.batch_size),
             first_step=self.stages[1].start,
             seed=seed,

@@ -3,21 +3,30 @@
 The published pool makes a fresh model per epoch and trains it for 16 steps before every generator step, which is most of
 the run's time, and then throws it away. The persistent pool keeps members of several architectures and ages alive, takes
 one at a time, and spreads the upkeep thin. Which member is taken at a step, and every weight it starts from, is a
-function of (seed, step), so a resumed run meets the same pool.
+function of (seed, step), so a resumed run meets the same pool. The expert pool is free: its members are checkpoints of
+recorded experts, of any age, so nothing is trained at all, and several can judge the same images in one batched evaluation.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import vmap
 
 from dim import rng
 from dim.augment import Augment
 from dim.config import PoolConfig
+from dim.data.real import RealData
+from dim.data.whiten import Whitening
+from dim.errors import InputError
 from dim.nets.students import Student, build_student, parse_student
 from dim.spec import DataSpec
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.path import ConvexPath, RecordedPath
+from dim.trajectory.store import open_experts_of
 
 
 class _Member:
@@ -31,7 +40,45 @@ class _Member:
 
 
 class ModelPool(ABC):
-    """A set of models in slots. Subclasses say which slot serves a step and when a slot starts afresh.
+    """Models whose outputs are matched. Which of them serve a step is a function of (seed, step)."""
+
+    @abstractmethod
+    def draw(self, step: int) -> Callable[[Tensor], Tensor]:
+        """A member that serves `step`: (B, C, H, W) images in [-1, 1] -> (B, classes) logits."""
+
+    @abstractmethod
+    def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
+        """What all members that serve `step` say, differentiable in the images.
+
+        Args:
+            images: float32 (B, C, H, W) in [-1, 1].
+            step: number of the generator step.
+            kind: logits, or the features before the last layer.
+
+        Returns:
+            (members, B, F).
+        """
+
+    @abstractmethod
+    def due(self, step: int) -> int:
+        """How many real batches `advance` wants at this step."""
+
+    @abstractmethod
+    def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
+        """Upkeep on a real batch; returns the loss, a detached scalar on the device."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold, as named tensors."""
+
+    @abstractmethod
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` gave."""
+
+
+class TrainedPool(ModelPool):
+    """A set of models in slots, trained on real data as the run goes on. Subclasses say which slot serves a step and when a slot
+    starts afresh.
 
     Args:
         config: the pool's settings.
@@ -96,6 +143,11 @@ class ModelPool(ABC):
         """
         return self._member(step).net
 
+    def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
+        """See `ModelPool`: one member serves a step."""
+        member = self.draw(step)
+        return (member.embed(images) if kind == "features" else member(images))[None]
+
     def due(self, step: int) -> int:
         """How many real batches `advance` wants at this step."""
         return self.config.upkeep_steps if (step - self._first_step) % self.config.upkeep_every == 0 else 0
@@ -157,7 +209,7 @@ class ModelPool(ABC):
         """Architecture of a slot's member."""
 
 
-class FreshPool(ModelPool):
+class FreshPool(TrainedPool):
     """Published: one newly initialised model per epoch, of an architecture drawn at random."""
 
     def _identity(self, step: int) -> tuple[int, int, str]:
@@ -168,7 +220,7 @@ class FreshPool(ModelPool):
         return self.config.students[rng.fold(self.seed, "pool-student", generation) % len(self.config.students)]
 
 
-class PersistentPool(ModelPool):
+class PersistentPool(TrainedPool):
     """Members of all architectures and of many ages; a step takes one at random and trains it a little.
 
     A member is started afresh at `max_age` steps. First lives are cut short, each at another age, so that ages are
@@ -191,7 +243,104 @@ class PersistentPool(ModelPool):
         return self.config.students[slot % len(self.config.students)]
 
 
-def build_pool(config: PoolConfig, spec: DataSpec, **settings) -> ModelPool:
-    """A pool by its configuration; further arguments as for `ModelPool`."""
+class ExpertPool(ModelPool):
+    """Checkpoints drawn from recorded experts. Ages are drawn from a window of the path that grows while the stage lasts, from
+    easy to hard as in DATM (Guo et al. 2024).
+
+    Args:
+        config: the pool's settings; `experts` names the store.
+        data: the real data, natural images.
+        first_step, steps: the generator steps that the pool serves.
+        seed: seed of the run.
+        device: where members are evaluated.
+
+    Raises:
+        InputError: if the store is missing, damaged, unfinished, or of other data.
+    """
+
+    def __init__(
+        self, config: PoolConfig, data: RealData, *, first_step: int, steps: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if config.experts is None:
+            raise InputError("pool.source is 'experts' and pool.experts is not given: name a folder made by 'dim experts'")
+        store, recorded = open_experts_of(config.experts, data.spec)
+        self._whitening = Whitening.fit(data.train, data.spec, device=device) if recorded.zca else None
+        seen = data.spec if self._whitening is None else self._whitening.spec
+        self.network = FlatNetwork(recorded.student, seen, device)
+        experts = range(store.layout.experts)
+        self.paths = [RecordedPath(store, n) if store.layout.full else ConvexPath.of(store, n) for n in experts]
+        self.config, self._seed, self._first_step, self._steps = config, seed, first_step, max(1, steps)
+        self._digest = store.digest()
+        self._serving: tuple[int, Tensor] | None = None
+
+    def window(self, step: int) -> tuple[float, float]:
+        """Youngest and oldest age at a step, as parts of the path in [0, 1]."""
+        low, high = self.config.ages
+        progress = min(1.0, max(0.0, (step - self._first_step) / self._steps))
+        return low, self.config.oldest_at_first + (high - self.config.oldest_at_first) * progress
+
+    def thetas(self, step: int) -> Tensor:
+        """Weights of the members that serve `step`, float32 (members, P)."""
+        if self._serving is None or self._serving[0] != step:
+            low, high = self.window(step)
+            drawn = []
+            for member in range(self.config.together):
+                path = self.paths[rng.fold(self._seed, "pool-expert", step, member) % len(self.paths)]
+                source = rng.generator(self._seed, "pool-age", step, member)
+                part = low + (high - low) * float(torch.rand((), generator=source))
+                drawn.append(path.theta(part * path.last))
+            self._serving = (step, torch.stack(drawn).to(self.network.device))
+        return self._serving[1]
+
+    def _seen(self, images: Tensor) -> Tensor:
+        return images if self._whitening is None else self._whitening.whiten(images)
+
+    def draw(self, step: int) -> Callable[[Tensor], Tensor]:
+        """See `ModelPool`: the first of the members that serve a step."""
+        theta = self.thetas(step)[0]
+        return lambda images: self.network.logits(theta, self._seen(images))
+
+    def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
+        """See `ModelPool`: all members in one batched computation."""
+        thetas, seen = self.thetas(step), self._seen(images)
+        function = self.network.features if kind == "features" else self.network.logits
+        return function(thetas[0], seen)[None] if len(thetas) == 1 else vmap(function, in_dims=(0, None))(thetas, seen)
+
+    def due(self, step: int) -> int:
+        """Nothing is trained."""
+        return 0
+
+    def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
+        """Nothing is trained: never called, as nothing is `due`."""
+        raise RuntimeError("an expert pool has no upkeep")
+
+    def state(self) -> dict[str, Tensor]:
+        """Which experts these are."""
+        return {"experts": torch.frombuffer(bytearray(bytes.fromhex(self._digest)), dtype=torch.uint8)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse other experts than the run began with.
+
+        Raises:
+            InputError: if they are others.
+        """
+        if bytes(tensors["experts"].cpu().tolist()).hex() != self._digest:
+            raise InputError(f"{self.config.experts} holds other experts than the run began with: resume with those")
+
+
+def build_pool(
+    config: PoolConfig,
+    data: RealData,
+    *,
+    seed: int,
+    first_step: int = 0,
+    steps: int = 1,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> ModelPool:
+    """A pool by its configuration, for the generator steps from `first_step`; further arguments as for `TrainedPool`."""
+    common = {"first_step": first_step, "seed": seed, "device": device}
+    if config.source == "experts":
+        return ExpertPool(config, data, steps=steps, **common)
     kind = FreshPool if config.source == "fresh" else PersistentPool
-    return kind(config, spec, **settings)
+    return kind(config, data.spec, **common, **settings)

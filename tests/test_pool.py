@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from dim import rng
 from dim.config import PoolConfig
+from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.students import build_student
 from dim.pool import build_pool
@@ -19,7 +20,9 @@ TINY = PoolConfig(students=("convnet:width=2,depth=1", "convnet:width=3,depth=1"
 def make(spec):
     def pool(seed: int = 0, steps_per_epoch: int = 4, first_step: int = 0, **changes):
         config = dataclasses.replace(TINY, **changes)
-        return build_pool(config, spec(1, 8), steps_per_epoch=steps_per_epoch, first_step=first_step, seed=seed)
+        return build_pool(
+            config, RealData(spec(1, 8), None, None, None), steps_per_epoch=steps_per_epoch, first_step=first_step, seed=seed
+        )
 
     return pool
 
@@ -200,7 +203,12 @@ def test_ranks_augment_their_own_share(spec):
     losses, calls = [], []
     for rank in (0, 1):
         pool = build_pool(
-            TINY, spec(1, 8), steps_per_epoch=4, seed=0, rank=rank, average=lambda parameters: calls.append(len(list(parameters)))
+            TINY,
+            RealData(spec(1, 8), None, None, None),
+            steps_per_epoch=4,
+            seed=0,
+            rank=rank,
+            average=lambda parameters: calls.append(len(list(parameters))),
         )
         losses.append(float(pool.advance(*_batch(0), 0)))
     assert losses[0] != losses[1]
@@ -215,7 +223,7 @@ def test_average_acts_on_gradients(spec):
             parameter.grad.zero_()
 
     config = dataclasses.replace(TINY, lr=0.5, weight_decay=0.1)
-    pool = build_pool(config, spec(1, 8), steps_per_epoch=4, seed=0, average=erase)
+    pool = build_pool(config, RealData(spec(1, 8), None, None, None), steps_per_epoch=4, seed=0, average=erase)
     before = _weights(pool.draw(0)).clone()
     pool.advance(*_batch(0), 0)
     torch.testing.assert_close(_weights(pool.draw(0)), before * 0.95)

@@ -7,7 +7,6 @@ from torch import Tensor
 from dim import rng
 from dim.augment import Augment
 from dim.config import MatchingConfig
-from dim.nets.students import Student
 from dim.objectives import add_gradient
 from dim.objectives.statistics import class_distance, gaussians, moments, standardised, waves
 from dim.pool import ModelPool
@@ -59,7 +58,7 @@ def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
 
 
 class PoolMatching:
-    """Makes what one member of a pool says of generated images agree with what it says of real images of the same classes.
+    """Makes what members of a pool say of generated images agree with what they say of real images of the same classes.
 
     Both sides get one augmentation draw. Departures from the published code: images are normalised alike everywhere (it
     normalised [-1, 1] images with [0, 1] statistics), and the default distance does not pull towards collapse.
@@ -69,8 +68,10 @@ class PoolMatching:
         self.pool, self.config = pool, config
         self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
 
-    def _outputs(self, member: Student, images: Tensor) -> Tensor:
-        return member.embed(images) if self.config.outputs == "features" else F.log_softmax(member(images), dim=1)
+    def _outputs(self, images: Tensor, step: int) -> Tensor:
+        """What the members that serve a step say, (members, B, F)."""
+        outputs = self.pool.outputs(images, step, self.config.outputs)
+        return outputs if self.config.outputs == "features" else F.log_softmax(outputs, dim=2)
 
     def _distance(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
         kind = self.config.distance
@@ -86,13 +87,13 @@ class PoolMatching:
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`. The loss is returned before its weight."""
-        member = self.pool.draw(step)
         source = rng.generator(self._seed, "matching-augment", step, self._rank, device=images.device)
         draw = self._augment.draw(len(images), source)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self._outputs(member, self._augment.apply(real, draw))
-            given = self._outputs(member, self._augment.apply(images, draw))
-        loss = self._distance(wanted, given, targets, step)
+                wanted = self._outputs(self._augment.apply(real, draw), step)
+            given = self._outputs(self._augment.apply(images, draw), step)
+            pairs = zip(wanted, given, strict=True)
+            loss = torch.stack([self._distance(ours, theirs, targets, step) for ours, theirs in pairs]).mean()
         add_gradient(images, torch.autograd.grad(self.config.weight * loss, images)[0])
         return {"matching": loss.detach()}

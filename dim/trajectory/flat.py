@@ -73,6 +73,11 @@ class FlatNetwork:
             images = images.contiguous(memory_format=torch.channels_last)
         return functional_call(self.net, self.unflatten(theta), (images,))
 
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What the last layer is given: theta (P,), float (B, C, H, W) in [-1, 1] -> (B, F)."""
+        body = {name.removeprefix("body."): p for name, p in self.unflatten(theta).items() if name.startswith("body.")}
+        return functional_call(self.net.body, body, ((images - self.net.mean) / self.net.std,)).flatten(1)
+
     def loss(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy with int64 (B,) labels or float (B, classes) probabilities."""
         return F.cross_entropy(self.logits(theta, images), targets)

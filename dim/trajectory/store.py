@@ -5,6 +5,7 @@ A store is a folder: `run.json` (how it was made), `experts.json` (layout, and t
 lengths from which `dim.trajectory.path` fills in the rest (MCT).
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dim.config import RecordConfig
 from dim.errors import InputError
 from dim.io import atomic_folder, read_json, write_json
+from dim.run import load_run_config, read_run
+from dim.spec import DataSpec
 
 LAYOUT = "experts.json"
 WEIGHTS = "weights.bin"
@@ -207,6 +211,10 @@ class ExpertStore:
         lengths = 0 if self.layout.full else 4 * self.layout.experts * self.layout.last * len(self.layout.tensors)
         return self.layout.bytes + lengths
 
+    def digest(self) -> str:
+        """Path lengths and accuracies tell recordings apart, wherever the folder lies."""
+        return hashlib.blake2b((self.folder / LAYOUT).read_bytes(), digest_size=16).hexdigest()
+
     def summary(self) -> dict[str, Any]:
         """Experts, moments, bytes, and accuracy along the trajectory (mean over finished experts)."""
         accuracies = [record.accuracies for record in self.records.values()]
@@ -221,6 +229,24 @@ class ExpertStore:
             "accuracy": mean,
             "test_accuracy": sum(tests) / len(tests) if tests else None,
         }
+
+
+def open_experts_of(folder: Path | str, spec: DataSpec) -> tuple[ExpertStore, RecordConfig]:
+    """Open a finished store and how it was recorded; refuse experts of other data.
+
+    Raises:
+        InputError: naming what differs or is missing.
+    """
+    store = ExpertStore.open(folder)
+    recorded = load_run_config(folder, RecordConfig, "experts")
+    there = DataSpec.from_dict(read_run(folder, "experts")["spec"])
+    if (there.name, there.image_shape) != (spec.name, spec.image_shape):
+        has, wanted = f"{there.name} at {there.image_shape}", f"{spec.name} at {spec.image_shape}"
+        raise InputError(f"{folder} holds experts of {has}: expected {wanted}; record experts with this recipe")
+    if there.fingerprint != spec.fingerprint:
+        raise InputError(f"{folder} holds experts of another {spec.name} or another split: use the one they were trained on")
+    store.require_complete()
+    return store, recorded
 
 
 def to_waypoints(

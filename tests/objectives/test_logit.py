@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dim.config import MatchingConfig, PoolConfig, from_dict
+from dim.data.real import RealData
 from dim.errors import InputError
 from dim.objectives.logit import PoolMatching, mean_distance, paired_distance
 from dim.pool import build_pool
@@ -149,6 +150,9 @@ class _StubPool:
         self.steps.append(step)
         return self.net
 
+    def outputs(self, images, step, kind):
+        return self.draw(step)(images)[None]
+
 
 class _Net(nn.Module):
     def __init__(self) -> None:
@@ -186,7 +190,7 @@ def test_accumulate_adds_the_weighted_gradient(spec, distance):
     losses = matching.accumulate(leaf, LABELS, real=real, step=6)
     assert float(losses["matching"]) == pytest.approx(slow(images), rel=1e-9)
     assert not losses["matching"].requires_grad
-    assert matching.pool.steps == [6]
+    assert set(matching.pool.steps) == {6}
     for place in [(0, 0, 0, 0), (4, 0, 3, 5), (6, 0, 7, 7)]:
         shift = torch.zeros_like(images)
         shift[place] = 1e-5
@@ -231,7 +235,7 @@ def test_augmentation_is_a_function_of_seed_and_step(spec):
 def test_a_real_pool_is_left_as_it_was(spec):
     """Members collect no gradients and do not learn from generated images."""
     config = PoolConfig(students=("convnet:width=2,depth=1",), members=1)
-    pool = build_pool(config, spec(1, 8), steps_per_epoch=4, seed=0)
+    pool = build_pool(config, RealData(spec(1, 8), None, None, None), steps_per_epoch=4, seed=0)
     before = [parameter.clone() for parameter in pool.draw(0).parameters()]
     images, real = (values.float() for values in _batch())
     leaf = images.requires_grad_()

@@ -112,8 +112,8 @@ def test_every_distance_moves_images_towards_real_ones(spec, distance, outputs):
     member = build_student("convnet:width=8", data, seed=0).eval().requires_grad_(False)
 
     class Pool:
-        def draw(self, step):
-            return member
+        def outputs(self, images, step, kind):
+            return (member.embed(images) if kind == "features" else member(images))[None]
 
     matching = PoolMatching(Pool(), MatchingConfig(weight=1.0, distance=distance, outputs=outputs, augment=""), data, seed=0)
     source = torch.Generator().manual_seed(0)
@@ -134,8 +134,8 @@ def test_frequencies_follow_the_step(spec):
     member = build_student("convnet:width=8", data, seed=0).eval().requires_grad_(False)
 
     class Pool:
-        def draw(self, step):
-            return member
+        def outputs(self, images, step, kind):
+            return (member.embed(images) if kind == "features" else member(images))[None]
 
     matching = PoolMatching(Pool(), MatchingConfig(distance="characteristic", augment=""), data, seed=0)
     images, real = (torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in (0, 1))

@@ -1,0 +1,168 @@
+"""The pool of recorded experts."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+from dim.config import (
+    DiscriminatorConfig,
+    ExpertsConfig,
+    FitConfig,
+    GeneratorConfig,
+    MatchingConfig,
+    PoolConfig,
+    RecordConfig,
+    StageConfig,
+    TrainConfig,
+)
+from dim.data.whiten import Whitening
+from dim.errors import InputError
+from dim.fit import fit
+from dim.pool import ExpertPool, build_pool
+from dim.trajectory.record import record
+from dim.trajectory.store import ExpertStore, to_waypoints
+
+
+def recorded(data, out, **changes):
+    experts = ExpertsConfig(count=2, epochs=3, batch_size=128, lr=0.1, augment="", compile="off", checkpoint_minutes=0.0)
+    config = RecordConfig(student="convnet:width=4,depth=2", experts=experts, **changes)
+    record(config, data, out, device="cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(digits, tmp_path_factory):
+    return recorded(digits, tmp_path_factory.mktemp("pool") / "experts")
+
+
+def make(store, data, *, steps: int = 10, first_step: int = 5, seed: int = 0, **changes) -> ExpertPool:
+    config = PoolConfig(source="experts", experts=str(store), **changes)
+    return build_pool(config, data, steps=steps, first_step=first_step, seed=seed)
+
+
+def test_members_are_points_of_recorded_paths(store, digits):
+    pool = make(store, digits, together=3)
+    thetas = pool.thetas(7)
+    assert thetas.shape == (3, pool.network.size)
+    table = ExpertStore.open(store)
+    checkpoints = torch.stack([table.weights(expert, moment) for expert in range(2) for moment in range(4)])
+    ends = make(store, digits, ages=(1.0, 1.0), oldest_at_first=1.0).thetas(7)[0]
+    assert any(torch.equal(ends, checkpoints[index]) for index in (3, 7)), "the oldest of either expert"
+    start = make(store, digits, ages=(0.0, 0.0), oldest_at_first=0.0).thetas(7)[0]
+    assert any(torch.equal(start, checkpoints[index]) for index in (0, 4)), "freshly initialised"
+
+
+def test_the_window_grows_while_the_stage_lasts(store, digits):
+    pool = make(store, digits, ages=(0.2, 0.9), oldest_at_first=0.4)
+    assert pool.window(5) == pytest.approx((0.2, 0.4))
+    assert pool.window(10) == pytest.approx((0.2, 0.65))
+    assert pool.window(15) == pytest.approx((0.2, 0.9))
+    assert pool.window(99) == pytest.approx((0.2, 0.9))
+
+
+def test_members_follow_seed_and_step(store, digits):
+    first, again, other = (make(store, digits, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first.thetas(7), again.thetas(7))
+    assert not torch.equal(first.thetas(7), first.thetas(8))
+    assert not torch.equal(first.thetas(7), other.thetas(7))
+
+
+@pytest.mark.parametrize("kind", ["logits", "features"])
+def test_one_batched_evaluation_equals_one_by_one(store, digits, kind):
+    pool = make(store, digits, together=3)
+    images = digits.train.batch(torch.arange(6))[0].requires_grad_()
+    outputs = pool.outputs(images, 9, kind)
+    assert outputs.shape[:2] == (3, 6)
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), images)
+    function = pool.network.features if kind == "features" else pool.network.logits
+    expected = torch.stack([function(theta, images) for theta in pool.thetas(9)])
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), images)[0], rtol=1e-3, atol=1e-5)
+    if kind == "logits":
+        torch.testing.assert_close(pool.draw(9)(images), outputs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_features_and_the_last_layer_make_the_logits(store, digits):
+    pool = make(store, digits)
+    images = digits.train.batch(torch.arange(4))[0]
+    theta = pool.thetas(6)[0]
+    last = pool.network.unflatten(theta)
+    logits = pool.network.features(theta, images) @ last["head.weight"].T + last["head.bias"]
+    torch.testing.assert_close(logits, pool.network.logits(theta, images), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_trained(store, digits):
+    pool = make(store, digits)
+    assert [pool.due(step) for step in range(5, 12)] == [0] * 7
+    with pytest.raises(RuntimeError, match="no upkeep"):
+        pool.advance(*digits.train.batch(torch.arange(4)), 5)
+
+
+def test_old_members_know_more_than_young_ones(store, digits):
+    images, labels = digits.test.batch(torch.arange(200))
+    scores = []
+    for age in (0.0, 1.0):
+        pool = make(store, digits, ages=(age, age), oldest_at_first=age)
+        scores.append(float((pool.draw(6)(images).argmax(1) == labels).float().mean()))
+    assert scores[1] > scores[0] + 0.2
+
+
+def test_waypoints_serve_too(store, digits, tmp_path):
+    fewer = to_waypoints(ExpertStore.open(store), tmp_path / "few", 3).folder
+    pool = make(fewer, digits, ages=(1.0, 1.0), oldest_at_first=1.0)
+    full = make(store, digits, ages=(1.0, 1.0), oldest_at_first=1.0)
+    torch.testing.assert_close(pool.thetas(7), full.thetas(7))
+
+
+def test_experts_of_whitened_images_see_whitened_images(digits, tmp_path):
+    pool = make(recorded(digits, tmp_path / "zca", zca=True), digits)
+    images = digits.train.batch(torch.arange(5))[0].requires_grad_()
+    whitened = Whitening.fit(digits.train, digits.spec).whiten(images)
+    torch.testing.assert_close(pool.draw(6)(images), pool.network.logits(pool.thetas(6)[0], whitened))
+    (gradient,) = torch.autograd.grad(pool.outputs(images, 6, "logits").sum(), images)
+    assert gradient.abs().sum() > 0
+
+
+def test_refusals(store, digits, spec, tmp_path):
+    with pytest.raises(InputError, match=r"pool\.experts is not given.*dim experts"):
+        build_pool(PoolConfig(source="experts"), digits, seed=0)
+    with pytest.raises(InputError, match="holds no experts"):
+        make(tmp_path, digits)
+    other = dataclasses.replace(digits, spec=spec(1, 8, 10))
+    with pytest.raises(InputError, match=r"experts of digits.*expected toy"):
+        make(store, other)
+    with pytest.raises(InputError, match=r"pool\.ages is \(0\.5, 0\.2\)"):
+        PoolConfig(ages=(0.5, 0.2))
+    with pytest.raises(InputError, match=r"pool\.oldest_at_first is 0\.4: expected a number in \[0\.5, 1\.0\]"):
+        PoolConfig(ages=(0.5, 1.0))
+    with pytest.raises(InputError, match=r"pool\.together is 0"):
+        PoolConfig(together=0)
+
+
+def test_a_run_with_experts_resumes_and_refuses_other_experts(store, digits, tmp_path):
+    per_step = 16 / len(digits.train)
+    config = TrainConfig(
+        generator=GeneratorConfig(width=4, latent_dim=6),
+        discriminator=DiscriminatorConfig(width=4),
+        stage_one=StageConfig(epochs=2 * per_step, batch_size=16),
+        stage_two=StageConfig(epochs=4 * per_step, batch_size=16),
+        matching=MatchingConfig(distance="kernel", outputs="features"),
+        pool=PoolConfig(source="experts", experts=str(store), together=2),
+        fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
+    )
+    run = fit(config, digits, tmp_path / "run")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [("matching" in entry, "pool" in entry) for entry in records] == [(False, False)] * 2 + [(True, False)] * 4
+    moved = shutil.copytree(store, tmp_path / "moved")
+    elsewhere = dataclasses.replace(config, pool=dataclasses.replace(config.pool, experts=str(moved)))
+    fit(elsewhere, digits, run, resume=True)  # the same experts, elsewhere
+    others = recorded(digits, tmp_path / "others")
+    layout = json.loads((others / "experts.json").read_text())
+    layout["records"]["0"]["test_accuracy"] = 1.0
+    (others / "experts.json").write_text(json.dumps(layout))
+    different = dataclasses.replace(config, pool=dataclasses.replace(config.pool, experts=str(others)))
+    with pytest.raises(InputError, match="holds other experts than the run began with"):
+        fit(different, digits, run, resume=True)
