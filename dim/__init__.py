@@ -25,6 +25,7 @@ _HOMES = {
     "InputError": "dim.errors",
     "Score": "dim.evaluate",
     "SyntheticSet": "dim.data.synthetic",
+    "Teacher": "dim.teacher",
     "TrainConfig": "dim.config",
     "TrajectoryRecipe": "dim.config",
     "coverage": "dim.coverage",
@@ -36,10 +37,12 @@ _HOMES = {
     "load_generator": "dim.hub",
     "load_recipe": "dim.config",
     "load_set": "dim.data.synthetic",
+    "load_teacher": "dim.teacher",
     "push_to_hub": "dim.hub",
     "record": "dim.trajectory.record",
     "sample_set": "dim.sampler",
     "save_pretrained": "dim.hub",
+    "with_soft_labels": "dim.teacher",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -61,6 +61,29 @@ class SamplerArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherArguments:
+    """Soft labels, from an ensemble of models."""
+
+    folder: str | None = None
+    """Experts (made by `dim experts`), or a run, whose pool is then asked. Default: hard labels."""
+    age: float = 1.0
+    """Of experts, as a part of their recorded path in [0, 1]."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    top_k: int = 0
+    """Keep so many of the largest probabilities; 0: all."""
+
+    def load(self, data: Any, device: Any) -> Any:
+        """The teacher, or None."""
+        if self.folder is None:
+            return None
+        from dim.teacher import load_teacher
+
+        settings = {"age": self.age, "temperature": self.temperature, "top_k": self.top_k}
+        return load_teacher(self.folder, data, **settings, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleArguments:
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
@@ -81,6 +104,10 @@ class SampleArguments:
     `export`."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """How images are made."""
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
+    """What labels the images."""
+    data_root: str | None = None
+    """Where the real data lies; experts of whitened images need it. Default: DIM_DATA_ROOT, or where the run had it."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None
@@ -113,6 +140,8 @@ class EvaluateArguments:
     """Also write the scores, with everything that they depend on, to this file."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """For generators: how images are made."""
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
+    """For generators and controls: what labels the images. Sets keep their own labels."""
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
     """How students are trained. Default: what the first subject carries."""
 
@@ -209,6 +238,7 @@ def sample(arguments: Sequence[str]) -> None:
     from dim.hub import load_generator
     from dim.io import require_free
     from dim.sampler import leave_together, request, sample_set_together
+    from dim.teacher import with_soft_labels
 
     require_free(parsed.out, overwrite=parsed.overwrite)
     generator = load_generator(parsed.generator, _device(parsed.device)).configure(**parsed.sampler.given())
@@ -218,11 +248,27 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
     request(generator.spec, **size)
+    teacher = parsed.teacher.load(_real_data_for(parsed, generator), generator.device)
     result = sample_set_together(generator, **size, seed=parsed.seed, batch_size=parsed.batch_size)
     if result is not None:
+        result = result if teacher is None else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
         print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
     leave_together()
+
+
+def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
+    """What a teacher needs of the real data: its images where experts saw whitened ones, else its specification."""
+    from dim.config import RecordConfig
+    from dim.evaluate import real_data_of
+    from dim.run import load_run_config
+    from dim.trajectory.store import LAYOUT
+
+    folder = parsed.teacher.folder
+    if folder is None or not (Path(folder) / LAYOUT).is_file() or not load_run_config(folder, RecordConfig, "experts").zca:
+        return generator.spec
+    root = parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs([parsed.generator])
+    return real_data_of(generator.info, root, generator.device)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -238,6 +284,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from dim.io import write_json
     from dim.report import format_accuracy, print_scores, scores_to_json, write_report
     from dim.sampler import sample_set
+    from dim.teacher import with_soft_labels
 
     device = _device(first.device)
     subjects = _load_subjects(first.subjects, device, first.sampler)
@@ -261,6 +308,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)", soft_wrap=True
         )
 
+    teacher = parsed.teacher.load(data, device)
     evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=report)
     sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
     generators = {name: subject for name, subject in subjects.items() if name not in sets}
@@ -275,13 +323,15 @@ def evaluate(arguments: Sequence[str]) -> None:
     for name, generator in generators.items():
         for ipc in parsed.ipc:
             if "stream" in parsed.track:
-                evaluator.stream(generator, ipc, name)
+                evaluator.stream(generator, ipc, name, teacher=teacher)
             if "fixed" in parsed.track:
-                evaluator.fixed(sample_set(generator, ipc=ipc), name)
-    for ipc in dict.fromkeys(fixed if "random" in parsed.controls else ()):
-        evaluator.random_real(ipc)
-    for ipc in dict.fromkeys(streamed if "oracle" in parsed.controls else ()):
-        evaluator.oracle(ipc)
+                drawn = sample_set(generator, ipc=ipc)
+                evaluator.fixed(drawn if teacher is None else with_soft_labels(drawn, teacher), name)
+    for labels in (None,) if teacher is None else (None, teacher):  # controls with the same labels beside those with hard ones
+        for ipc in dict.fromkeys(fixed if "random" in parsed.controls else ()):
+            evaluator.random_real(ipc, teacher=labels)
+        for ipc in dict.fromkeys(streamed if "oracle" in parsed.controls else ()):
+            evaluator.oracle(ipc, teacher=labels)
     if "full" in parsed.controls:
         evaluator.full(max(score.steps for score in scores))
     print_scores(scores)

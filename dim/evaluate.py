@@ -30,6 +30,7 @@ from dim.nets.students import build_student, check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import stored_bytes
 from dim.spec import DataSpec
+from dim.teacher import Teacher
 
 Track = Literal["fixed", "stream", "full"]
 # A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
@@ -157,43 +158,62 @@ class Evaluator:
             source = dataclasses.replace(source, lr=subject.info.get("step_size"))
         return self._score(source)
 
-    def stream(self, generator: Generator, ipc: int, name: str = "generator") -> list[Score]:
-        """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream."""
+    def stream(self, generator: Generator, ipc: int, name: str = "generator", *, teacher: Teacher | None = None) -> list[Score]:
+        """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream. A teacher labels them."""
         require_same_data(generator.spec, self.data.spec)
         steps = self._budget(ipc)
         generator = generator.to(self.device)
 
         def feed(seed: int) -> Feed:
             stream_seed = rng.fold(seed, "evaluate-stream")
-            loader = GeneratedLoader(generator, batch_size=self.protocol.batch_size, steps=steps, seed=stream_seed)
+            relabel = None if teacher is None else teacher.labels
+            batch = self.protocol.batch_size
+            loader = GeneratedLoader(generator, batch_size=batch, steps=steps, seed=stream_seed, relabel=relabel)
             batches = iter(loader)
             return lambda step: next(batches)
 
         seen = steps * self.protocol.batch_size
-        return self._score(
-            _Source(name, "stream", ipc, steps, self.protocol.batch_size, seen, {"generator": stored_bytes(generator)}, feed)
-        )
+        size = {"generator": stored_bytes(generator)} | ({} if teacher is None else {"teacher": teacher.bytes})
+        return self._score(_Source(name, "stream", ipc, steps, self.protocol.batch_size, seen, size, feed, _label_kind(teacher)))
 
-    def random_real(self, ipc: int, name: str = "random real") -> list[Score]:
-        """Control: `ipc` random real images per class, other ones for every seed."""
+    def random_real(self, ipc: int, name: str = "random real", *, teacher: Teacher | None = None) -> list[Score]:
+        """Control: `ipc` random real images per class, other ones for every seed; with a teacher's labels if there is one."""
         spec, labels = self.data.spec, self.data.train.labels
 
         def pick(seed: int) -> tuple[Tensor, Tensor]:
-            return self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
+            images, classes = self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
+            return images, classes if teacher is None else teacher.labels(images)
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
+        if teacher is not None:
+            size["labels"] = count * (teacher.top_k * (4 + spec.label_bytes) if teacher.top_k else 4 * spec.num_classes)
         self.require_random_real(ipc)
-        source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
+        kind = _label_kind(teacher)
+        source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, kind, count)
         return self._score(source)
 
     def require_random_real(self, ipc: int) -> None:
         """Raise InputError if a class of the real training part has fewer than `ipc` images."""
         per_class_indices(self.data.train.labels, ipc, self.data.spec.num_classes, seed=0)
 
-    def oracle(self, ipc: int, name: str = "real stream (oracle)") -> list[Score]:
-        """Control: the real training part at the step budget of `ipc`."""
-        return self._score(self._real_source(name, "stream", ipc, self._budget(ipc)))
+    def oracle(self, ipc: int, name: str = "real stream (oracle)", *, teacher: Teacher | None = None) -> list[Score]:
+        """Control: the real training part at the step budget of `ipc`; with a teacher's labels if there is one."""
+        source = self._real_source(name, "stream", ipc, self._budget(ipc))
+        if teacher is None:
+            return self._score(source)
+
+        def feed(seed: int) -> Feed:
+            at = source.feed(seed)
+
+            def labelled(step: int) -> tuple[Tensor, Tensor]:
+                images, _ = at(step)
+                return images, teacher.labels(images)
+
+            return labelled
+
+        size = {**source.bytes, "teacher": teacher.bytes}
+        return self._score(dataclasses.replace(source, feed=feed, bytes=size, labels=_label_kind(teacher)))
 
     def full(self, steps: int = 0, name: str = "full data") -> list[Score]:
         """Control: the real training part for `full_epochs` passes, or `steps` if the protocol leaves that open."""
@@ -298,6 +318,10 @@ class Evaluator:
             self.report(score)
             scores.append(score)
         return scores
+
+
+def _label_kind(teacher: Teacher | None) -> str:
+    return "hard" if teacher is None else f"soft ({teacher.name})"
 
 
 def require_same_data(subject: DataSpec, data: DataSpec) -> None:

@@ -11,9 +11,10 @@ import matplotlib
 import pytest
 
 from dim import rng
-from dim.config import DataConfig
+from dim.config import DataConfig, ExpertsConfig, RecordConfig
 from dim.data.real import RealData, load_data
 from dim.spec import DataSpec
+from dim.trajectory.record import record
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,6 +51,25 @@ def spec() -> Callable[..., DataSpec]:
 def digits() -> RealData:
     """Scikit-learn's digits with the default splits."""
     return load_data(DataConfig())
+
+
+@pytest.fixture(scope="session")
+def record_digits(digits) -> Callable[..., Path]:
+    """A factory of stores: `record_digits(folder, zca=True)` records two experts of the digits for three epochs."""
+
+    def make(folder: Path, **changes) -> Path:
+        experts = ExpertsConfig(count=2, epochs=3, batch_size=128, lr=0.1, augment="", compile="off", checkpoint_minutes=0.0)
+        config = RecordConfig(student="convnet:width=4,depth=2", experts=experts, **changes)
+        record(config, digits, folder, device="cpu")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_experts(record_digits, tmp_path_factory) -> Path:
+    """One such store."""
+    return record_digits(tmp_path_factory.mktemp("digits") / "experts")
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,10 @@ import torch
 
 from dim.config import (
     DiscriminatorConfig,
-    ExpertsConfig,
     FitConfig,
     GeneratorConfig,
     MatchingConfig,
     PoolConfig,
-    RecordConfig,
     StageConfig,
     TrainConfig,
 )
@@ -22,20 +20,7 @@ from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.fit import fit
 from dim.pool import ExpertPool, build_pool
-from dim.trajectory.record import record
 from dim.trajectory.store import ExpertStore, to_waypoints
-
-
-def recorded(data, out, **changes):
-    experts = ExpertsConfig(count=2, epochs=3, batch_size=128, lr=0.1, augment="", compile="off", checkpoint_minutes=0.0)
-    config = RecordConfig(student="convnet:width=4,depth=2", experts=experts, **changes)
-    record(config, data, out, device="cpu")
-    return out
-
-
-@pytest.fixture(scope="module")
-def store(digits, tmp_path_factory):
-    return recorded(digits, tmp_path_factory.mktemp("pool") / "experts")
 
 
 def make(store, data, *, steps: int = 10, first_step: int = 5, seed: int = 0, **changes) -> ExpertPool:
@@ -43,36 +28,36 @@ def make(store, data, *, steps: int = 10, first_step: int = 5, seed: int = 0, **
     return build_pool(config, data, steps=steps, first_step=first_step, seed=seed)
 
 
-def test_members_are_points_of_recorded_paths(store, digits):
-    pool = make(store, digits, together=3)
+def test_members_are_points_of_recorded_paths(digits_experts, digits):
+    pool = make(digits_experts, digits, together=3)
     thetas = pool.thetas(7)
     assert thetas.shape == (3, pool.network.size)
-    table = ExpertStore.open(store)
+    table = ExpertStore.open(digits_experts)
     checkpoints = torch.stack([table.weights(expert, moment) for expert in range(2) for moment in range(4)])
-    ends = make(store, digits, ages=(1.0, 1.0), oldest_at_first=1.0).thetas(7)[0]
+    ends = make(digits_experts, digits, ages=(1.0, 1.0), oldest_at_first=1.0).thetas(7)[0]
     assert any(torch.equal(ends, checkpoints[index]) for index in (3, 7)), "the oldest of either expert"
-    start = make(store, digits, ages=(0.0, 0.0), oldest_at_first=0.0).thetas(7)[0]
+    start = make(digits_experts, digits, ages=(0.0, 0.0), oldest_at_first=0.0).thetas(7)[0]
     assert any(torch.equal(start, checkpoints[index]) for index in (0, 4)), "freshly initialised"
 
 
-def test_the_window_grows_while_the_stage_lasts(store, digits):
-    pool = make(store, digits, ages=(0.2, 0.9), oldest_at_first=0.4)
+def test_the_window_grows_while_the_stage_lasts(digits_experts, digits):
+    pool = make(digits_experts, digits, ages=(0.2, 0.9), oldest_at_first=0.4)
     assert pool.window(5) == pytest.approx((0.2, 0.4))
     assert pool.window(10) == pytest.approx((0.2, 0.65))
     assert pool.window(15) == pytest.approx((0.2, 0.9))
     assert pool.window(99) == pytest.approx((0.2, 0.9))
 
 
-def test_members_follow_seed_and_step(store, digits):
-    first, again, other = (make(store, digits, seed=seed) for seed in (0, 0, 1))
+def test_members_follow_seed_and_step(digits_experts, digits):
+    first, again, other = (make(digits_experts, digits, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.thetas(7), again.thetas(7))
     assert not torch.equal(first.thetas(7), first.thetas(8))
     assert not torch.equal(first.thetas(7), other.thetas(7))
 
 
 @pytest.mark.parametrize("kind", ["logits", "features"])
-def test_one_batched_evaluation_equals_one_by_one(store, digits, kind):
-    pool = make(store, digits, together=3)
+def test_one_batched_evaluation_equals_one_by_one(digits_experts, digits, kind):
+    pool = make(digits_experts, digits, together=3)
     images = digits.train.batch(torch.arange(6))[0].requires_grad_()
     outputs = pool.outputs(images, 9, kind)
     assert outputs.shape[:2] == (3, 6)
@@ -85,8 +70,8 @@ def test_one_batched_evaluation_equals_one_by_one(store, digits, kind):
         torch.testing.assert_close(pool.draw(9)(images), outputs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_features_and_the_last_layer_make_the_logits(store, digits):
-    pool = make(store, digits)
+def test_features_and_the_last_layer_make_the_logits(digits_experts, digits):
+    pool = make(digits_experts, digits)
     images = digits.train.batch(torch.arange(4))[0]
     theta = pool.thetas(6)[0]
     last = pool.network.unflatten(theta)
@@ -94,31 +79,31 @@ def test_features_and_the_last_layer_make_the_logits(store, digits):
     torch.testing.assert_close(logits, pool.network.logits(theta, images), rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_trained(store, digits):
-    pool = make(store, digits)
+def test_nothing_is_trained(digits_experts, digits):
+    pool = make(digits_experts, digits)
     assert [pool.due(step) for step in range(5, 12)] == [0] * 7
     with pytest.raises(RuntimeError, match="no upkeep"):
         pool.advance(*digits.train.batch(torch.arange(4)), 5)
 
 
-def test_old_members_know_more_than_young_ones(store, digits):
+def test_old_members_know_more_than_young_ones(digits_experts, digits):
     images, labels = digits.test.batch(torch.arange(200))
     scores = []
     for age in (0.0, 1.0):
-        pool = make(store, digits, ages=(age, age), oldest_at_first=age)
+        pool = make(digits_experts, digits, ages=(age, age), oldest_at_first=age)
         scores.append(float((pool.draw(6)(images).argmax(1) == labels).float().mean()))
     assert scores[1] > scores[0] + 0.2
 
 
-def test_waypoints_serve_too(store, digits, tmp_path):
-    fewer = to_waypoints(ExpertStore.open(store), tmp_path / "few", 3).folder
+def test_waypoints_serve_too(digits_experts, digits, tmp_path):
+    fewer = to_waypoints(ExpertStore.open(digits_experts), tmp_path / "few", 3).folder
     pool = make(fewer, digits, ages=(1.0, 1.0), oldest_at_first=1.0)
-    full = make(store, digits, ages=(1.0, 1.0), oldest_at_first=1.0)
+    full = make(digits_experts, digits, ages=(1.0, 1.0), oldest_at_first=1.0)
     torch.testing.assert_close(pool.thetas(7), full.thetas(7))
 
 
-def test_experts_of_whitened_images_see_whitened_images(digits, tmp_path):
-    pool = make(recorded(digits, tmp_path / "zca", zca=True), digits)
+def test_experts_of_whitened_images_see_whitened_images(record_digits, digits, tmp_path):
+    pool = make(record_digits(tmp_path / "zca", zca=True), digits)
     images = digits.train.batch(torch.arange(5))[0].requires_grad_()
     whitened = Whitening.fit(digits.train, digits.spec).whiten(images)
     torch.testing.assert_close(pool.draw(6)(images), pool.network.logits(pool.thetas(6)[0], whitened))
@@ -126,14 +111,14 @@ def test_experts_of_whitened_images_see_whitened_images(digits, tmp_path):
     assert gradient.abs().sum() > 0
 
 
-def test_refusals(store, digits, spec, tmp_path):
+def test_refusals(digits_experts, digits, spec, tmp_path):
     with pytest.raises(InputError, match=r"pool\.experts is not given.*dim experts"):
         build_pool(PoolConfig(source="experts"), digits, seed=0)
     with pytest.raises(InputError, match="holds no experts"):
         make(tmp_path, digits)
     other = dataclasses.replace(digits, spec=spec(1, 8, 10))
     with pytest.raises(InputError, match=r"experts of digits.*expected toy"):
-        make(store, other)
+        make(digits_experts, other)
     with pytest.raises(InputError, match=r"pool\.ages is \(0\.5, 0\.2\)"):
         PoolConfig(ages=(0.5, 0.2))
     with pytest.raises(InputError, match=r"pool\.oldest_at_first is 0\.4: expected a number in \[0\.5, 1\.0\]"):
@@ -142,7 +127,7 @@ def test_refusals(store, digits, spec, tmp_path):
         PoolConfig(together=0)
 
 
-def test_a_run_with_experts_resumes_and_refuses_other_experts(store, digits, tmp_path):
+def test_a_run_with_experts_resumes_and_refuses_other_experts(digits_experts, record_digits, digits, tmp_path):
     per_step = 16 / len(digits.train)
     config = TrainConfig(
         generator=GeneratorConfig(width=4, latent_dim=6),
@@ -150,16 +135,16 @@ def test_a_run_with_experts_resumes_and_refuses_other_experts(store, digits, tmp
         stage_one=StageConfig(epochs=2 * per_step, batch_size=16),
         stage_two=StageConfig(epochs=4 * per_step, batch_size=16),
         matching=MatchingConfig(distance="kernel", outputs="features"),
-        pool=PoolConfig(source="experts", experts=str(store), together=2),
+        pool=PoolConfig(source="experts", experts=str(digits_experts), together=2),
         fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
     )
     run = fit(config, digits, tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [("matching" in entry, "pool" in entry) for entry in records] == [(False, False)] * 2 + [(True, False)] * 4
-    moved = shutil.copytree(store, tmp_path / "moved")
+    moved = shutil.copytree(digits_experts, tmp_path / "moved")
     elsewhere = dataclasses.replace(config, pool=dataclasses.replace(config.pool, experts=str(moved)))
     fit(elsewhere, digits, run, resume=True)  # the same experts, elsewhere
-    others = recorded(digits, tmp_path / "others")
+    others = record_digits(tmp_path / "others")
     layout = json.loads((others / "experts.json").read_text())
     layout["records"]["0"]["test_accuracy"] = 1.0
     (others / "experts.json").write_text(json.dumps(layout))

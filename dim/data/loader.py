@@ -30,6 +30,7 @@ class GeneratedDataset(Dataset):
         seed: names the stream.
         start: place in the stream of item 0; `epoch * length` gives every epoch fresh images.
         transform: applied to an item's image.
+        relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`; items give these in place of the class.
 
     Raises:
         InputError: if `length` is below 1 or `start` is negative.
@@ -43,29 +44,33 @@ class GeneratedDataset(Dataset):
         seed: int = 0,
         start: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
+        relabel: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if length < 1:
             raise InputError(f"length is {length}: expected 1 or more images")
         if start < 0:
             raise InputError(f"start is {start}: expected 0 or more")
-        self.generator, self.length, self.seed, self.start, self.transform = generator, length, seed, start, transform
+        self.generator, self.length, self.seed, self.start = generator, length, seed, start
+        self.transform, self.relabel = transform, relabel
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any]]:
         """A whole batch at once: what a DataLoader calls."""
         for index in indices:
             if not -self.length <= index < self.length:
                 raise IndexError(f"index {index} is out of range for {self.length} images")
         positions = torch.tensor([index % self.length for index in indices]) + self.start
         labels, numbers = stream_position(positions, self.generator.spec.num_classes)
-        images = self.generator.images(labels, numbers, seed=self.seed).cpu()
+        images = self.generator.images(labels, numbers, seed=self.seed)
+        targets = labels.tolist() if self.relabel is None else self.relabel(images).cpu()
+        images = images.cpu()
         items = images if self.transform is None else map(self.transform, images)
-        return list(zip(items, labels.tolist(), strict=True))
+        return list(zip(items, targets, strict=True))
 
 
 class GeneratedLoader:
@@ -81,9 +86,10 @@ class GeneratedLoader:
         seed: names the stream and its order.
         device: where images appear. Default: where the generator is.
         shuffle: mix classes within windows of about a thousand images; off: classes take turns.
+        relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`, in place of classes.
 
     Yields:
-        float32 (batch_size, C, H, W) in [-1, 1] and int64 (batch_size,), on the device.
+        float32 (batch_size, C, H, W) in [-1, 1], and int64 (batch_size,) or float (batch_size, K), on the device.
 
     Raises:
         InputError: if `batch_size` or `steps` is below 1.
@@ -98,13 +104,14 @@ class GeneratedLoader:
         seed: int = 0,
         device: torch.device | str | None = None,
         shuffle: bool = True,
+        relabel: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("steps", steps)):
             if value < 1:
                 raise InputError(f"{name} is {value}: expected 1 or more")
         self.generator = generator if device is None else generator.to(device)
         self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
-        self.epoch = 0
+        self.epoch, self.relabel = 0, relabel
         # Batches of one window are generated together: the generator's blocks stay full, and the window can be shuffled.
         self._window = max(1, 1024 // batch_size)
 
@@ -128,5 +135,5 @@ class GeneratedLoader:
                 order = torch.randperm(len(labels), generator=source)
                 labels, numbers = labels[order], numbers[order]
             images = self.generator.images(labels, numbers, seed=self.seed)
-            labels = labels.to(images.device, non_blocking=True)
-            yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+            targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
+            yield from zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
