@@ -189,10 +189,12 @@ class ExpertsArguments(RecordConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillArguments(TrajectoryRecipe):
-    """Learn a synthetic set by matching recorded experts (MTT, TESLA, DATM, MCT)."""
+    """Learn a synthetic set by matching recorded experts (MTT, TESLA, DATM, MCT): pixels, or latents of a generator."""
 
     experts: str | None = None  # in place of the section: how experts were trained is written in their folder
     """Folder made by `dim experts`. Default when resuming: the one that the run began with."""
+    generator: str | None = None
+    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or a Hub id."""
     recipe: str | None = None
     """A trajectory recipe's name, or a path to a TOML file."""
     out: str | None = None
@@ -419,7 +421,12 @@ def distill(arguments: Sequence[str]) -> None:
 
     device = _device(config.distill.device)
     data = load_data(config.data, device)
-    result = run(config, data, folder, parsed.out, resume=parsed.resume, device=device)
+    generator = None
+    if parsed.generator is not None:
+        from dim.hub import load_generator
+
+        generator = load_generator(parsed.generator, device)
+    result = run(config, data, folder, parsed.out, generator=generator, resume=parsed.resume, device=device)
     report = write_report(parsed.out, data)
     print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
 

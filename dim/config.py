@@ -550,16 +550,22 @@ class TrajectoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
-    """The synthetic images, optimised in normalised coordinates (whitened ones where students see whitened images)."""
+    """The synthetic images."""
 
     ipc: int = 1
     """Images per class."""
+    space: Literal["pixels", "latents"] = "pixels"
+    """What is optimised. `pixels`: in normalised coordinates (whitened ones where students see whitened images). `latents`: a
+    latent per image of a trained generator, whose weights stay as they are (GLaD, Cazenavette et al. 2023); images begin as its
+    first ones of every class."""
     init: Literal["real", "confident", "noise"] = "real"
-    """`real`: random real images; `confident`: ones that an expert classifies correctly (DATM); `noise`: Gaussian."""
+    """pixels: `real`: random real images; `confident`: ones that an expert classifies correctly (DATM); `noise`: Gaussian."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """`sgd` with momentum, as published for pixels; `adam`, whose steps do not depend on the size of the gradient."""
     lr: float = 100.0
-    """SGD learning rate."""
+    """Learning rate."""
     momentum: float = 0.5
-    """SGD momentum."""
+    """SGD's momentum, or Adam's first beta."""
 
     def __post_init__(self) -> None:
         _require(self.ipc >= 1, "images.ipc", self.ipc, "1 or more images per class")

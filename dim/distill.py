@@ -1,4 +1,5 @@
-"""Distilling pixels by trajectory matching: the loop around `dim.objectives.trajectory`, from experts to a synthetic set.
+"""Distilling pixels, or latents of a generator, by trajectory matching: the loop around `dim.objectives.trajectory`, from experts
+to a synthetic set.
 
 The images are optimised in the coordinates that students see (normalised, or whitened), as published; what is stored are
 natural images, with their labels and the learned step size.
@@ -20,8 +21,10 @@ from dim.data.real import RealData, per_class_indices
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
+from dim.evaluate import require_same_data
 from dim.grid import grid, save_png
-from dim.io import load_tensors, save_tensors
+from dim.io import digest, load_tensors, save_tensors
+from dim.nets.generators import Generator
 from dim.nets.students import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.provenance import versions
@@ -39,7 +42,9 @@ from dim.run import (
     require_free_run,
     run_description,
     stop_signals,
+    unprefixed,
 )
+from dim.sampler import stored_bytes
 from dim.trajectory.flat import FlatNetwork, worth_compiling
 from dim.trajectory.path import ConvexPath, ExpertPath, RecordedPath
 from dim.trajectory.store import ExpertStore, open_experts_of
@@ -58,6 +63,7 @@ def distill(
     experts: Path | str,
     out: Path | str,
     *,
+    generator: Generator | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
 ) -> SyntheticSet:
@@ -68,6 +74,7 @@ def distill(
         data: the real data that the experts were trained on, natural images.
         experts: folder of a finished store.
         out: the folder for the run and the set.
+        generator: whose latents are optimised, where `images.space` is `latents`.
         resume: continue the run that lies there.
         device: where to work.
 
@@ -80,14 +87,23 @@ def distill(
         NonFiniteError: if a hundred iterations in a row gave no usable update.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    return Distiller(config, data, Path(experts), Path(out), resume=resume, device=torch.device(device)).run()
+    settings = {"generator": generator, "resume": resume, "device": torch.device(device)}
+    return Distiller(config, data, Path(experts), Path(out), **settings).run()
 
 
 class Distiller:
     """One run: the learned set, its optimisers, and the loop over iterations."""
 
     def __init__(
-        self, config: TrajectoryRecipe, data: RealData, experts: Path, out: Path, *, resume: bool, device: torch.device
+        self,
+        config: TrajectoryRecipe,
+        data: RealData,
+        experts: Path,
+        out: Path,
+        *,
+        generator: Generator | None = None,
+        resume: bool,
+        device: torch.device,
     ) -> None:
         self.config, self.out, self.device, self.natural = config, out, device, data
         self.step, self.seconds, self.skipped, self._bad = 0, 0.0, 0, 0
@@ -96,8 +112,12 @@ class Distiller:
         resume = resume and check_same_run(out, config, data.spec, kind="distillation", may_change=_MAY_CHANGE)
         resume = resume and (out / CHECKPOINT).is_file()
         self._experts_digest = self.store.digest()
+        self.generator = self._checked(generator)
+        self._generator_digest = None if self.generator is None else digest(self.generator.state_dict())
         if resume and read_run(out, "distillation")["experts_digest"] != self._experts_digest:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
+        if resume and read_run(out, "distillation").get("generator_digest") != self._generator_digest:
+            raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
         if not resume:
             require_free_run(out, kind="distillation")
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
@@ -121,15 +141,31 @@ class Distiller:
         if resume:
             self._load()
         else:
-            pixels, logits = self._initial()
-            self._make_optimizers(pixels, logits)
+            values, logits = self._initial()
+            self._make_optimizers(values, logits)
 
     # --- the set -------------------------------------------------------------------------------------------------------------
 
+    def _checked(self, generator: Generator | None) -> Generator | None:
+        """The generator, if the images' space asks for one and it makes such images."""
+        space = self.config.images.space
+        if (space == "latents") != (generator is not None):
+            given = "no generator was given" if generator is None else "a generator was given"
+            raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
+        if generator is None:
+            return None
+        require_same_data(generator.spec, self.natural.spec)
+        return generator.to(self.device).requires_grad_(False).eval()
+
     def _initial(self) -> tuple[Tensor, Tensor | None]:
-        """Images in the students' coordinates, and label logits if they are learned."""
+        """What is optimised, pixels or latents, and label logits if they are learned."""
         config, spec, seed = self.config, self.data.spec, self.config.distill.seed
         learned = config.labels.kind == "learned"
+        if self.generator is not None:
+            indices = torch.arange(config.images.ipc, device=self.device).repeat_interleave(spec.num_classes)
+            latents = self.generator.latents(self.labels, indices, seed=seed)
+            images = self._rendered(latents)
+            return latents, ensemble_logits(self.store, self.network, images, self.labels) if learned else None
         if config.images.init == "confident":
             images, logits = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
         elif config.images.init == "real":
@@ -142,18 +178,28 @@ class Distiller:
             logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
         return (images - self._mean) / self._std, logits if learned else None
 
-    def _make_optimizers(self, pixels: Tensor, logits: Tensor | None) -> None:
+    def _make_optimizers(self, values: Tensor, logits: Tensor | None) -> None:
         images, labels = self.config.images, self.config.labels
-        self.pixels = pixels.to(self.device).requires_grad_()
-        self.optimizers = [torch.optim.SGD([self.pixels], lr=images.lr, momentum=images.momentum)]
+        self.values = values.to(self.device).requires_grad_()
+        if images.optimizer == "adam":
+            self.optimizers: list[torch.optim.Optimizer] = [
+                torch.optim.Adam([self.values], lr=images.lr, betas=(images.momentum, 0.999))
+            ]
+        else:
+            self.optimizers = [torch.optim.SGD([self.values], lr=images.lr, momentum=images.momentum)]
         self.logits = None
         if logits is not None:
             self.logits = logits.to(self.device).requires_grad_()
             self.optimizers.append(torch.optim.SGD([self.logits], lr=labels.lr, momentum=labels.momentum))
 
     def seen(self) -> Tensor:
-        """The images as students see them, before their own normalisation: a function of the pixels."""
-        return self.pixels * self._std + self._mean
+        """The images as students see them, before their own normalisation: a function of the pixels or latents."""
+        return self.values * self._std + self._mean if self.generator is None else self._rendered(self.values)
+
+    def _rendered(self, latents: Tensor) -> Tensor:
+        """The generator's images, as students see them."""
+        images = self.generator(latents, self.labels).float()
+        return images if self.whitening is None else self.whitening.whiten(images)
 
     def result(self) -> SyntheticSet:
         """The set as it is now."""
@@ -188,6 +234,7 @@ class Distiller:
             "skipped": self.skipped,
             "seconds": round(self._elapsed(), 1),
             "experts": {"count": self.store.layout.experts, "bytes": self.store.bytes()},
+            **({} if self.generator is None else {"latents": 4 * self.values.numel(), "generator": stored_bytes(self.generator)}),
             "versions": versions(),
         }
         return info if teacher is None else {**info, "teacher": teacher}
@@ -201,6 +248,7 @@ class Distiller:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         description = run_description(self.config, self.natural.spec, self.device, "distillation")
         store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
+        store |= {} if self.generator is None else {"generator_digest": self._generator_digest}
         open_run(self.out, {**description, **store}, self.step)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - self.seconds
@@ -227,7 +275,7 @@ class Distiller:
         losses = self.objective.accumulate(cut, targets, real=None, step=self.step)
         images.backward(cut.grad)
         # The one place where the host waits for the device: hundreds of kernels lie between two of these.
-        gradients = [self.pixels.grad, self.step_size.grad] + ([] if self.logits is None else [self.logits.grad])
+        gradients = [self.values.grad, self.step_size.grad] + ([] if self.logits is None else [self.logits.grad])
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
         loss, usable = torch.stack((losses["trajectory"], finite.to(losses["trajectory"].dtype))).tolist()
         limit = self.config.distill.skip_above
@@ -303,24 +351,22 @@ class Distiller:
         }
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {"pixels": self.pixels, "step_size": self.step_size, "step_momentum": self._step_momentum}
+        tensors = {"values": self.values, "step_size": self.step_size, "step_momentum": self._step_momentum}
         if self.logits is not None:
             tensors["logits"] = self.logits
-        for name, optimizer in zip(("pixels", "logits"), self.optimizers, strict=False):
-            momentum = optimizer.state[optimizer.param_groups[0]["params"][0]].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
+        for name, optimizer in zip(("values", "logits"), self.optimizers, strict=False):
+            for entry, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items():
+                if value is not None:
+                    tensors[f"{name}.{entry}"] = value
         return tensors
 
     def _load(self) -> None:
         tensors, metadata = load_tensors(self.out / CHECKPOINT, self.device)
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.skipped, self._bad = metadata["skipped"], metadata["bad"]
-        self._make_optimizers(tensors["pixels"], tensors.get("logits"))
-        for name, optimizer in zip(("pixels", "logits"), self.optimizers, strict=False):
-            if f"momentum.{name}" in tensors:
-                parameter = optimizer.param_groups[0]["params"][0]
-                optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"]
+        self._make_optimizers(tensors["values"], tensors.get("logits"))
+        for name, optimizer in zip(("values", "logits"), self.optimizers, strict=False):
+            optimizer.state[optimizer.param_groups[0]["params"][0]].update(unprefixed(name, tensors))
         with torch.no_grad():
             self.step_size.copy_(tensors["step_size"])
             self._step_momentum.copy_(tensors["step_momentum"])

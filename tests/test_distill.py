@@ -17,12 +17,13 @@ import torch
 
 import dim
 from dim import rng
-from dim.config import DataConfig, ExpertsConfig, RecordConfig, TrajectoryRecipe, from_dict, to_dict, to_toml
+from dim.config import DataConfig, ExpertsConfig, GeneratorConfig, RecordConfig, TrajectoryRecipe, from_dict, to_dict, to_toml
 from dim.data.real import from_dataset, load_data
 from dim.data.whiten import Whitening
 from dim.distill import Distiller, confident_images, distill, ensemble_logits
 from dim.errors import InputError
 from dim.io import load_tensors, read_json
+from dim.nets.generators import build_generator
 from dim.nets.students import build_student
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.run import Interrupted, NonFiniteError
@@ -138,7 +139,7 @@ def test_confident_images_that_an_expert_lacks_are_refused(digits, experts, netw
 
 def test_noise_is_gaussian_in_the_students_coordinates(digits, experts, tmp_path):
     subject = initial(digits, experts, tmp_path / "set", "noise", ipc=20)
-    pixels = state(tmp_path / "set")["pixels"]
+    pixels = state(tmp_path / "set")["values"]
     assert float(pixels.mean()) == pytest.approx(0, abs=0.03)
     assert float(pixels.std()) == pytest.approx(1, abs=0.03)
     student = build_student(STUDENT, digits.spec, seed=0)
@@ -222,8 +223,8 @@ def test_adjoint_and_unroll_give_the_same_set(digits, experts, tmp_path, kind):
 def test_several_experts_in_one_iteration(digits, experts, tmp_path, together):
     distill(recipe(trajectory={"experts": 2, "together": together}), digits, experts, tmp_path / "two")
     distill(recipe(), digits, experts, tmp_path / "one")
-    assert state(tmp_path / "two")["pixels"].isfinite().all()
-    assert not torch.equal(state(tmp_path / "two")["pixels"], state(tmp_path / "one")["pixels"])
+    assert state(tmp_path / "two")["values"].isfinite().all()
+    assert not torch.equal(state(tmp_path / "two")["values"], state(tmp_path / "one")["values"])
 
 
 def test_experts_on_convex_paths(digits, experts, tmp_path):
@@ -232,7 +233,7 @@ def test_experts_on_convex_paths(digits, experts, tmp_path):
     settings = {"path": "convex", "waypoints": 3, "continuous": True, "max_start": 2.5}
     for name, folder in (("own", tmp_path / "waypoints"), ("full", experts)):
         distill(recipe(trajectory=settings), digits, folder, tmp_path / name)
-    assert torch.equal(state(tmp_path / "own")["pixels"], state(tmp_path / "full")["pixels"])
+    assert torch.equal(state(tmp_path / "own")["values"], state(tmp_path / "full")["values"])
 
 
 def test_updates_are_those_of_sgd_with_momentum(digits, experts, tmp_path, monkeypatch):
@@ -256,10 +257,10 @@ def test_updates_are_those_of_sgd_with_momentum(digits, experts, tmp_path, monke
     assert len(gradients) == 3
     start, end = state(tmp_path / "start"), state(tmp_path / "set")
     std = 2 * torch.tensor(digits.spec.std).view(1, -1, 1, 1)
-    for name, place, rate, momentum in (("pixels", 0, 3.0, 0.7), ("logits", 1, 0.5, 0.3), ("step_size", 2, 1e-7, 0.6)):
+    for name, place, rate, momentum in (("values", 0, 3.0, 0.7), ("logits", 1, 0.5, 0.3), ("step_size", 2, 1e-7, 0.6)):
         value, velocity = start[name].double(), 0.0
         for each in gradients:
-            gradient = each[place].double() * (std.double() if name == "pixels" else 1)
+            gradient = each[place].double() * (std.double() if name == "values" else 1)
             velocity = momentum * velocity + gradient
             value = value - rate * velocity
         torch.testing.assert_close(end[name].double(), value, rtol=1e-5, atol=1e-6 if name != "step_size" else 1e-9)
@@ -281,7 +282,7 @@ def test_the_learned_step_size_stays_positive_and_takes_no_leap(digits, experts,
 def test_a_run_is_a_function_of_its_seed(digits, experts, tmp_path):
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         distill(recipe(distill={"seed": seed}), digits, experts, tmp_path / name)
-    first, again, other = (state(tmp_path / name)["pixels"] for name in ("first", "again", "other"))
+    first, again, other = (state(tmp_path / name)["values"] for name in ("first", "again", "other"))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -379,7 +380,7 @@ def test_whitened_pixels_are_stored_as_natural_images(digits, white):
     assert torch.equal(subject.images, returned.images)
     assert subject.spec == digits.spec
     whitening = Whitening.fit(digits.train, digits.spec)
-    torch.testing.assert_close(whitening.whiten(subject.images), state(out)["pixels"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(whitening.whiten(subject.images), state(out)["values"], rtol=0, atol=1e-3)
     # Natural images, near the real ones that they began as: after three iterations still.
     nearest = torch.cdist(subject.images.flatten(1), real_images(digits).flatten(1)).min(1).values
     assert nearest.max() < 0.5 * torch.pdist(real_images(digits)[:50].flatten(1)).mean()
@@ -412,7 +413,7 @@ def test_a_plain_set_says_so(digits, experts, tmp_path):
     assert "teacher" not in subject.info
     assert subject.info["experts"] == {"count": 3, "bytes": ExpertStore.open(experts).bytes()}
     mean, std = digits.spec.mean_std(subject.images)
-    torch.testing.assert_close(subject.images, state(tmp_path / "set")["pixels"] * std + mean)
+    torch.testing.assert_close(subject.images, state(tmp_path / "set")["values"] * std + mean)
 
 
 def test_teacher_labels_are_the_mean_of_experts_at_the_last_target(digits, experts, network, tmp_path):
@@ -493,8 +494,8 @@ def require_same_run(run: Path, whole: Path) -> None:
 def test_the_run_has_all_that_has_a_state(whole):
     config, folder = whole
     tensors, metadata = load_tensors(folder / "checkpoint.safetensors")
-    expected = {"pixels", "step_size", "step_momentum", "momentum.pixels"}
-    assert tensors.keys() == expected | ({"logits", "momentum.logits"} if config.labels.kind == "learned" else set())
+    expected = {"values", "step_size", "step_momentum", "values.momentum_buffer"}
+    assert tensors.keys() == expected | ({"logits", "logits.momentum_buffer"} if config.labels.kind == "learned" else set())
     assert 0 < metadata["skipped"] < ITERATIONS
     assert metadata["step"] == ITERATIONS
     assert all(float(tensor.abs().max()) > 0 for tensor in tensors.values())
@@ -882,3 +883,86 @@ def test_the_folder_of_the_experts_is_left_alone(digits, experts, tmp_path, resu
     with pytest.raises(InputError, match=str(tmp_path / "store")):
         distill(recipe(), digits, tmp_path / "store", tmp_path / "store", resume=resume)
     assert contents(tmp_path / "store") == before
+
+
+# --- latents of a generator ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generator(digits):
+    return build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+
+
+LATENTS = {"images": {"space": "latents", "optimizer": "adam", "lr": 0.05, "ipc": 2}}
+
+
+def test_latents_begin_as_the_first_images_of_every_class(digits, experts, generator, tmp_path):
+    subject = distill(recipe(**LATENTS, distill={"iterations": 0}), digits, experts, tmp_path / "set", generator=generator)
+    expected, _ = dim.sample_set(generator, ipc=2, seed=0).tensors()
+    torch.testing.assert_close(subject.images, expected, rtol=0, atol=0.005)  # 8 bits there
+    assert torch.equal(subject.labels, torch.arange(10).repeat(2))
+    assert subject.info["latents"] == 4 * 20 * 6
+    assert subject.info["generator"] == sum(4 * value.numel() for value in generator.state_dict().values())
+
+
+@pytest.mark.parametrize("zca", [False, True])
+def test_latents_move_and_images_stay_the_generators(digits, experts, white_experts, generator, tmp_path, zca):
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    changes = {"trajectory": {"steps": 3, "epochs": 1, "max_start": 1, "augment": ""}} if zca else {}
+    config = recipe(zca=zca, **LATENTS, **changes, labels={"kind": "learned"})
+    subject = distill(config, digits, white_experts if zca else experts, tmp_path / "set", generator=generator)
+    latents = state(tmp_path / "set")["values"]
+    start = generator.latents(subject.labels, torch.arange(2).repeat_interleave(10), seed=0)
+    assert (latents - start).abs().max() > 0.01
+    with torch.no_grad():
+        torch.testing.assert_close(subject.images, generator(latents, subject.labels), rtol=0, atol=2e-3 if zca else 1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+def test_latents_follow_the_gradient_of_the_trajectory_loss(digits, experts, generator, tmp_path):
+    """The first step of SGD, against the chain rule written out."""
+    sections = {"images": {**LATENTS["images"], "optimizer": "sgd", "lr": 2.0, "momentum": 0.0}, "distill": {"iterations": 1}}
+    distill(recipe(**sections), digits, experts, tmp_path / "set", generator=generator)
+    run = Distiller(
+        recipe(**sections), digits, experts, tmp_path / "other", generator=generator, resume=False, device=torch.device("cpu")
+    )
+    latents = run.values.detach().clone().requires_grad_()
+    images = generator(latents, run.labels)
+    cut = images.detach().requires_grad_()
+    run.objective.accumulate(cut, run.labels, step=0)
+    (gradient,) = torch.autograd.grad(images, latents, cut.grad)
+    assert gradient.abs().sum() > 0
+    torch.testing.assert_close(state(tmp_path / "set")["values"], latents.detach() - 2.0 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_latents_resumes_exactly(digits, experts, generator, tmp_path, monkeypatch):
+    config = recipe(**LATENTS, distill={"iterations": 5, "checkpoint_steps": 2})
+    distill(config, digits, experts, tmp_path / "whole", generator=generator)
+    original = Distiller.iterate
+
+    def iterate(self):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distiller, "iterate", iterate)
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
+            distill(config, digits, experts, tmp_path / "run", generator=generator)
+    distill(config, digits, experts, tmp_path / "run", generator=generator, resume=True)
+    own, whole = state(tmp_path / "run"), state(tmp_path / "whole")
+    assert own.keys() == whole.keys()
+    assert all(torch.equal(own[name], whole[name]) for name in own)
+    other = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=1).eval()
+    with pytest.raises(InputError, match="the generator is another than the run"):
+        distill(config, digits, experts, tmp_path / "run", generator=other, resume=True)
+
+
+def test_a_generator_belongs_to_latents(digits, experts, generator, spec, tmp_path):
+    with pytest.raises(InputError, match=r"images\.space is 'latents' and no generator was given: give --generator"):
+        distill(recipe(**LATENTS), digits, experts, tmp_path / "set")
+    with pytest.raises(InputError, match=r"images\.space is 'pixels' and a generator was given"):
+        distill(recipe(), digits, experts, tmp_path / "set", generator=generator)
+    other = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), spec(1, 12, 10), seed=0)
+    with pytest.raises(InputError, match="made for 'toy'"):
+        distill(recipe(**LATENTS), digits, experts, tmp_path / "set", generator=other)
