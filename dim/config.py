@@ -405,6 +405,27 @@ class ProtocolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Which of a generator's images a set takes. Sets stay nested: policies rank a fixed number of candidates of every class."""
+
+    steps: tuple[Literal["filtered", "graded", "matched"], ...] = ()
+    """One after another. `filtered`: leave the candidates in which the teacher sees their class most surely; `graded`: easy ones
+    first, hard ones later; `matched`: groups whose feature statistics are those of the real class."""
+    candidates: int = 200
+    """Images of every class that are ranked."""
+    keep: float = 0.8
+    """filtered: the share that is left."""
+    half: int = 50
+    """graded: the place that a candidate of median difficulty has."""
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "half"):
+            _require(getattr(self, name) >= 1, f"policy.{name}", getattr(self, name), "at least 1")
+        _require(0 < self.keep <= 1, "policy.keep", self.keep, "a number in (0, 1]")
+        _require(len(set(self.steps)) == len(self.steps), "policy.steps", self.steps, "each policy once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AboutConfig:
     """What a recipe is for. It changes nothing in a run."""
 

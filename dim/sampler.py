@@ -5,6 +5,7 @@ which (class, index) pairs are wanted.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,20 @@ from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generators import Generator
 from dim.spec import DataSpec, to_uint8
+
+
+class Ranked(Protocol):
+    """A choice among the images of every class, as `dim.policies.Ranking` makes it."""
+
+    about: dict[str, Any]
+
+    def require(self, ipc: int) -> None:
+        """Raise InputError if a class has fewer images."""
+        ...
+
+    def numbers_of(self, labels: Tensor, places: Tensor) -> Tensor:
+        """int64 (B,) classes and (B,) places in their rankings -> int64 (B,) numbers of the generator's images."""
+        ...
 
 
 def request(
@@ -65,6 +80,7 @@ def sample_set(
     counts: Mapping[int, int] | None = None,
     classes: Sequence[int] | None = None,
     seed: int = 0,
+    ranking: Ranked | None = None,
     batch_size: int = 2048,
     rank: int = 0,
     world: int = 1,
@@ -76,6 +92,7 @@ def sample_set(
     Args:
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
+        ranking: take images in this order, made for the same generator and seed (`dim.policies`). Default: 0, 1, 2, ...
         batch_size: images generated at a time; it bounds memory and changes nothing else.
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
@@ -86,6 +103,9 @@ def sample_set(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: expected 1 or more")
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
+    if ranking is not None:
+        ranking.require(int(indices.max()) + 1)
+        indices = ranking.numbers_of(labels, indices)
     labels, indices = labels[rank::world], indices[rank::world]
     parts = [
         to_uint8(generator.images(some_labels, some_indices, seed=seed)).cpu()
@@ -100,6 +120,7 @@ def sample_set(
         "generator": {"digest": digest(generator.state_dict()), "bytes": stored_bytes(generator), **origin.get("about", {})},
         "data": origin.get("data"),
         "protocol": origin.get("protocol"),
+        **({} if ranking is None else ranking.about),
     }
     return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info)
 

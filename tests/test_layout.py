@@ -38,6 +38,7 @@ RANKS = {
     "evaluate": 8,
     "features": 9,
     "coverage": 10,
+    "policies": 10,
     "fit": 11,
     "distill": 11,
     "hub": 12,

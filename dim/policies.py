@@ -1,0 +1,154 @@
+"""Sampler policies: which of the images that a generator can make go into a set.
+
+A policy ranks a fixed number of candidates of every class: the generator's images number 0, 1, ... of that class. A set takes the
+first of the ranking, so sets stay nested in their size and a function of (generator, seed, policy). Policies are put one after
+another; each takes what the one before left, in its order:
+
+- `filtered`: leaves the candidates in which a teacher sees their class most surely.
+- `graded`: easy ones first and harder ones later, so that small sets are easy and large ones hold hard images too.
+- `matched`: the group of every size whose feature statistics are nearest to those of the real class, greedily (herding).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dim.config import PolicyConfig, to_dict
+from dim.data.real import RealData
+from dim.errors import InputError
+from dim.features import Features
+from dim.nets.generators import Generator
+from dim.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates of every class, best first."""
+
+    numbers: tuple[Tensor, ...]
+    """Per class, int64 (n,): numbers of the generator's images."""
+    about: dict[str, Any]
+    """The policy, what it was given, and the seconds that it took."""
+
+    def require(self, ipc: int) -> None:
+        """Raise InputError if a class has fewer than `ipc` candidates left."""
+        fewest = min(map(len, self.numbers))
+        if ipc > fewest:
+            left = f"the policy leaves {fewest} candidates of a class"
+            raise InputError(f"ipc is {ipc} and {left}: raise --policy.candidates or --policy.keep")
+
+    def numbers_of(self, labels: Tensor, places: Tensor) -> Tensor:
+        """Numbers of the generator's images that have these places in the rankings of their classes: int64 (B,), (B,) -> (B,)."""
+        return torch.stack([self.numbers[label][place] for label, place in zip(labels.tolist(), places.tolist(), strict=True)])
+
+
+class Policy:
+    """Ranks images of generators of one data set.
+
+    Args:
+        config: policies and their settings.
+        teacher: `filtered` and `graded` ask it.
+        data, features: `matched` compares with the real training images, in these features.
+
+    Raises:
+        InputError: if a policy lacks what it needs.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        *,
+        teacher: Teacher | None = None,
+        data: RealData | None = None,
+        features: Features | None = None,
+    ) -> None:
+        self.config, self.teacher, self.features = config, teacher, features
+        if {"filtered", "graded"} & set(config.steps) and teacher is None:
+            raise InputError(f"policy {'+'.join(config.steps)} asks a teacher: give --teacher.folder")
+        if "matched" in config.steps:
+            if data is None or features is None:
+                raise InputError("policy 'matched' compares with real images: give the data and features")
+            points = features.of(data.train).double()
+            self._mean, self._std = points.mean(0), points.std(0).clamp(min=1e-6)
+            labels = data.train.labels.to(points.device)
+            self._targets = [self._statistics(points[labels == label]).mean(0) for label in range(data.spec.num_classes)]
+
+    def _statistics(self, points: Tensor) -> Tensor:
+        """What is matched of features (N, F): standardised, beside their squares; float64 (N, 2 F) on the CPU."""
+        values = (points.double() - self._mean) / self._std
+        return torch.cat((values, values.square()), dim=1).cpu()
+
+    def rank(self, generator: Generator, *, seed: int = 0) -> Ranking:
+        """Rank the first candidates of every class of a generator's set `seed`."""
+        started = time.perf_counter()
+        count, numbers = self.config.candidates, []
+        for label in range(generator.spec.num_classes):
+            labels, left = torch.full((count,), label), torch.arange(count)
+            images = generator.images(labels, left, seed=seed)
+            sure = None if self.teacher is None else self.teacher.confidence(images, labels).cpu()
+            for name in self.config.steps:
+                if name == "filtered":
+                    left = left[filtered(sure[left], self.config.keep)]
+                elif name == "graded":
+                    left = left[graded(sure[left], self.config.half)]
+                else:
+                    points = self._statistics(self.features(images[left.to(images.device)]))
+                    left = left[matched(points, self._targets[label])]
+            numbers.append(left)
+        about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
+        about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
+        about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
+        return Ranking(tuple(numbers), {**about, "policy_seconds": round(time.perf_counter() - started, 2)})
+
+
+def filtered(sure: Tensor, keep: float) -> Tensor:
+    """Places of the share `keep` of highest confidence, in the order in which they came.
+
+    Args:
+        sure: float (n,) in [0, 1].
+        keep: in (0, 1].
+    """
+    count = max(1, round(keep * len(sure)))
+    return torch.argsort(sure, descending=True, stable=True)[:count].sort().values
+
+
+def graded(sure: Tensor, half: int) -> Tensor:
+    """Places in an order from easy to hard: turn i takes the free candidate nearest to the quantile i / (i + half) counted from
+    the most confident one. The first is the easiest, turn `half` a median one, and late turns are hard.
+
+    Args:
+        sure: float (n,), confidence.
+        half: 1 or more.
+
+    Returns:
+        int64 (n,), a permutation.
+    """
+    ranked = torch.argsort(sure, descending=True, stable=True)
+    free, order = list(range(len(sure))), []
+    for turn in range(len(sure)):
+        wanted = turn / (turn + half) * (len(sure) - 1)
+        order.append(free.pop(min(range(len(free)), key=lambda place: abs(free[place] - wanted))))
+    return ranked[torch.tensor(order)]
+
+
+def matched(points: Tensor, target: Tensor) -> Tensor:
+    """Places in an order in which the mean of the first n points is near the target for every n, greedily (Welling 2009).
+
+    Args:
+        points: float (N, F).
+        target: float (F,).
+
+    Returns:
+        int64 (N,), a permutation.
+    """
+    total, free, order = torch.zeros_like(target), torch.ones(len(points), dtype=torch.bool), []
+    for number in range(1, len(points) + 1):
+        # |target - (total + x) / number| is least for the x nearest to this:
+        distance = (points - (number * target - total)).square().sum(1).masked_fill(~free, torch.inf)
+        order.append(int(distance.argmin()))
+        free[order[-1]] = False
+        total = total + points[order[-1]]
+    return torch.tensor(order)

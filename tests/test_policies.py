@@ -1,0 +1,131 @@
+"""Sampler policies: rankings, nested sets, and what a policy needs."""
+
+import pytest
+import torch
+
+import dim
+from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig
+from dim.errors import InputError
+from dim.features import trained_features
+from dim.nets.generators import build_generator
+from dim.policies import Policy, filtered, graded, matched
+from dim.sampler import sample_set
+from dim.teacher import load_teacher
+
+
+@pytest.fixture(scope="module")
+def generator(digits):
+    net = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += torch.randn(parameter.shape, generator=source) * 0.3
+    return net
+
+
+@pytest.fixture(scope="module")
+def teacher(digits_experts, digits):
+    return load_teacher(digits_experts, digits)
+
+
+@pytest.fixture(scope="module")
+def features(digits):
+    return trained_features(digits, FeatureConfig(student="convnet:width=8,depth=2", epochs=1))
+
+
+# --- rules -------------------------------------------------------------------------------------------------------------------
+
+
+def test_filtered_keeps_the_surest_in_their_order():
+    sure = torch.tensor([0.2, 0.9, 0.5, 0.95, 0.1])
+    assert filtered(sure, 0.6).tolist() == [1, 2, 3]
+    assert filtered(sure, 1.0).tolist() == [0, 1, 2, 3, 4]
+    assert filtered(sure, 0.01).tolist() == [3]
+
+
+def test_graded_begins_easy_and_ends_hard():
+    sure = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    order = graded(sure, 20)
+    assert sorted(order.tolist()) == list(range(100))
+    assert order[0] == sure.argmax()
+    difficulty = 1 - sure[order]
+    means = [float(difficulty[:count].mean()) for count in (1, 5, 20, 60)]
+    assert means == sorted(means)
+    ranks = torch.empty(100).scatter(0, torch.argsort(sure, descending=True), torch.arange(100.0))
+    assert abs(float(ranks[order[20]]) - 50) <= 3, "place `half` is a median one"
+
+
+def test_matched_is_the_greedy_choice_and_beats_chance():
+    source = torch.Generator().manual_seed(0)
+    points, target = torch.randn(60, 4, generator=source, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    order = matched(points, target)
+    assert sorted(order.tolist()) == list(range(60))
+    for count in (1, 2, 7):
+        before = points[order[: count - 1]].sum(0)
+        free = [place for place in range(60) if place not in order[: count - 1].tolist()]
+        gaps = [float(((before + points[place]) / count - target).norm()) for place in free]
+        assert free[gaps.index(min(gaps))] == int(order[count - 1])
+    chance = points[:10].mean(0).norm()
+    assert points[order[:10]].mean(0).norm() < 0.3 * chance
+
+
+# --- sets --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [("filtered",), ("graded",), ("matched",), ("filtered", "matched"), ("filtered", "graded")])
+def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, features, digits, steps):
+    policy = Policy(PolicyConfig(steps=steps, candidates=20, keep=0.5), teacher=teacher, data=digits, features=features)
+    ranking = policy.rank(generator, seed=3)
+    small, large = (sample_set(generator, ipc=ipc, seed=3, ranking=ranking) for ipc in (2, 6))
+    assert torch.equal(small.images, large.images[:20])
+    assert torch.equal(policy.rank(generator, seed=3).numbers[4], ranking.numbers[4])
+    plain = sample_set(generator, ipc=20, seed=3)
+    for label in range(10):
+        own, every = large.images[large.labels == label], plain.images[plain.labels == label]
+        assert torch.equal(own, every[ranking.numbers[label][:6]])
+    assert large.info["policy"] == "+".join(steps)
+    assert large.info["policy_settings"]["candidates"] == 20
+    assert large.info["policy_seconds"] >= 0
+    assert not torch.equal(large.images, plain.images[:60])
+
+
+def test_filtered_sets_are_surer_and_matched_ones_nearer(generator, teacher, features, digits):
+    plain = sample_set(generator, ipc=5, seed=0)
+    config = {"candidates": 40, "keep": 0.2}
+
+    def of(*steps):
+        policy = Policy(PolicyConfig(steps=steps, **config), teacher=teacher, data=digits, features=features)
+        return sample_set(generator, ipc=5, seed=0, ranking=policy.rank(generator))
+
+    sure = [float(teacher.confidence(subject.tensors()[0], subject.labels).mean()) for subject in (plain, of("filtered"))]
+    assert sure[1] > sure[0]
+    judge = Policy(PolicyConfig(steps=("matched",)), data=digits, features=features)
+
+    def gap(subject):
+        points = judge._statistics(features(subject.tensors()[0]))
+        return sum(float((points[subject.labels == label].mean(0) - judge._targets[label]).square().sum()) for label in range(10))
+
+    assert gap(of("matched")) < 0.8 * gap(plain)
+
+
+def test_no_policy_is_the_plain_set(generator):
+    ranking = Policy(PolicyConfig(candidates=7)).rank(generator, seed=2)
+    assert torch.equal(sample_set(generator, ipc=5, seed=2, ranking=ranking).images, sample_set(generator, ipc=5, seed=2).images)
+
+
+def test_refusals(generator, teacher, digits):
+    with pytest.raises(InputError, match=r"policy filtered asks a teacher: give --teacher\.folder"):
+        Policy(PolicyConfig(steps=("filtered",)))
+    with pytest.raises(InputError, match="policy 'matched' compares with real images"):
+        Policy(PolicyConfig(steps=("matched",)), teacher=teacher, data=digits)
+    ranking = Policy(PolicyConfig(steps=("filtered",), candidates=10, keep=0.5), teacher=teacher).rank(generator)
+    with pytest.raises(InputError, match=r"ipc is 6 and the policy leaves 5 candidates.*--policy\.candidates"):
+        sample_set(generator, ipc=6, ranking=ranking)
+    for settings, message in (
+        ({"keep": 0.0}, r"policy\.keep is 0\.0"),
+        ({"candidates": 0}, r"policy\.candidates is 0"),
+        ({"steps": ("graded", "graded")}, r"policy\.steps is .*each policy once"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PolicyConfig(**settings)
+    assert dim.sample_set(generator, counts={3: 2}, ranking=ranking).labels.tolist() == [3, 3]
