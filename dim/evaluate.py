@@ -14,26 +14,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dim import rng
-from dim.augment import Augment
+from dim.classifier import Feed, accuracy, train_student
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
 from dim.data.loader import GeneratedLoader
-from dim.data.real import EpochBatches, RealData, Split, load_data, per_class_indices
+from dim.data.real import EpochBatches, RealData, load_data, per_class_indices
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.nets.generators import Generator
-from dim.nets.students import build_student, check_protocol
+from dim.nets.students import check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import stored_bytes
 from dim.spec import DataSpec
 
 Track = Literal["fixed", "stream", "full"]
-# A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
-Feed = Callable[[int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,59 +314,6 @@ class _Positions:
 
     def __len__(self) -> int:
         return self._count
-
-
-def train_student(
-    student: str, feed: Feed, steps: int, protocol: ProtocolConfig, data: RealData, seed: int, device: torch.device
-) -> nn.Module:
-    """Train one fresh student: SGD with momentum, schedule, differentiable augmentation, cross-entropy.
-
-    Args:
-        student: architecture, as `parse_student` reads it.
-        feed: batches by step; targets int64 (B,) or float (B, classes).
-        steps: SGD steps.
-        protocol: optimiser, schedule and augmentation.
-        data: for its specification.
-        seed: of the weights and the augmentation.
-        device: where to train.
-
-    Returns:
-        The student after the last step, in evaluation mode.
-    """
-    net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
-    net = net.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
-    )
-    augment = Augment(protocol.augment, data.spec)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
-        images, targets = feed(step)
-        images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return net.eval()
-
-
-def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """Factor of the learning rate at `step` of `steps`: step (a tenth in the second half), cosine, or constant."""
-    if schedule == "step":
-        return 1.0 if step < steps / 2 else 0.1
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * step / steps)) / 2
-    return 1.0
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = 1000) -> float:
-    """Percentage of a split's images that a classifier gets right."""
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in torch.arange(len(split)).split(batch_size):
-        images, labels = split.batch(indices)
-        correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
-    return 100 * int(correct) / len(split)
 
 
 def evaluate(

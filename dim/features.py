@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
+from dim.classifier import accuracy, train_student
 from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split
 from dim.errors import InputError
-from dim.evaluate import accuracy, train_student
 from dim.io import digest, load_tensors, save_tensors
 from dim.nets.students import Student, build_student
 from dim.run import Progress
