@@ -18,7 +18,14 @@ Feed = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def train_student(
-    student: str, feed: Feed, steps: int, protocol: ProtocolConfig, data: RealData, seed: int, device: torch.device
+    student: str,
+    feed: Feed,
+    steps: int,
+    protocol: ProtocolConfig,
+    data: RealData,
+    seed: int,
+    device: torch.device,
+    observe: Callable[[int, Tensor], None] = lambda step, logits: None,
 ) -> nn.Module:
     """Train one fresh student: SGD with momentum, schedule, differentiable augmentation, cross-entropy.
 
@@ -30,6 +37,7 @@ def train_student(
         data: for its specification.
         seed: of the weights and the augmentation.
         device: where to train.
+        observe: called with every step and the (B, classes) logits of its augmented batch, before the weights change.
 
     Returns:
         The student after the last step, in evaluation mode.
@@ -44,8 +52,9 @@ def train_student(
         optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
         images, targets = feed(step)
         images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), targets)
-        loss.backward()
+        logits = net(images.contiguous(memory_format=torch.channels_last))
+        observe(step, logits.detach())
+        F.cross_entropy(logits, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
     return net.eval()

@@ -35,6 +35,7 @@ RANKS = {
     "pool": 6,
     "sampler": 6,
     "features": 6,
+    "coreset": 7,
     "objectives": 7,
     "evaluate": 8,
     "coverage": 9,
