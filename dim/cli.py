@@ -101,8 +101,11 @@ class EvaluateArguments:
     """For generators: images per class, one row each."""
     track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
     """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
-    controls: tuple[Literal["random", "oracle", "full"], ...] = ()
-    """Also: random real images at the IPCs of the fixed rows; real data at the step budgets of the stream rows; full data."""
+    controls: tuple[Literal["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"], ...] = ()
+    """Also: real images at the IPCs of the fixed rows, at random or a coreset (herding, k-center, forgetting, el2n); real data
+    at the step budgets of the stream rows; full data."""
+    coreset_end: Literal["easiest", "hardest"] | None = None
+    """For forgetting and el2n: which images to take. Default: easiest, the better end where few are kept."""
     split: Literal["test", "val"] = "test"
     """Part of the real data to score on; choose on val, report on test."""
     data_root: str | None = None
@@ -233,6 +236,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     from rich.console import Console
 
+    from dim.coreset import BY_SCORES, METHODS
     from dim.data.synthetic import SyntheticSet
     from dim.evaluate import Evaluator, Score
     from dim.io import write_json
@@ -267,9 +271,13 @@ def evaluate(arguments: Sequence[str]) -> None:
     fixed = [subject.ipc for subject in sets.values() if subject.ipc is not None]
     fixed += [ipc for ipc in parsed.ipc if generators and "fixed" in parsed.track]
     streamed = [ipc for ipc in parsed.ipc if generators and "stream" in parsed.track]
-    if "random" in parsed.controls:
-        for ipc in fixed:
-            evaluator.require_random_real(ipc)  # found before anything is trained
+    coresets = [control for control in parsed.controls if control in METHODS]
+    ends = {method: parsed.coreset_end for method in coresets if method in BY_SCORES}
+    if parsed.coreset_end is not None and not ends:
+        raise InputError(f"coreset-end is {parsed.coreset_end!r}: it is for --controls {' or '.join(BY_SCORES)}; add one of them")
+    for ipc in fixed:
+        for method in coresets:
+            evaluator.require_coreset(ipc, method, ends.get(method))  # found before anything is trained
     for name, subject in sets.items():
         evaluator.fixed(subject, name)
     for name, generator in generators.items():
@@ -278,8 +286,9 @@ def evaluate(arguments: Sequence[str]) -> None:
                 evaluator.stream(generator, ipc, name)
             if "fixed" in parsed.track:
                 evaluator.fixed(sample_set(generator, ipc=ipc), name)
-    for ipc in dict.fromkeys(fixed if "random" in parsed.controls else ()):
-        evaluator.random_real(ipc)
+    for method in coresets:
+        for ipc in dict.fromkeys(fixed):
+            evaluator.coreset(ipc, method, end=ends.get(method))
     for ipc in dict.fromkeys(streamed if "oracle" in parsed.controls else ()):
         evaluator.oracle(ipc)
     if "full" in parsed.controls:

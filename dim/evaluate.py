@@ -1,8 +1,8 @@
 """The evaluator: train fresh students on a set or a stream, many seeds, and report the last epoch's test accuracy.
 
 Two tracks that are never mixed. *Fixed*: a stored set of exactly IPC images per class. *Stream*: fresh images at the step
-budget that IPC stands for. Controls go through the same code: random real images at the same IPC, real data at the same
-step budget (the oracle), and the full data.
+budget that IPC stands for. Controls go through the same code: random real images and coresets at the same IPC, real data at
+the same step budget (the oracle), and the full data.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ from torch import Tensor
 from dim import rng
 from dim.classifier import Feed, accuracy, train_student
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
+from dim.coreset import End, Method, Selector
 from dim.data.loader import GeneratedLoader
-from dim.data.real import EpochBatches, RealData, load_data, per_class_indices
+from dim.data.real import EpochBatches, RealData, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -64,6 +65,8 @@ class Score:
     protocol: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the real data."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """How the images came about: `method`; for coresets what `dim.coreset.Selector.about` says."""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -103,6 +106,7 @@ class _Source:
     labels: str = "hard"
     lr: float | None = None
     """Learning rate that the images come with, in place of the protocol's."""
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -115,6 +119,7 @@ class Evaluator:
         device: where to train. Default: where the real images are.
         split: `test`, or `val` when something is to be chosen.
         report: called with every row when it is done.
+        selector: chooses coresets. Default: `Selector(data)`, by features and scores with the default settings.
 
     Raises:
         InputError: for an unknown student or no seeds.
@@ -129,6 +134,7 @@ class Evaluator:
         device: torch.device | str = "cpu",
         split: Literal["test", "val"] = "test",
         report: Callable[[Score], None] = lambda score: None,
+        selector: Selector | None = None,
     ) -> None:
         self.data, self.protocol, self.split, self.report = data, protocol, split, report
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -141,6 +147,7 @@ class Evaluator:
         # What students see: the data itself, or its whitened form.
         self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
         self._seen = data if self._whitening is None else self._whitening.data(data)
+        self._selector = selector or Selector(data)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -173,20 +180,42 @@ class Evaluator:
 
     def random_real(self, ipc: int, name: str = "random real") -> list[Score]:
         """Control: `ipc` random real images per class, other ones for every seed."""
-        spec, labels = self.data.spec, self.data.train.labels
+        return self.coreset(ipc, "random", name)
+
+    def coreset(self, ipc: int, method: Method, name: str | None = None, *, end: End | None = None) -> list[Score]:
+        """Control: `ipc` real images per class, chosen by a rule.
+
+        Where the rule draws at random, every seed gets other images; otherwise all seeds get the same. Features and scores
+        are made on the first call.
+
+        Args:
+            ipc: images per class.
+            method: `random`, `herding`, `k-center`, `forgetting` or `el2n`.
+            name: of the row. Default: the method, its end if it has one, and "real".
+            end: forgetting and EL2N: see `dim.coreset.select`.
+
+        Raises:
+            InputError: see `dim.coreset.select`.
+        """
+        self.require_coreset(ipc, method, end)
+        spec, about = self.data.spec, self._selector.about(method, end)
+        started = time.perf_counter()
+        chosen = {seed: self._selector.select(ipc, method, seed=seed, end=end) for seed in self.seeds}
+        if about["seconds"] is not None:
+            about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
 
         def pick(seed: int) -> tuple[Tensor, Tensor]:
-            return self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
+            return self.data.train.batch(chosen[seed])
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
-        self.require_random_real(ipc)
+        name = name or " ".join(filter(None, (about.get("end"), method, "real")))
         source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
-        return self._score(source)
+        return self._score(dataclasses.replace(source, made=about))
 
-    def require_random_real(self, ipc: int) -> None:
-        """Raise InputError if a class of the real training part has fewer than `ipc` images."""
-        per_class_indices(self.data.train.labels, ipc, self.data.spec.num_classes, seed=0)
+    def require_coreset(self, ipc: int, method: Method = "random", end: End | None = None) -> None:
+        """Raise InputError if `coreset` would, before anything is trained."""
+        self._selector.require(ipc, method, end)
 
     def oracle(self, ipc: int, name: str = "real stream (oracle)") -> list[Score]:
         """Control: the real training part at the step budget of `ipc`."""
@@ -288,6 +317,7 @@ class Evaluator:
                 seconds=round(time.perf_counter() - started, 2),
                 split=self.split,
                 protocol=to_dict(protocol),
+                made=source.made,
                 data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
                 hardware=hardware(self.device),
                 versions=versions(),

@@ -28,6 +28,7 @@ from dim.config import (
     PoolConfig,
     ProtocolConfig,
     RecordConfig,
+    ScoringConfig,
     StageConfig,
     TrainConfig,
     TrajectoryConfig,
@@ -239,6 +240,24 @@ def test_train_sample_and_evaluate(run, tmp_path, capsys):
     for text in ("oracle", "stream", "fixed", f"{scores[0]['mean']:.1f}"):
         assert text in table
     assert "<h2>Scores" in (run / "report.html").read_text()
+
+
+def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
+    """One row each, of as many images; and scored by the end that was asked for."""
+    quick = {method: ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0) for method in ("forgetting", "el2n")}
+    monkeypatch.setattr("dim.coreset.BY_SCORES", quick)
+    arguments = ["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "scores.json")]
+    controls = ["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"]
+    assert main([*arguments, "--controls", *controls, "--coreset-end", "hardest"]) == 0
+    table = capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    names = ["random real", "herding real", "k-center real", "hardest forgetting real", "hardest el2n real"]
+    assert [score["name"] for score in scores] == [str(small_set), *names, "full data"]  # no stream row, so no oracle
+    for score in scores[1:-1]:
+        assert (score["track"], score["ipc"], score["bytes"]) == ("fixed", 2, {"images": 1280, "labels": 20})
+        assert score["name"] in table
+    assert scores[2]["made"]["features"]["accuracy"] > 90
+    assert scores[4]["made"]["scoring"]["student"] == "convnet:width=4"
 
 
 def test_coverage_of_a_run_and_a_set(run, small_set, tmp_path, capsys):
@@ -794,6 +813,12 @@ def test_no_images_per_class(wrong, run, tmp_path, ipc):
     assert ipc in wrong("evaluate", run, "--ipc", ipc)
     assert ipc in wrong("evaluate", run, "--track", "fixed", "--ipc", ipc)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_coreset_end_without_a_coreset_that_has_one(wrong, small_set):
+    message = wrong("evaluate", small_set, "--controls", "random", "herding", "--coreset-end", "hardest")
+    assert "add one of them" in message
+    assert "herdin" in wrong("evaluate", small_set, "--controls", "herdin")
 
 
 def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
