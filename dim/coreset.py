@@ -160,6 +160,11 @@ class Selector:
         return scores, {"scoring": to_dict(config), "seconds": seconds}
 
 
+def row_name(method: str, end: str | None = None) -> str:
+    """What a row of such images is called: `random real`, `easiest el2n real`."""
+    return " ".join([*([end or "easiest"] if method in BY_SCORES else []), method, "real"])
+
+
 # --- rules -------------------------------------------------------------------------------------------------------------------
 
 

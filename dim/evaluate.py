@@ -6,6 +6,7 @@ the same step budget (the oracle), and the full data.
 """
 
 import dataclasses
+import json
 import math
 import statistics
 import time
@@ -19,12 +20,13 @@ from torch import Tensor
 from dim import rng
 from dim.classifier import Feed, accuracy, train_student
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
-from dim.coreset import End, Method, Selector
+from dim.coreset import End, Method, Selector, row_name
 from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
+from dim.io import digest
 from dim.nets.generators import Generator
 from dim.nets.students import check_protocol
 from dim.provenance import hardware, versions
@@ -32,6 +34,7 @@ from dim.sampler import stored_bytes
 from dim.spec import DataSpec
 
 Track = Literal["fixed", "stream", "full"]
+ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,9 @@ class Score:
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the real data."""
     made: dict[str, Any] = field(default_factory=dict)
-    """How the images came about: `method`; for coresets what `dim.coreset.Selector.about` says."""
+    """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
+    generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
+    stood in for; for coresets what `dim.coreset.Selector.about` says."""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -157,9 +162,12 @@ class Evaluator:
         images, targets = subject.tensors()
         labels = "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
         source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
-        if self.protocol.learned_lr:
-            source = dataclasses.replace(source, lr=subject.info.get("step_size"))
-        return self._score(source)
+        made = {"method": subject.info.get("method"), "seconds": production_seconds(subject), "digest": identity(subject)}
+        if self.protocol.learned_lr and subject.info.get("step_size") is not None:
+            step_size = subject.info["step_size"]
+            made |= {"step_size": step_size, "protocol_lr": self.protocol.lr}
+            source = dataclasses.replace(source, lr=step_size)
+        return self._score(dataclasses.replace(source, made=made))
 
     def stream(self, generator: Generator, ipc: int, name: str = "generator") -> list[Score]:
         """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream."""
@@ -173,10 +181,9 @@ class Evaluator:
             batches = iter(loader)
             return lambda step: next(batches)
 
-        seen = steps * self.protocol.batch_size
-        return self._score(
-            _Source(name, "stream", ipc, steps, self.protocol.batch_size, seen, {"generator": stored_bytes(generator)}, feed)
-        )
+        size, batch = {"generator": stored_bytes(generator)}, self.protocol.batch_size
+        made = {"method": "generator", "seconds": production_seconds(generator), "digest": identity(generator)}
+        return self._score(_Source(name, "stream", ipc, steps, batch, steps * batch, size, feed, made=made))
 
     def random_real(self, ipc: int, name: str = "random real") -> list[Score]:
         """Control: `ipc` random real images per class, other ones for every seed."""
@@ -209,7 +216,7 @@ class Evaluator:
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
-        name = name or " ".join(filter(None, (about.get("end"), method, "real")))
+        name = name or row_name(method, end)
         source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, "hard", count)
         return self._score(dataclasses.replace(source, made=about))
 
@@ -217,17 +224,25 @@ class Evaluator:
         """Raise InputError if `coreset` would, before anything is trained."""
         self._selector.require(ipc, method, end)
 
-    def oracle(self, ipc: int, name: str = "real stream (oracle)") -> list[Score]:
+    def oracle(self, ipc: int, name: str = ORACLE) -> list[Score]:
         """Control: the real training part at the step budget of `ipc`."""
         return self._score(self._real_source(name, "stream", ipc, self._budget(ipc)))
 
-    def full(self, steps: int = 0, name: str = "full data") -> list[Score]:
+    def full(self, steps: int = 0, name: str = FULL) -> list[Score]:
         """Control: the real training part for `full_epochs` passes, or `steps` if the protocol leaves that open."""
+        return self._score(self._real_source(name, "full", None, self.full_steps(steps)))
+
+    def full_steps(self, steps: int = 0) -> int:
+        """Steps of `full`.
+
+        Raises:
+            InputError: if neither the protocol nor the caller gives a budget.
+        """
         if self.protocol.full_epochs:
             steps = math.ceil(self.protocol.full_epochs * len(self.data.train) / self.protocol.batch_size)
         if steps < 1:
             raise InputError("the full-data control needs a budget: set protocol.full_epochs")
-        return self._score(self._real_source(name, "full", None, steps))
+        return steps
 
     # --- sources ---------------------------------------------------------------------------------------------------------
 
@@ -276,7 +291,7 @@ class Evaluator:
             return at
 
         size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
-        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed)
+        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed, made={"method": REAL})
 
     def _as_seen(self, feed: Feed) -> Feed:
         """A feed of natural images, as students see them."""
@@ -332,6 +347,26 @@ def require_same_data(subject: DataSpec, data: DataSpec) -> None:
     if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
         made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
         raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")
+
+
+def production_seconds(subject: SyntheticSet | Generator) -> float | None:
+    """Seconds it took to make a set or a generator: training or distillation, and for a set drawn from a generator the drawing.
+
+    What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
+    """
+    if isinstance(subject, Generator):
+        return getattr(subject, "info", {}).get("about", {}).get("seconds")
+    parts = [subject.info.get("seconds")]
+    if subject.info.get("method") == "generator":
+        parts.append(subject.info.get("generator", {}).get("seconds"))
+    return None if None in parts else sum(parts)
+
+
+def identity(subject: SyntheticSet | Generator) -> str:
+    """A digest of all that a row of a set or a generator depends on beside the protocol."""
+    if isinstance(subject, Generator):
+        return digest(subject.state_dict(), json.dumps(subject.sampler, sort_keys=True))
+    return digest(subject.content(), json.dumps(subject.info.get("step_size")))
 
 
 class _Positions:

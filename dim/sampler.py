@@ -4,6 +4,7 @@ Image i of class k is the same image wherever it appears (see `dim.nets.generato
 which (class, index) pairs are wanted.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -87,6 +88,7 @@ def sample_set(
         raise InputError(f"batch_size is {batch_size}: expected 1 or more")
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
     labels, indices = labels[rank::world], indices[rank::world]
+    started = time.perf_counter()
     parts = [
         to_uint8(generator.images(some_labels, some_indices, seed=seed)).cpu()
         for some_labels, some_indices in zip(labels.split(batch_size), indices.split(batch_size), strict=True)
@@ -100,6 +102,7 @@ def sample_set(
         "generator": {"digest": digest(generator.state_dict()), "bytes": stored_bytes(generator), **origin.get("about", {})},
         "data": origin.get("data"),
         "protocol": origin.get("protocol"),
+        "seconds": round(time.perf_counter() - started, 3),
     }
     return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info)
 
