@@ -43,7 +43,8 @@ RANKS = {
     "distill": 10,
     "hub": 11,
     "report": 11,
-    "cli": 12,
+    "compare": 12,
+    "cli": 13,
 }
 
 
