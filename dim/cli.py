@@ -117,19 +117,18 @@ class SampleArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Train fresh students on sets and streams and print their test accuracy, with controls, in one table."""
+class ScoringArguments:
+    """What `dim evaluate` and `dim compare` have in common: what is scored, and how."""
 
     subjects: tyro.conf.Positional[tuple[str, ...]]
-    """Sets (fixed track), and runs or generators (stream track, or fixed with --track fixed)."""
+    """Sets (fixed track), and runs or generators (stream track, fixed track, or both: --track)."""
     seeds: int = 3
     """Students per row, with seeds 0, 1, ..."""
-    ipc: tuple[int, ...] = (10,)
-    """For generators: images per class, one row each."""
-    track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
-    """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
-    controls: tuple[Literal["random", "oracle", "full"], ...] = ()
-    """Also: random real images at the IPCs of the fixed rows; real data at the step budgets of the stream rows; full data."""
+    controls: tuple[Literal["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"], ...] = ()
+    """Also: real images at the IPCs of the fixed rows, at random or a coreset (herding, k-center, forgetting, el2n); real data
+    at the step budgets of the stream rows; full data."""
+    coreset_end: Literal["easiest", "hardest"] | None = None
+    """For forgetting and el2n: which images to take. Default: easiest, the better end where few are kept."""
     split: Literal["test", "val"] = "test"
     """Part of the real data to score on; choose on val, report on test."""
     data_root: str | None = None
@@ -144,6 +143,33 @@ class EvaluateArguments:
     """For generators and controls: what labels the images. Sets keep their own labels."""
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
     """How students are trained. Default: what the first subject carries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ScoringArguments):
+    """Train fresh students on sets and streams and print their test accuracy, with controls, in one table."""
+
+    ipc: tuple[int, ...] = (10,)
+    """For generators: images per class, one row each."""
+    track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
+    """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(ScoringArguments):
+    """Put sets, runs and scores measured before side by side: a table for each track, a picture, a page."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets, runs, generators, and files that --json of this command or of 'dim evaluate' wrote: what these hold is not measured
+    again."""
+    ipc: tuple[int, ...] = (1, 10, 50)
+    """For generators: images per class, one row each."""
+    track: tuple[Literal["fixed", "stream"], ...] = ("fixed", "stream")
+    """For generators: a set of --ipc drawn on the spot, a stream at the step budget of --ipc, or both."""
+    picture: str | None = None
+    """Also draw accuracy against images per class and against stored bytes, as a PNG."""
+    html: str | None = None
+    """Also write the tables and the picture as one page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,14 +305,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     if not first.subjects:
         raise InputError("nothing to evaluate: name sets, runs or generators")
 
-    from rich.console import Console
-
-    from dim.data.synthetic import SyntheticSet
-    from dim.evaluate import Evaluator, Score
+    from dim.compare import score_all
+    from dim.evaluate import Evaluator
     from dim.io import write_json
-    from dim.report import format_accuracy, print_scores, scores_to_json, write_report
-    from dim.sampler import sample_set
-    from dim.teacher import with_soft_labels
+    from dim.report import print_scores, scores_to_json, write_report
 
     device = _device(first.device)
     subjects = _load_subjects(first.subjects, device, first.sampler)
@@ -294,54 +316,61 @@ def evaluate(arguments: Sequence[str]) -> None:
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
     parsed = _parse(EvaluateArguments, arguments, "evaluate", default=default)
-    if parsed.seeds < 1:
-        raise InputError(f"seeds is {parsed.seeds}: expected 1 or more")
-    for ipc in parsed.ipc:
-        if ipc < 1:
-            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+    _require_seeds(parsed.seeds)
     data = _data_of_subjects(subjects, parsed.data_root, device)
-    console = Console(stderr=True, highlight=False)
-    scores: list[Score] = []
-
-    def report(score: Score) -> None:
-        scores.append(score)
-        ipc = "" if score.ipc is None else f" IPC {score.ipc}"
-        console.print(
-            f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)", soft_wrap=True
-        )
-
     teacher = parsed.teacher.load(data, device)
-    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=report)
-    sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
-    generators = {name: subject for name, subject in subjects.items() if name not in sets}
-    fixed = [subject.ipc for subject in sets.values() if subject.ipc is not None]
-    fixed += [ipc for ipc in parsed.ipc if generators and "fixed" in parsed.track]
-    streamed = [ipc for ipc in parsed.ipc if generators and "stream" in parsed.track]
-    if "random" in parsed.controls:
-        for ipc in fixed:
-            evaluator.require_random_real(ipc)  # found before anything is trained
-    for name, subject in sets.items():
-        evaluator.fixed(subject, name)
-    for name, generator in generators.items():
-        for ipc in parsed.ipc:
-            if "stream" in parsed.track:
-                evaluator.stream(generator, ipc, name, teacher=teacher)
-            if "fixed" in parsed.track:
-                drawn = sample_set(generator, ipc=ipc)
-                evaluator.fixed(drawn if teacher is None else with_soft_labels(drawn, teacher), name)
-    for labels in (None,) if teacher is None else (None, teacher):  # controls with the same labels beside those with hard ones
-        for ipc in dict.fromkeys(fixed if "random" in parsed.controls else ()):
-            evaluator.random_real(ipc, teacher=labels)
-        for ipc in dict.fromkeys(streamed if "oracle" in parsed.controls else ()):
-            evaluator.oracle(ipc, teacher=labels)
-    if "full" in parsed.controls:
-        evaluator.full(max(score.steps for score in scores))
+    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+    plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
+    scores = score_all(evaluator, subjects, **plan)
     print_scores(scores)
     if parsed.json:
         write_json(parsed.json, scores_to_json(scores))
     for name in subjects:
         if (Path(name) / "run.json").is_file():
             print(f"report: {write_report(name, data, scores)}")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """`dim compare`."""
+    first, _ = _parse_known(CompareArguments, arguments, "compare")
+    if not first.subjects:
+        raise InputError("nothing to compare: name sets, runs, generators or files of scores")
+
+    from dim.compare import Comparison, protocol_of, read_scores, require_made_from, require_one_data, score_all
+    from dim.evaluate import Evaluator
+    from dim.io import write_bytes, write_json
+    from dim.report import scores_to_json
+
+    device = _device(first.device)
+    files = {name: read_scores(name) for name in first.subjects if name.endswith(".json")}
+    subjects = _load_subjects([name for name in first.subjects if name not in files], device, first.sampler)
+    known = [score for rows in files.values() for score in rows]
+    if first.subjects[0] in files:
+        rows = files[first.subjects[0]]
+        carried = dataclasses.replace(protocol_of(rows[0]), students=tuple(dict.fromkeys(score.student for score in rows)))
+    else:
+        carried = from_dict(ProtocolConfig, subjects[first.subjects[0]].info.get("protocol") or {})
+    parsed = _parse(CompareArguments, arguments, "compare", CompareArguments(subjects=tyro.MISSING, protocol=carried))
+    _require_seeds(parsed.seeds)
+    if parsed.picture is not None and not parsed.picture.endswith(".png"):
+        raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
+    if subjects:
+        data = _data_of_subjects(subjects, parsed.data_root, device)
+        require_made_from(subjects, data.spec)
+        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+        plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
+        known += score_all(evaluator, subjects, **plan, known=known)
+    elif parsed.controls:
+        raise InputError("controls need the real data: name a set or a run beside the files of scores, or leave --controls out")
+    comparison = Comparison(known)
+    comparison.show()
+    if parsed.json:
+        write_json(parsed.json, scores_to_json(comparison.scores))
+    if parsed.picture:
+        write_bytes(parsed.picture, comparison.picture())
+    if parsed.html:
+        write_bytes(parsed.html, comparison.page().encode())
 
 
 def coverage(arguments: Sequence[str]) -> None:
@@ -460,6 +489,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
     "sample": (sample, SampleArguments),
     "evaluate": (evaluate, EvaluateArguments),
+    "compare": (compare, CompareArguments),
     "coverage": (coverage, CoverageArguments),
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
@@ -625,6 +655,22 @@ def _with_root(data: Any) -> Any:
     if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
         return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
     return data
+
+
+def _require_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}: expected 1 or more")
+
+
+def _tell(score: Any) -> None:
+    """Say on standard error that a row is done."""
+    from rich.console import Console
+
+    from dim.report import format_accuracy
+
+    ipc = "" if score.ipc is None else f" IPC {score.ipc}"
+    text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
 def _load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:

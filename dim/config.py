@@ -360,6 +360,39 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How small classifiers are trained on the training part to score its images for a coreset (`dim.coreset`)."""
+
+    student: str = "convnet:width=16"
+    """Architecture."""
+    epochs: int = 20
+    """Passes over the training part."""
+    min_steps: int = 500
+    """Smallest number of SGD steps: a small training part is passed more often."""
+    runs: int = 1
+    """Classifiers, with other weights and orders; scores are their mean."""
+    batch_size: int = 64
+    """Images per step."""
+    lr: float = 0.05
+    """SGD learning rate, with momentum 0.9."""
+    schedule: Literal["step", "cosine", "constant"] = "cosine"
+    """Of the learning rate, over the epochs."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    augment: str = "crop"
+    """Differentiable augmentation while training; `crop` moves images by up to an eighth."""
+    seed: int = 0
+    """Of the weights, the order of the images and the augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "runs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"scoring.{name}", getattr(self, name), "at least 1")
+        _require(self.min_steps >= 0, "scoring.min_steps", self.min_steps, "0 or more")
+        _require(self.lr > 0, "scoring.lr", self.lr, "a positive number")
+        _require(self.weight_decay >= 0, "scoring.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProtocolConfig:
     """How students are trained on a set or a stream. It travels with the run, so that its scores are comparable.
 

@@ -1,11 +1,12 @@
 """The evaluator: train fresh students on a set or a stream, many seeds, and report the last epoch's test accuracy.
 
 Two tracks that are never mixed. *Fixed*: a stored set of exactly IPC images per class. *Stream*: fresh images at the step
-budget that IPC stands for. Controls go through the same code: random real images at the same IPC, real data at the same
-step budget (the oracle), and the full data.
+budget that IPC stands for. Controls go through the same code: random real images and coresets at the same IPC, real data at
+the same step budget (the oracle), and the full data.
 """
 
 import dataclasses
+import json
 import math
 import statistics
 import time
@@ -14,27 +15,27 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dim import rng
-from dim.augment import Augment
+from dim.classifier import Feed, accuracy, train_student
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
+from dim.coreset import End, Method, Selector, row_name
 from dim.data.loader import GeneratedLoader
-from dim.data.real import EpochBatches, RealData, Split, load_data, per_class_indices
+from dim.data.real import EpochBatches, RealData, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
+from dim.io import digest
 from dim.nets.generators import Generator
-from dim.nets.students import build_student, check_protocol
+from dim.nets.students import check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import stored_bytes
 from dim.spec import DataSpec
 from dim.teacher import Teacher
 
 Track = Literal["fixed", "stream", "full"]
-# A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
-Feed = Callable[[int], tuple[Tensor, Tensor]]
+ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,10 @@ class Score:
     protocol: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the real data."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
+    generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
+    stood in for; for coresets what `dim.coreset.Selector.about` says."""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -107,6 +112,7 @@ class _Source:
     labels: str = "hard"
     lr: float | None = None
     """Learning rate that the images come with, in place of the protocol's."""
+    made: dict[str, Any] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -119,6 +125,7 @@ class Evaluator:
         device: where to train. Default: where the real images are.
         split: `test`, or `val` when something is to be chosen.
         report: called with every row when it is done.
+        selector: chooses coresets. Default: `Selector(data)`, by features and scores with the default settings.
 
     Raises:
         InputError: for an unknown student or no seeds.
@@ -133,6 +140,7 @@ class Evaluator:
         device: torch.device | str = "cpu",
         split: Literal["test", "val"] = "test",
         report: Callable[[Score], None] = lambda score: None,
+        selector: Selector | None = None,
     ) -> None:
         self.data, self.protocol, self.split, self.report = data, protocol, split, report
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
@@ -145,6 +153,7 @@ class Evaluator:
         # What students see: the data itself, or its whitened form.
         self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
         self._seen = data if self._whitening is None else self._whitening.data(data)
+        self._selector = selector or Selector(data)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -152,11 +161,14 @@ class Evaluator:
         """A stored set: `epochs` passes over it, at its own learning rate if it carries one and the protocol allows it."""
         require_same_data(subject.spec, self.data.spec)
         images, targets = subject.tensors()
-        labels = "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
+        labels = label_kind_of(subject)
         source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
-        if self.protocol.learned_lr:
-            source = dataclasses.replace(source, lr=subject.info.get("step_size"))
-        return self._score(source)
+        made = {"method": subject.info.get("method"), "seconds": production_seconds(subject), "digest": identity(subject)}
+        if self.protocol.learned_lr and subject.info.get("step_size") is not None:
+            step_size = subject.info["step_size"]
+            made |= {"step_size": step_size, "protocol_lr": self.protocol.lr}
+            source = dataclasses.replace(source, lr=step_size)
+        return self._score(dataclasses.replace(source, made=made))
 
     def stream(self, generator: Generator, ipc: int, name: str = "generator", *, teacher: Teacher | None = None) -> list[Score]:
         """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream. A teacher labels them."""
@@ -172,32 +184,58 @@ class Evaluator:
             batches = iter(loader)
             return lambda step: next(batches)
 
-        seen = steps * self.protocol.batch_size
         size = {"generator": stored_bytes(generator)} | ({} if teacher is None else {"teacher": teacher.bytes})
-        return self._score(_Source(name, "stream", ipc, steps, self.protocol.batch_size, seen, size, feed, _label_kind(teacher)))
+        batch, kind = self.protocol.batch_size, label_kind(teacher)
+        made = {"method": "generator", "seconds": production_seconds(generator), "digest": identity(generator)}
+        return self._score(_Source(name, "stream", ipc, steps, batch, steps * batch, size, feed, kind, made=made))
 
     def random_real(self, ipc: int, name: str = "random real", *, teacher: Teacher | None = None) -> list[Score]:
         """Control: `ipc` random real images per class, other ones for every seed; with a teacher's labels if there is one."""
-        spec, labels = self.data.spec, self.data.train.labels
+        return self.coreset(ipc, "random", name, teacher=teacher)
+
+    def coreset(
+        self, ipc: int, method: Method, name: str | None = None, *, end: End | None = None, teacher: Teacher | None = None
+    ) -> list[Score]:
+        """Control: `ipc` real images per class, chosen by a rule.
+
+        Where the rule draws at random, every seed gets other images; otherwise all seeds get the same. Features and scores
+        are made on the first call.
+
+        Args:
+            ipc: images per class.
+            method: `random`, `herding`, `k-center`, `forgetting` or `el2n`.
+            name: of the row. Default: the method, its end if it has one, and "real".
+            end: forgetting and EL2N: see `dim.coreset.select`.
+            teacher: labels the images.
+
+        Raises:
+            InputError: see `dim.coreset.select`.
+        """
+        self.require_coreset(ipc, method, end)
+        spec, about = self.data.spec, self._selector.about(method, end)
+        started = time.perf_counter()
+        chosen = {seed: self._selector.select(ipc, method, seed=seed, end=end) for seed in self.seeds}
+        if about["seconds"] is not None:
+            about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
 
         def pick(seed: int) -> tuple[Tensor, Tensor]:
-            images, classes = self.data.train.batch(per_class_indices(labels, ipc, spec.num_classes, seed=seed))
+            images, classes = self.data.train.batch(chosen[seed])
             return images, classes if teacher is None else teacher.labels(images)
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
         if teacher is not None:
-            size["labels"] = count * (teacher.top_k * (4 + spec.label_bytes) if teacher.top_k else 4 * spec.num_classes)
-        self.require_random_real(ipc)
-        kind = _label_kind(teacher)
+            size["labels"] = count * teacher.label_bytes
+        kind = label_kind(teacher)
+        name = name or row_name(method, end)
         source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, kind, count)
-        return self._score(source)
+        return self._score(dataclasses.replace(source, made=about))
 
-    def require_random_real(self, ipc: int) -> None:
-        """Raise InputError if a class of the real training part has fewer than `ipc` images."""
-        per_class_indices(self.data.train.labels, ipc, self.data.spec.num_classes, seed=0)
+    def require_coreset(self, ipc: int, method: Method = "random", end: End | None = None) -> None:
+        """Raise InputError if `coreset` would, before anything is trained."""
+        self._selector.require(ipc, method, end)
 
-    def oracle(self, ipc: int, name: str = "real stream (oracle)", *, teacher: Teacher | None = None) -> list[Score]:
+    def oracle(self, ipc: int, name: str = ORACLE, *, teacher: Teacher | None = None) -> list[Score]:
         """Control: the real training part at the step budget of `ipc`; with a teacher's labels if there is one."""
         source = self._real_source(name, "stream", ipc, self._budget(ipc))
         if teacher is None:
@@ -213,15 +251,23 @@ class Evaluator:
             return labelled
 
         size = {**source.bytes, "teacher": teacher.bytes}
-        return self._score(dataclasses.replace(source, feed=feed, bytes=size, labels=_label_kind(teacher)))
+        return self._score(dataclasses.replace(source, feed=feed, bytes=size, labels=label_kind(teacher)))
 
-    def full(self, steps: int = 0, name: str = "full data") -> list[Score]:
+    def full(self, steps: int = 0, name: str = FULL) -> list[Score]:
         """Control: the real training part for `full_epochs` passes, or `steps` if the protocol leaves that open."""
+        return self._score(self._real_source(name, "full", None, self.full_steps(steps)))
+
+    def full_steps(self, steps: int = 0) -> int:
+        """Steps of `full`.
+
+        Raises:
+            InputError: if neither the protocol nor the caller gives a budget.
+        """
         if self.protocol.full_epochs:
             steps = math.ceil(self.protocol.full_epochs * len(self.data.train) / self.protocol.batch_size)
         if steps < 1:
             raise InputError("the full-data control needs a budget: set protocol.full_epochs")
-        return self._score(self._real_source(name, "full", None, steps))
+        return steps
 
     # --- sources ---------------------------------------------------------------------------------------------------------
 
@@ -270,7 +316,7 @@ class Evaluator:
             return at
 
         size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
-        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed)
+        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed, made={"method": REAL})
 
     def _as_seen(self, feed: Feed) -> Feed:
         """A feed of natural images, as students see them."""
@@ -311,6 +357,7 @@ class Evaluator:
                 seconds=round(time.perf_counter() - started, 2),
                 split=self.split,
                 protocol=to_dict(protocol),
+                made=source.made,
                 data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
                 hardware=hardware(self.device),
                 versions=versions(),
@@ -320,8 +367,14 @@ class Evaluator:
         return scores
 
 
-def _label_kind(teacher: Teacher | None) -> str:
+def label_kind(teacher: Teacher | None) -> str:
+    """What a score says of labels that a teacher gave, or of classes."""
     return "hard" if teacher is None else f"soft ({teacher.name})"
+
+
+def label_kind_of(subject: SyntheticSet) -> str:
+    """What a score says of a set's own labels."""
+    return "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
 
 
 def require_same_data(subject: DataSpec, data: DataSpec) -> None:
@@ -329,6 +382,26 @@ def require_same_data(subject: DataSpec, data: DataSpec) -> None:
     if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
         made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
         raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")
+
+
+def production_seconds(subject: SyntheticSet | Generator) -> float | None:
+    """Seconds it took to make a set or a generator: training or distillation, and for a set drawn from a generator the drawing.
+
+    What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
+    """
+    if isinstance(subject, Generator):
+        return getattr(subject, "info", {}).get("about", {}).get("seconds")
+    parts = [subject.info.get("seconds")]
+    if subject.info.get("method") == "generator":
+        parts.append(subject.info.get("generator", {}).get("seconds"))
+    return None if None in parts else sum(parts)
+
+
+def identity(subject: SyntheticSet | Generator) -> str:
+    """A digest of all that a row of a set or a generator depends on beside the protocol."""
+    if isinstance(subject, Generator):
+        return digest(subject.state_dict(), json.dumps(subject.sampler, sort_keys=True))
+    return digest(subject.content(), json.dumps(subject.info.get("step_size")))
 
 
 class _Positions:
@@ -341,59 +414,6 @@ class _Positions:
 
     def __len__(self) -> int:
         return self._count
-
-
-def train_student(
-    student: str, feed: Feed, steps: int, protocol: ProtocolConfig, data: RealData, seed: int, device: torch.device
-) -> nn.Module:
-    """Train one fresh student: SGD with momentum, schedule, differentiable augmentation, cross-entropy.
-
-    Args:
-        student: architecture, as `parse_student` reads it.
-        feed: batches by step; targets int64 (B,) or float (B, classes).
-        steps: SGD steps.
-        protocol: optimiser, schedule and augmentation.
-        data: for its specification.
-        seed: of the weights and the augmentation.
-        device: where to train.
-
-    Returns:
-        The student after the last step, in evaluation mode.
-    """
-    net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
-    net = net.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
-    )
-    augment = Augment(protocol.augment, data.spec)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
-        images, targets = feed(step)
-        images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return net.eval()
-
-
-def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
-    """Factor of the learning rate at `step` of `steps`: step (a tenth in the second half), cosine, or constant."""
-    if schedule == "step":
-        return 1.0 if step < steps / 2 else 0.1
-    if schedule == "cosine":
-        return (1 + math.cos(math.pi * step / steps)) / 2
-    return 1.0
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = 1000) -> float:
-    """Percentage of a split's images that a classifier gets right."""
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in torch.arange(len(split)).split(batch_size):
-        images, labels = split.batch(indices)
-        correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
-    return 100 * int(correct) / len(split)
 
 
 def evaluate(

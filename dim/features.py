@@ -7,6 +7,7 @@ set are in the same features. Inception features are there for whoever has the w
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
+from dim.classifier import accuracy, train_student
 from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split
 from dim.errors import InputError
-from dim.evaluate import accuracy, train_student
 from dim.io import digest, load_tensors, save_tensors
 from dim.nets.students import Student, build_student
 from dim.run import Progress
+from dim.spec import DataSpec
 
 _FORMAT = 1
 _BATCH = 250
@@ -46,6 +48,8 @@ class Features:
     """Percentage of the images of `split` that the classifier gets right; None if it was trained elsewhere."""
     split: str | None = None
     """`val`, or `test` for data without a validation part."""
+    seconds: float | None = None
+    """Wall time of its training; None if that is not known."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -88,13 +92,12 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
         InputError: if the architecture is unknown or cannot take such images.
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / "features" if cache is None else Path(cache)
-    key = digest({}, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
-    size = f"{spec.height}x{spec.width}x{spec.channels}"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9-]+', '-', spec.name)}-{size}-{key[:16]}.safetensors"
+    folder = cache_folder("features") if cache is None else Path(cache)
+    path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
     try:
         tensors, about = load_tensors(path, device)
     except InputError:  # absent, or damaged: made again
+        started = time.perf_counter()
         net = _train(data, config, device)
         split = "val" if len(data.val) else "test"
         tensors = net.state_dict()
@@ -105,13 +108,25 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
             "spec": spec.to_dict(),
             "accuracy": accuracy(net, getattr(data, split), device),
             "split": split,
+            "seconds": round(time.perf_counter() - started, 2),
         }
         save_tensors(path, tensors, about)
     net = build_student(config.student, spec, seed=0).to(device).eval()
     net.load_state_dict(tensors)
     body = _Embedding(net).to(memory_format=torch.channels_last)
-    found = {"accuracy": about["accuracy"], "split": about["split"]}
+    found = {"accuracy": about["accuracy"], "split": about["split"], "seconds": about.get("seconds")}
     return Features(network=body, name=config.student, digest=digest(tensors), device=device, **found)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind
+
+
+def cache_name(spec: DataSpec, settings: str) -> str:
+    """Name of a file there: the data, for people, and a digest of `settings`, all that the content is a function of."""
+    size = f"{spec.height}x{spec.width}x{spec.channels}"
+    return f"{re.sub(r'[^A-Za-z0-9-]+', '-', spec.name)}-{size}-{digest({}, settings)[:16]}.safetensors"
 
 
 class _Embedding(nn.Module):

@@ -157,18 +157,17 @@ def write_report(
     measured = [name for name in METRICS if name in names]
     parts = [_coverage_part(run, kept["coverage"], step)] if "coverage" in kept else []
     if measured:
-        parts.append(_image(_curves(metrics, measured), "coverage over training"))
+        parts.append(html_image(_curves(metrics, measured), "coverage over training"))
     if parts:
         sections.append(("Coverage", "\n".join(parts)))
     if losses := [name for name in names if name not in METRICS]:
-        sections.append(("Training", _image(_curves(metrics, losses), "loss curves")))
+        sections.append(("Training", html_image(_curves(metrics, losses), "loss curves")))
     for title, key in (("Configuration", "config"), ("Versions and hardware", "versions")):
         content = description[key] if key == "config" else {**description["versions"], **description["hardware"]}
         sections.append((title, f"<pre>{html.escape(json.dumps(content, indent=2))}</pre>"))
     title = f"{description['spec']['name']}: {description['config']['about']['title'] or run.name}"
     body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{content}" for name, content in sections)
-    page = _PAGE.format(title=html.escape(title), body=body)
-    write_bytes(run / "report.html", page.encode())
+    write_bytes(run / "report.html", html_page(title, body).encode())
     return run / "report.html"
 
 
@@ -209,10 +208,11 @@ def _stale(measured: int | None, step: int | None) -> str:
 
 def _score_table(scores: Sequence[Score]) -> str:
     note = "Accuracy of the last epoch, mean and sample standard deviation over n seeds."
-    return f"{_table(_COLUMNS, rows(scores))}<p>{note}</p>"
+    return f"{html_table(_COLUMNS, rows(scores))}<p>{note}</p>"
 
 
-def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def html_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table; what is in the cells is escaped."""
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
@@ -225,8 +225,8 @@ def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
     classes = [(row["class"], f"{row['images']:,}", *_metric_cells(row)) for row in scores[0].per_class]
     parts = [
         f"<p>{html.escape(_coverage_title(scores[0]))}.</p>",
-        _table(_COVERAGE_COLUMNS, coverage_rows(scores)),
-        f"<details><summary>By class</summary>{_table(('class', *_COVERAGE_COLUMNS[1:-1]), classes)}</details>",
+        html_table(_COVERAGE_COLUMNS, coverage_rows(scores)),
+        f"<details><summary>By class</summary>{html_table(('class', *_COVERAGE_COLUMNS[1:-1]), classes)}</details>",
         _stale(kept["step"], step),
     ]
     if "nearest" in kept:
@@ -253,7 +253,7 @@ def _distance_curves(nearest: dict[str, Any]) -> bytes:
     axes.set_xlabel("distance to the nearest training image")
     axes.set_ylabel("% of images below")
     axes.legend()
-    return _png(figure)
+    return figure_png(figure)
 
 
 # What the records hold beside curves.
@@ -273,10 +273,11 @@ def _curves(metrics: list[dict[str, Any]], names: Sequence[str]) -> bytes:
         axes.plot(*zip(*points, strict=True), linewidth=1)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
-    return _png(figure)
+    return figure_png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def figure_png(figure: Any) -> bytes:
+    """A matplotlib figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -286,12 +287,18 @@ def _data_url(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def _image(content: bytes, text: str) -> str:
+def html_image(content: bytes, text: str) -> str:
+    """A PNG inside the page, with the text that stands for it."""
     return f'<img src="{_data_url(content)}" alt="{text}">'
 
 
 def _figure(path: Path, caption: str) -> str:
     return f'<figure><img src="{_data_url(path.read_bytes())}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
+def html_page(title: str, body: str) -> str:
+    """A page that needs no other file: the title, which is escaped, and the body, which is not."""
+    return _PAGE.format(title=html.escape(title), body=body)
 
 
 _PAGE = """<!doctype html>

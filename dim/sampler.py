@@ -4,6 +4,7 @@ Image i of class k is the same image wherever it appears (see `dim.nets.generato
 which (class, index) pairs are wanted.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -107,6 +108,7 @@ def sample_set(
         ranking.require(int(indices.max()) + 1)
         indices = ranking.numbers_of(labels, indices)
     labels, indices = labels[rank::world], indices[rank::world]
+    started = time.perf_counter()
     parts = [
         to_uint8(generator.images(some_labels, some_indices, seed=seed)).cpu()
         for some_labels, some_indices in zip(labels.split(batch_size), indices.split(batch_size), strict=True)
@@ -120,6 +122,7 @@ def sample_set(
         "generator": {"digest": digest(generator.state_dict()), "bytes": stored_bytes(generator), **origin.get("about", {})},
         "data": origin.get("data"),
         "protocol": origin.get("protocol"),
+        "seconds": round(time.perf_counter() - started, 3),
         **({} if ranking is None else ranking.about),
     }
     return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info)

@@ -13,7 +13,7 @@ from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import load_tensors
+from dim.io import digest, load_tensors
 from dim.nets.students import Student
 from dim.pool import build_pool
 from dim.run import CHECKPOINT, RUN, read_run, unprefixed
@@ -71,6 +71,11 @@ class Teacher:
         """What labels come from, as scores say it."""
         top = f", top {self.top_k}" if self.top_k else ""
         return f"{self._name}, temperature {self.temperature:g}{top}"
+
+    @property
+    def label_bytes(self) -> int:
+        """Stored bytes of an image's label: four per probability, and the class of each where only some are kept."""
+        return self.top_k * (4 + self.spec.label_bytes) if self.top_k else 4 * self.spec.num_classes
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -134,20 +139,21 @@ def load_teacher(
     if (folder / LAYOUT).is_file():
         if not 0 <= age <= 1:
             raise InputError(f"age is {age}: expected a part of the recorded path in [0, 1]")
-        members, size = _experts(folder, data, spec, age, device)
-        return Teacher(f"{len(members)} experts at {100 * age:g} % of their path", members, spec, bytes=size, **settings)
+        members, size, mark = _experts(folder, data, spec, age, device)
+        return Teacher(f"{len(members)} experts ({mark}) at {100 * age:g} % of their path", members, spec, bytes=size, **settings)
     if (folder / RUN).is_file():
         if age != 1:
             raise InputError(f"age is {age} and {folder} is a run, whose pool has the ages that it has: expected 1, or experts")
         members = _pool(folder, spec, device)
+        mark = digest({f"{place}.{name}": value for place, net in enumerate(members) for name, value in net.state_dict().items()})
         size = sum(value.numel() * value.element_size() for net in members for value in net.state_dict().values())
-        return Teacher(f"pool of {len(members)} models", members, spec, bytes=size, **settings)
+        return Teacher(f"pool of {len(members)} models ({mark[:8]})", members, spec, bytes=size, **settings)
     raise InputError(f"{folder} is no teacher: expected a folder made by 'dim experts', or a run made by 'dim train'")
 
 
 def _experts(
     folder: Path, data: RealData | DataSpec, spec: DataSpec, age: float, device: torch.device | str
-) -> tuple[list[Member], int]:
+) -> tuple[list[Member], int, str]:
     store, recorded = open_experts_of(folder, spec)
     whitening = None
     if recorded.zca:
@@ -163,7 +169,7 @@ def _experts(
     for expert in range(store.layout.experts):
         path = RecordedPath(store, expert) if store.layout.full else ConvexPath.of(store, expert)
         members.append(member(path.theta(age * path.last).to(device)))
-    return members, 4 * network.size * len(members)
+    return members, 4 * network.size * len(members), store.digest()[:8]
 
 
 def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> list[Student]:

@@ -19,6 +19,7 @@ import dim
 from dim.cli import main
 from dim.config import (
     AboutConfig,
+    DataConfig,
     DiscriminatorConfig,
     DistillConfig,
     ExpertsConfig,
@@ -28,6 +29,7 @@ from dim.config import (
     PoolConfig,
     ProtocolConfig,
     RecordConfig,
+    ScoringConfig,
     StageConfig,
     TrainConfig,
     TrajectoryConfig,
@@ -141,13 +143,13 @@ def photos(tmp_path):
 def test_help_and_version_as_a_process():
     done = dim_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("train", "sample", "evaluate", "coverage", "experts", "distill", "recipes"):
+    for name in ("train", "sample", "evaluate", "compare", "coverage", "experts", "distill", "recipes"):
         assert f"  {name} " in done.stdout
     done = dim_process("--version")
     assert (done.returncode, done.stdout) == (0, f"{dim.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "coverage", "experts", "distill", "recipes"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "compare", "coverage", "experts", "distill", "recipes"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -158,7 +160,8 @@ def test_help_of_every_command(command, capsys):
         "train": ("--recipe", "--generator.width", "--stage-two.lr-end", "--data-root", "--fit.trackers", "--resume"),
         "experts": ("--recipe", "--student", "--zca", "--experts.optimizer", "--to-waypoints", "--data-root", "--resume"),
         "distill": ("--recipe", "--experts", "--trajectory.gradient", "--labels.kind", "--step-size.initial", "--resume"),
-        "evaluate": ("--protocol.learned-lr", "--protocol.zca"),
+        "evaluate": ("--protocol.learned-lr", "--protocol.zca", "--controls", "--coreset-end"),
+        "compare": ("--ipc", "--track", "--controls", "--picture", "--html", "--json", "--protocol.epochs"),
         "coverage": ("--samples", "--features", "--panel", "--json", "--data-root"),
     }
     for option in options.get(command, ()):
@@ -239,6 +242,84 @@ def test_train_sample_and_evaluate(run, tmp_path, capsys):
     for text in ("oracle", "stream", "fixed", f"{scores[0]['mean']:.1f}"):
         assert text in table
     assert "<h2>Scores" in (run / "report.html").read_text()
+
+
+def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
+    """One row each, of as many images; and scored by the end that was asked for."""
+    quick = {method: ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0) for method in ("forgetting", "el2n")}
+    monkeypatch.setattr("dim.coreset.BY_SCORES", quick)
+    arguments = ["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "scores.json")]
+    controls = ["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"]
+    assert main([*arguments, "--controls", *controls, "--coreset-end", "hardest"]) == 0
+    table = capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    names = ["random real", "herding real", "k-center real", "hardest forgetting real", "hardest el2n real"]
+    assert [score["name"] for score in scores] == [str(small_set), *names, "full data"]  # no stream row, so no oracle
+    for score in scores[1:-1]:
+        assert (score["track"], score["ipc"], score["bytes"]) == ("fixed", 2, {"images": 1280, "labels": 20})
+        assert score["name"] in table
+    assert scores[2]["made"]["features"]["accuracy"] > 90
+    assert scores[4]["made"]["scoring"]["student"] == "convnet:width=4"
+
+
+def test_compare_sets_runs_and_scores(run, small_set, tmp_path, capsys):
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    protocol = ["--seeds", "2", "--protocol.epochs", "2"]
+    assert main(["evaluate", str(small_set), "--controls", "random", "--json", str(first), *protocol]) == 0
+    before = (run / "report.html").read_bytes()
+    arguments = ["compare", str(first), str(small_set), str(run), "--ipc", "1", "2", "--controls", "random", "oracle", "full"]
+    outputs = ["--json", str(second), "--picture", str(tmp_path / "out.png"), "--html", str(tmp_path / "out.html")]
+    capsys.readouterr()
+    assert main([*arguments, *outputs, "--seeds", "2"]) == 0  # the protocol is that of the rows in the file
+    tables, told = capsys.readouterr()
+    measured = json.loads(first.read_text())["scores"]
+    scores = json.loads(second.read_text())["scores"]
+    assert scores[:2] == measured
+    assert [(score["name"], score["track"], score["ipc"]) for score in scores[2:]] == [
+        (str(run), "stream", 1),
+        (str(run), "fixed", 1),
+        (str(run), "stream", 2),
+        (str(run), "fixed", 2),
+        ("random real", "fixed", 1),
+        ("real stream (oracle)", "stream", 1),
+        ("real stream (oracle)", "stream", 2),
+        ("full data", "full", None),
+    ]
+    assert {score["protocol"]["epochs"] for score in scores} == {2}
+    # The set was drawn from the run, so that the run's own of this size is the same and was not trained on again.
+    assert scores[5]["accuracies"] == measured[0]["accuracies"]
+    assert told.count("fixed") == 2
+    training = dim.load_generator(run).info["about"]["seconds"]
+    assert scores[0]["made"]["seconds"] == training + dim.load_set(small_set).info["seconds"]
+    assert scores[2]["made"]["seconds"] == training
+    for text in (
+        "digits, fixed track",
+        "digits, stream track",
+        "digits, full data",
+        "seconds to produce",
+        "2 epochs at batch size",
+    ):
+        assert text in tables
+    with Image.open(tmp_path / "out.png") as picture:
+        picture.load()
+    assert "<h2>digits, stream track" in (tmp_path / "out.html").read_text()
+    assert (run / "report.html").read_bytes() == before
+    # The tables again, from the file alone; and nothing is measured twice.
+    assert main(["compare", str(second)]) == 0
+    assert capsys.readouterr() == (tables, "")
+    assert main(["compare", str(second), str(run), "--ipc", "2", "--seeds", "2"]) == 0
+    assert capsys.readouterr() == (tables, "")
+
+
+def test_a_row_of_another_protocol_is_marked(small_set, tmp_path, capsys):
+    for epochs in (1, 2):
+        arguments = ["evaluate", str(small_set), "--seeds", "1", "--protocol.epochs", str(epochs)]
+        assert main([*arguments, "--json", str(tmp_path / f"{epochs}.json")]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "1.json"), str(tmp_path / "2.json")]) == 0
+    table = capsys.readouterr().out
+    assert "differs in" in table
+    assert "epochs 2" in table
 
 
 def test_coverage_of_a_run_and_a_set(run, small_set, tmp_path, capsys):
@@ -794,6 +875,35 @@ def test_no_images_per_class(wrong, run, tmp_path, ipc):
     assert ipc in wrong("evaluate", run, "--ipc", ipc)
     assert ipc in wrong("evaluate", run, "--track", "fixed", "--ipc", ipc)
     assert not (tmp_path / "set").exists()
+
+
+def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
+    scores, other = tmp_path / "scores.json", tmp_path / "run"
+    assert main(["evaluate", str(small_set), "--seeds", "1", "--split", "val", "--json", str(scores)]) == 0
+    assert "nothing to compare" in wrong("compare")
+    assert "no file" in wrong("compare", tmp_path / "none.json")
+    assert "no run, folder or file" in wrong("compare", scores, tmp_path / "none")
+    assert "is val accuracy: expected test accuracy" in wrong("compare", scores, small_set)
+    assert "controls need the real data" in wrong("compare", scores, "--controls", "random")
+    assert "ends in .png" in wrong("compare", scores, "--picture", tmp_path / "out.pdf")
+    assert "ipc is 0" in wrong("compare", run, "--ipc", "0")
+    assert "150 were asked for" in wrong("compare", run, "--ipc", "150", "--controls", "herding")
+    assert "seeds is 0" in wrong("compare", small_set, "--seeds", "0")
+    assert "Did you mean '--picture'" in wrong("compare", scores, "--pictures", "a.png")
+    scores.write_text("{")
+    assert "damaged" in wrong("compare", scores)
+    # Digits too, but another part of them for training.
+    (tmp_path / "other.toml").write_text(to_toml(dataclasses.replace(TINY, data=DataConfig(split_seed=1))))
+    assert main(["train", "--recipe", str(tmp_path / "other.toml"), "--out", str(other)]) == 0
+    message = wrong("compare", small_set, other, "--ipc", "1")
+    assert "was made from digits" in message
+    assert "same data and split" in message
+
+
+def test_a_coreset_end_without_a_coreset_that_has_one(wrong, small_set):
+    message = wrong("evaluate", small_set, "--controls", "random", "herding", "--coreset-end", "hardest")
+    assert "add one of them" in message
+    assert "herdin" in wrong("evaluate", small_set, "--controls", "herdin")
 
 
 def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):

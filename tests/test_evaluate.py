@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import dim
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, to_dict
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, ScoringConfig, to_dict
+from dim.coreset import Selector
 from dim.data.real import from_dataset, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.evaluate import Evaluator, Score, accuracy, learning_rate_factor, train_student
+from dim.evaluate import Evaluator, Score
+from dim.features import Features
 from dim.nets.generators import build_generator
 
 # `dim.evaluate` is the function.
@@ -37,6 +39,14 @@ def generator(data):
         for _ in range(30):  # batch norm gets to know its inputs; without that, images hardly differ
             network(torch.randn(64, 6, generator=source), torch.arange(64) % 10)
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def selector(data, tmp_path_factory):
+    """Quick coresets: distances of pixels, and scores of a short run."""
+    features = Features(network=nn.Flatten(), name="pixels", digest="0" * 32, device=torch.device("cpu"))
+    scoring = ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0)
+    return Selector(data, features=features, scoring=scoring, cache=tmp_path_factory.mktemp("coresets"))
 
 
 @pytest.fixture
@@ -131,6 +141,55 @@ def test_random_real_images_are_real_balanced_and_other_ones_for_every_seed(data
         seen.append(pairs)
     assert seen[0] != seen[1]
     assert (score.track, score.distinct_images, score.bytes) == ("fixed", 30, {"images": 30 * 64, "labels": 30})
+
+
+@pytest.mark.parametrize(
+    ("method", "end", "name", "differ"),
+    [
+        ("herding", None, "herding real", False),
+        ("k-center", None, "k-center real", True),
+        ("el2n", None, "easiest el2n real", False),
+        ("el2n", "hardest", "hardest el2n real", False),
+        ("random", None, "random real", True),
+    ],
+)
+def test_a_coreset_is_what_the_rule_selects(data, fed, selector, method, end, name, differ):
+    (score,) = Evaluator(data, PROTOCOL, seeds=2, selector=selector).coreset(3, method, end=end)
+    seen = [{key for images, _ in batches for key in keys(images)} for batches in fed]
+    for seed, images in enumerate(seen):
+        chosen = selector.select(3, method, seed=seed, end=end)
+        assert images == set(keys(data.train.batch(chosen)[0]))
+    label_of = dict(zip(keys(data.train.batch(torch.arange(len(data.train)))[0]), data.train.labels.tolist(), strict=True))
+    assert all(label_of[key] == int(y) for batches in fed for x, ys in batches for key, y in zip(keys(x), ys, strict=True))
+    assert (seen[0] != seen[1]) == differ
+    assert (score.name, score.track, score.ipc, score.steps, score.distinct_images) == (name, "fixed", 3, 6, 30)
+    assert score.bytes == {"images": 30 * 64, "labels": 30}
+    about = selector.about(method, end)
+    assert {**score.made, "seconds": None} == {**about, "seconds": None}
+    if about["seconds"] is None:  # features from elsewhere
+        assert score.made["seconds"] is None
+    else:
+        assert about["seconds"] <= score.made["seconds"] < about["seconds"] + 5
+
+
+def test_the_random_control_is_the_random_coreset(data, fed, selector):
+    evaluator = Evaluator(data, PROTOCOL, seeds=1, selector=selector)
+    ((first,), (second,)) = evaluator.random_real(2), evaluator.coreset(2, "random")
+    assert [key for images, _ in fed[0] for key in keys(images)] == [key for images, _ in fed[1] for key in keys(images)]
+    assert first.name == second.name
+
+
+def test_an_impossible_coreset_is_refused_before_training(data, fed, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("dim.coreset"), "trained_features", None)
+    evaluator = Evaluator(data, PROTOCOL, seeds=1)
+    for method, end, said in (
+        ("hearding", None, "herding"),
+        ("herding", "easiest", "no end"),
+        ("herding", None, "10000 were asked"),
+    ):
+        with pytest.raises(InputError, match=said):
+            evaluator.coreset(10000, method, end=end)
+    assert fed == []
 
 
 def test_the_oracle_is_the_training_part(data, fed):
@@ -312,28 +371,6 @@ def test_a_score_says_what_it_depends_on(data, fed):
         assert "torch" in score.versions
 
 
-@pytest.mark.parametrize(
-    ("schedule", "factors"),
-    [
-        ("step", [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
-        ("constant", [1] * 8),
-        ("cosine", [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)]),
-    ],
-)
-def test_learning_rate_schedules(schedule, factors):
-    assert [learning_rate_factor(schedule, step, 8) for step in range(8)] == pytest.approx(factors)
-
-
-def test_accuracy_is_the_percentage_of_right_answers(data):
-    class Always(nn.Module):
-        def forward(self, images):
-            return nn.functional.one_hot(torch.full((len(images),), 3), 10).float()
-
-    expected = 100 * int((data.test.labels == 3).sum()) / len(data.test)
-    for batch_size in (7, 1000):
-        assert accuracy(Always(), data.test, torch.device("cpu"), batch_size) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_split_that_is_asked_for_is_scored(data, fed, monkeypatch, split):
     scored = []
@@ -344,37 +381,6 @@ def test_the_split_that_is_asked_for_is_scored(data, fed, monkeypatch, split):
 
 
 # --- training ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_student_is_trained_for_all_its_steps_and_returned_as_it_ends(data):
-    asked, batch = [], data.train.batch(torch.arange(16))
-
-    def feed(step):
-        asked.append(step)
-        return batch
-
-    device = torch.device("cpu")
-    first, again, longer, other = (
-        train_student("convnet:width=4", feed, steps, PROTOCOL, data, seed, device)
-        for steps, seed in ((4, 0), (4, 0), (5, 0), (4, 1))
-    )
-    assert asked == [*range(4), *range(4), *range(5), *range(4)]
-    assert not first.training
-    values = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (first, again, longer, other)]
-    assert torch.equal(values[0], values[1])
-    assert not torch.equal(values[0], values[2])
-    assert not torch.equal(values[0], values[3])
-
-
-def test_the_learning_rate_schedule_is_used(data):
-    batch = data.train.batch(torch.arange(16))
-
-    def end(**changes):
-        protocol = dataclasses.replace(PROTOCOL, augment="", momentum=0.0, weight_decay=0.0, **changes)
-        net = train_student("convnet:width=4", lambda step: batch, 2, protocol, data, 0, torch.device("cpu"))
-        return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-    assert not torch.equal(end(schedule="step"), end(schedule="constant"))
 
 
 def test_a_seed_gives_the_same_figure_whatever_the_others(data):

@@ -92,7 +92,8 @@ def test_experts_at_an_age(digits_experts, digits):
         teacher = load_teacher(digits_experts, digits, age=age)
         assert len(teacher.members) == 2
         right.append(float((teacher.labels(images).argmax(1) == labels).float().mean()))
-        assert f"2 experts at {100 * age:g} %" in teacher.name
+        assert teacher.name.startswith("2 experts (")
+        assert f"at {100 * age:g} %" in teacher.name
     assert right[1] > right[0] + 0.2
     assert teacher.bytes == 2 * 4 * ExpertStore.open(digits_experts).layout.parameters
 

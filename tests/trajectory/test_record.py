@@ -15,12 +15,12 @@ import torch.nn.functional as F
 
 from dim import rng
 from dim.augment import Augment
+from dim.classifier import accuracy
 from dim.cli import main
 from dim.config import DataConfig, ExpertsConfig, RecordConfig, TrajectoryRecipe, to_dict, to_toml
 from dim.data.real import EpochBatches, load_data
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.evaluate import accuracy
 from dim.io import load_tensors, read_json
 from dim.nets.students import build_student
 from dim.run import Interrupted, NonFiniteError

@@ -1,0 +1,79 @@
+"""Training one classifier, and its accuracy: what scores, features and coresets have in common."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import ProtocolConfig
+from dim.data.real import RealData, Split
+from dim.nets.students import build_student
+
+# A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
+Feed = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def train_student(
+    student: str,
+    feed: Feed,
+    steps: int,
+    protocol: ProtocolConfig,
+    data: RealData,
+    seed: int,
+    device: torch.device,
+    observe: Callable[[int, Tensor], None] = lambda step, logits: None,
+) -> nn.Module:
+    """Train one fresh student: SGD with momentum, schedule, differentiable augmentation, cross-entropy.
+
+    Args:
+        student: architecture, as `parse_student` reads it.
+        feed: batches by step; targets int64 (B,) or float (B, classes).
+        steps: SGD steps.
+        protocol: optimiser, schedule and augmentation.
+        data: for its specification.
+        seed: of the weights and the augmentation.
+        device: where to train.
+        observe: called with every step and the (B, classes) logits of its augmented batch, before the weights change.
+
+    Returns:
+        The student after the last step, in evaluation mode.
+    """
+    net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
+    net = net.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
+    )
+    augment = Augment(protocol.augment, data.spec)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
+        images, targets = feed(step)
+        images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
+        logits = net(images.contiguous(memory_format=torch.channels_last))
+        observe(step, logits.detach())
+        F.cross_entropy(logits, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.eval()
+
+
+def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
+    """Factor of the learning rate at `step` of `steps`: step (a tenth in the second half), cosine, or constant."""
+    if schedule == "step":
+        return 1.0 if step < steps / 2 else 0.1
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
+    return 1.0
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = 1000) -> float:
+    """Percentage of a split's images that a classifier gets right."""
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for indices in torch.arange(len(split)).split(batch_size):
+        images, labels = split.batch(indices)
+        correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
+    return 100 * int(correct) / len(split)
