@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from dim.config import (
+    PolicyConfig,
     ProtocolConfig,
     RecordConfig,
     TrainConfig,
@@ -104,10 +105,15 @@ class SampleArguments:
     `export`."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """How images are made."""
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    """Which images are taken."""
     teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
-    """What labels the images."""
+    """What policies ask, and what labels the images."""
+    hard: bool = False
+    """Ask the teacher for the policy only: labels stay hard."""
     data_root: str | None = None
-    """Where the real data lies; experts of whitened images need it. Default: DIM_DATA_ROOT, or where the run had it."""
+    """Where the real data lies; the policy `matched` and experts of whitened images need it. Default: DIM_DATA_ROOT, or where the
+    run had it."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None
@@ -276,24 +282,35 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
     request(generator.spec, **size)
-    teacher = parsed.teacher.load(_real_data_for(parsed, generator), generator.device)
-    result = sample_set_together(generator, **size, seed=parsed.seed, batch_size=parsed.batch_size)
+    data = _real_data_for(parsed, generator)
+    teacher = parsed.teacher.load(data, generator.device)
+    ranking = None
+    if parsed.policy.steps:
+        from dim.features import trained_features
+        from dim.policies import Policy
+
+        features = trained_features(data) if "matched" in parsed.policy.steps else None
+        policy = Policy(parsed.policy, teacher=teacher, data=None if features is None else data, features=features)
+        ranking = policy.rank(generator, seed=parsed.seed)
+    result = sample_set_together(generator, **size, seed=parsed.seed, ranking=ranking, batch_size=parsed.batch_size)
     if result is not None:
-        result = result if teacher is None else with_soft_labels(result, teacher)
+        result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
         print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
     leave_together()
 
 
 def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
-    """What a teacher needs of the real data: its images where experts saw whitened ones, else its specification."""
+    """What a policy and a teacher need of the real data: its images to match classes or whiten, else its specification."""
     from dim.config import RecordConfig
     from dim.evaluate import real_data_of
     from dim.run import load_run_config
     from dim.trajectory.store import LAYOUT
 
     folder = parsed.teacher.folder
-    if folder is None or not (Path(folder) / LAYOUT).is_file() or not load_run_config(folder, RecordConfig, "experts").zca:
+    experts = folder is not None and (Path(folder) / LAYOUT).is_file()
+    whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
+    if not whitened and "matched" not in parsed.policy.steps:
         return generator.spec
     root = parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs([parsed.generator])
     return real_data_of(generator.info, root, generator.device)

@@ -169,6 +169,13 @@ def test_commands(run, digits_experts, tmp_path, capsys):
     assert main(["sample", str(run), "--ipc", "2", "--out", str(tmp_path / "set"), *teacher]) == 0
     made = load_set(tmp_path / "set")
     assert made.soft.shape == (20, 10)
+    policy = ["--policy.steps", "filtered", "matched", "--policy.candidates", "10", "--hard"]
+    assert main(["sample", str(run), "--ipc", "2", "--out", str(tmp_path / "chosen"), *teacher, *policy]) == 0
+    chosen = load_set(tmp_path / "chosen")
+    assert chosen.soft is None
+    assert chosen.info["policy"] == "filtered+matched"
+    assert main(["sample", str(run), "--ipc", "9", "--out", str(tmp_path / "many"), *teacher, *policy]) != 0
+    assert "the policy leaves 8 candidates" in capsys.readouterr().err
     arguments = ["--seeds", "1", "--ipc", "1", "--track", "fixed", "stream", "--controls", "random", "oracle"]
     assert main(["evaluate", str(run), *arguments, *teacher, "--json", str(tmp_path / "scores.json")]) == 0
     rows = dim.io.read_json(tmp_path / "scores.json")["scores"]
