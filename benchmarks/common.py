@@ -1,13 +1,18 @@
 """What the benchmark programs share: where results go and what they say of their making."""
 
+import dataclasses
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dim.config import TrainConfig
+from dim.data.real import RealData
 from dim.io import write_json
 from dim.provenance import hardware, versions
+from dim.run import CHECKPOINT, RUN, run_description
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,6 +26,18 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def changed(config: TrainConfig, changes: dict[str, dict[str, Any]]) -> TrainConfig:
+    """A configuration with some sections' fields replaced."""
+    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in changes.items()})
+
+
+def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, device: torch.device) -> None:
+    """Make a run folder that resumes where the run in `first` ended, with other settings for what follows."""
+    out.mkdir(parents=True)
+    shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
+    write_json(out / RUN, run_description(config, data.spec, device))
 
 
 def save(name: str, content: dict[str, Any], device: torch.device | str) -> Path:

@@ -9,7 +9,6 @@ number of steps. A run that lies finished in --out is not made again; an unfinis
 
 import dataclasses
 import os
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 import tyro
-from common import RESULTS, save
+from common import RESULTS, begin_from, changed, save
 
 from dim.config import TrainConfig, load_recipe, to_dict
 from dim.coverage import Coverage
@@ -31,7 +30,7 @@ from dim.hub import load_generator
 from dim.io import read_json, write_json
 from dim.nets.generators import Generator
 from dim.report import format_accuracy
-from dim.run import CHECKPOINT, RUN, read_metrics, run_description
+from dim.run import read_metrics
 from dim.sampler import sample_set, stored_bytes
 
 FIRST, STAGE_ONE = "stage one alone", 0.8
@@ -68,11 +67,6 @@ class Arguments:
     """Images on each side of coverage."""
     split: str = "test"
     """Part of the data to score on; val while choosing settings."""
-
-
-def changed(config: TrainConfig, changes: dict[str, dict[str, Any]]) -> TrainConfig:
-    """A configuration with some sections' fields replaced."""
-    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in changes.items()})
 
 
 def epochs(steps: int, batch_size: int, data: RealData) -> float:
@@ -117,9 +111,7 @@ def train(config: TrainConfig, data: RealData, out: Path, first: Path | None) ->
     """Train, resume, or find finished; beginning at the end of the run in `first` if there is one."""
     accelerator = make_accelerator(config, out)
     if first is not None and not out.exists():
-        out.mkdir(parents=True)
-        shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
-        write_json(out / RUN, run_description(config, data.spec, accelerator.device))
+        begin_from(first, config, data, out, accelerator.device)
     return fit(config, data, out, resume=out.exists(), accelerator=accelerator)
 
 

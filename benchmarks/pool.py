@@ -7,7 +7,6 @@ For every seed, one stage one serves all float32 variants; the bfloat16 variant 
 
 import dataclasses
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from common import save
+from common import begin_from, changed, save
 
 from dim.config import TrainConfig, load_recipe, to_dict
 from dim.data.real import RealData, load_data
@@ -24,8 +23,6 @@ from dim.evaluate import Evaluator
 from dim.fit import fit, make_accelerator
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
-from dim.io import write_json
-from dim.run import CHECKPOINT, RUN, run_description
 from dim.sampler import sample_set
 
 
@@ -58,17 +55,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def changed(config: TrainConfig, changes: dict[str, dict[str, Any]]) -> TrainConfig:
-    """A configuration with some sections' fields replaced."""
-    return dataclasses.replace(config, **{k: dataclasses.replace(getattr(config, k), **v) for k, v in changes.items()})
-
-
 def stage_two(config: TrainConfig, data: RealData, first: Path, out: Path) -> float:
     """Train stage two from the stage one that lies in `first`, into `out`; returns the seconds that it took."""
     accelerator = make_accelerator(config, out)
-    out.mkdir()
-    shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
-    write_json(out / RUN, run_description(config, data.spec, accelerator.device))
+    begin_from(first, config, data, out, accelerator.device)
     started = time.perf_counter()
     fit(config, data, out, resume=True, accelerator=accelerator)
     return time.perf_counter() - started

@@ -168,7 +168,7 @@ def row_name(method: str, end: str | None = None) -> str:
 # --- rules -------------------------------------------------------------------------------------------------------------------
 
 
-def herding(points: Tensor, count: int) -> Tensor:
+def herding(points: Tensor, count: int, *, mean: Tensor | None = None) -> Tensor:
     """Herding (Welling 2009): the next point is the one that brings the mean of the chosen ones nearest to the mean of all.
 
     In the form without repetition of Rebuffi et al. 2017 (iCaRL, equation 4). The points are taken as they are, not scaled to
@@ -177,12 +177,13 @@ def herding(points: Tensor, count: int) -> Tensor:
     Args:
         points: float (N, F) of one class.
         count: how many to choose, 1 to N.
+        mean: float (F,), what the mean of the chosen ones should be near. Default: the mean of all points.
 
     Returns:
         int64 (count,), in the order of choice.
     """
     points = points.double()
-    mean, total = points.mean(0), torch.zeros_like(points[0])
+    mean, total = points.mean(0) if mean is None else mean, torch.zeros_like(points[0])
     free = torch.ones(len(points), dtype=torch.bool, device=points.device)
     chosen = []
     for number in range(1, count + 1):

@@ -114,9 +114,10 @@ class Distiller:
         self._experts_digest = self.store.digest()
         self.generator = self._checked(generator)
         self._generator_digest = None if self.generator is None else digest(self.generator.state_dict())
-        if resume and read_run(out, "distillation")["experts_digest"] != self._experts_digest:
+        began = read_run(out, "distillation") if resume else {}
+        if resume and began["experts_digest"] != self._experts_digest:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
-        if resume and read_run(out, "distillation").get("generator_digest") != self._generator_digest:
+        if resume and began.get("generator_digest") != self._generator_digest:
             raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
         if not resume:
             require_free_run(out, kind="distillation")

@@ -218,9 +218,11 @@ class Evaluator:
         if about["seconds"] is not None:
             about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
 
-        def pick(seed: int) -> tuple[Tensor, Tensor]:
-            images, classes = self.data.train.batch(chosen[seed])
-            return images, classes if teacher is None else teacher.labels(images)
+        def images(seed: int) -> Tensor:
+            return self.data.train.batch(chosen[seed])[0]
+
+        def targets(seed: int) -> Tensor:
+            return self.data.train.labels[chosen[seed]] if teacher is None else teacher.labels(images(seed))
 
         count = ipc * spec.num_classes
         size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
@@ -228,7 +230,7 @@ class Evaluator:
             size["labels"] = count * teacher.label_bytes
         kind = label_kind(teacher)
         name = name or row_name(method, end)
-        source = self._stored_source(name, lambda seed: pick(seed)[0], lambda seed: pick(seed)[1], ipc, size, kind, count)
+        source = self._stored_source(name, images, targets, ipc, size, kind, count)
         return self._score(dataclasses.replace(source, made=about))
 
     def require_coreset(self, ipc: int, method: Method = "random", end: End | None = None) -> None:

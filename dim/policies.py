@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dim.config import PolicyConfig, to_dict
+from dim.coreset import herding
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.features import Features
@@ -66,7 +67,8 @@ class Policy:
         features: Features | None = None,
     ) -> None:
         self.config, self.teacher, self.features = config, teacher, features
-        if {"filtered", "graded"} & set(config.steps) and teacher is None:
+        self._asks = bool({"filtered", "graded"} & set(config.steps))
+        if self._asks and teacher is None:
             raise InputError(f"policy {'+'.join(config.steps)} asks a teacher: give --teacher.folder")
         if "matched" in config.steps:
             if data is None or features is None:
@@ -88,7 +90,7 @@ class Policy:
         for label in range(generator.spec.num_classes):
             labels, left = torch.full((count,), label), torch.arange(count)
             images = generator.images(labels, left, seed=seed)
-            sure = None if self.teacher is None else self.teacher.confidence(images, labels).cpu()
+            sure = self.teacher.confidence(images, labels).cpu() if self._asks else None
             for name in self.config.steps:
                 if name == "filtered":
                     left = left[filtered(sure[left], self.config.keep)]
@@ -96,7 +98,7 @@ class Policy:
                     left = left[graded(sure[left], self.config.half)]
                 else:
                     points = self._statistics(self.features(images[left.to(images.device)]))
-                    left = left[matched(points, self._targets[label])]
+                    left = left[herding(points, len(points), mean=self._targets[label])]
             numbers.append(left)
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
         about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
@@ -132,23 +134,3 @@ def graded(sure: Tensor, half: int) -> Tensor:
         wanted = turn / (turn + half) * (len(sure) - 1)
         order.append(free.pop(min(range(len(free)), key=lambda place: abs(free[place] - wanted))))
     return ranked[torch.tensor(order)]
-
-
-def matched(points: Tensor, target: Tensor) -> Tensor:
-    """Places in an order in which the mean of the first n points is near the target for every n, greedily (Welling 2009).
-
-    Args:
-        points: float (N, F).
-        target: float (F,).
-
-    Returns:
-        int64 (N,), a permutation.
-    """
-    total, free, order = torch.zeros_like(target), torch.ones(len(points), dtype=torch.bool), []
-    for number in range(1, len(points) + 1):
-        # |target - (total + x) / number| is least for the x nearest to this:
-        distance = (points - (number * target - total)).square().sum(1).masked_fill(~free, torch.inf)
-        order.append(int(distance.argmin()))
-        free[order[-1]] = False
-        total = total + points[order[-1]]
-    return torch.tensor(order)

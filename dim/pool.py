@@ -25,7 +25,7 @@ from dim.errors import InputError
 from dim.nets.students import Student, build_student, parse_student
 from dim.spec import DataSpec
 from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import ConvexPath, RecordedPath
+from dim.trajectory.path import paths_of
 from dim.trajectory.store import open_experts_of
 
 
@@ -267,8 +267,7 @@ class ExpertPool(ModelPool):
         self._whitening = Whitening.fit(data.train, data.spec, device=device) if recorded.zca else None
         seen = data.spec if self._whitening is None else self._whitening.spec
         self.network = FlatNetwork(recorded.student, seen, device)
-        experts = range(store.layout.experts)
-        self.paths = [RecordedPath(store, n) if store.layout.full else ConvexPath.of(store, n) for n in experts]
+        self.paths = paths_of(store)
         self.config, self._seed, self._first_step, self._steps = config, seed, first_step, max(1, steps)
         self._digest = store.digest()
         self._serving: tuple[int, Tensor] | None = None

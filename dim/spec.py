@@ -66,6 +66,10 @@ class DataSpec:
         """Bytes of one hard label: one up to 256 classes, two beyond."""
         return 1 if self.num_classes <= 256 else 2
 
+    def soft_label_bytes(self, top_k: int = 0) -> int:
+        """Bytes of one soft label: four per probability, and the class of each where only the `top_k` largest are kept."""
+        return top_k * (4 + self.label_bytes) if top_k else 4 * self.num_classes
+
     def mean_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of images in [-1, 1], each (1, C, 1, 1), on the device and in the dtype of `like`."""
         mean = torch.tensor(self.mean, dtype=like.dtype).view(1, -1, 1, 1) * 2 - 1

@@ -19,7 +19,7 @@ from dim.pool import build_pool
 from dim.run import CHECKPOINT, RUN, read_run, unprefixed
 from dim.spec import DataSpec
 from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import ConvexPath, RecordedPath
+from dim.trajectory.path import paths_of
 from dim.trajectory.store import LAYOUT, open_experts_of
 
 _BLOCK = 100
@@ -75,7 +75,7 @@ class Teacher:
     @property
     def label_bytes(self) -> int:
         """Stored bytes of an image's label: four per probability, and the class of each where only some are kept."""
-        return self.top_k * (4 + self.spec.label_bytes) if self.top_k else 4 * self.spec.num_classes
+        return self.spec.soft_label_bytes(self.top_k)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -165,10 +165,7 @@ def _experts(
     def member(theta: Tensor) -> Member:
         return lambda images: network.logits(theta, images if whitening is None else whitening.whiten(images))
 
-    members = []
-    for expert in range(store.layout.experts):
-        path = RecordedPath(store, expert) if store.layout.full else ConvexPath.of(store, expert)
-        members.append(member(path.theta(age * path.last).to(device)))
+    members = [member(path.theta(age * path.last).to(device)) for path in paths_of(store)]
     return members, 4 * network.size * len(members), store.digest()[:8]
 
 

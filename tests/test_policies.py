@@ -5,10 +5,11 @@ import torch
 
 import dim
 from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig
+from dim.coreset import herding
 from dim.errors import InputError
 from dim.features import trained_features
 from dim.nets.generators import build_generator
-from dim.policies import Policy, filtered, graded, matched
+from dim.policies import Policy, filtered, graded
 from dim.sampler import sample_set
 from dim.teacher import load_teacher
 
@@ -58,7 +59,7 @@ def test_graded_begins_easy_and_ends_hard():
 def test_matched_is_the_greedy_choice_and_beats_chance():
     source = torch.Generator().manual_seed(0)
     points, target = torch.randn(60, 4, generator=source, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-    order = matched(points, target)
+    order = herding(points, len(points), mean=target)
     assert sorted(order.tolist()) == list(range(60))
     for count in (1, 2, 7):
         before = points[order[: count - 1]].sum(0)

@@ -79,11 +79,8 @@ class SyntheticSet(Dataset):
         Hard labels count `DataSpec.label_bytes` each; soft labels four bytes per probability, and those of which only the k
         largest are kept (`info["top_k"]`) the class of each beside it.
         """
-        labels = self.spec.label_bytes * len(self)
-        if self.soft is not None:
-            kept = self.info.get("top_k") or 0
-            labels = len(self) * (kept * (4 + self.spec.label_bytes) if kept else 4 * self.spec.num_classes)
-        return {"images": self.images.numel() * self.images.element_size(), "labels": labels}
+        label = self.spec.label_bytes if self.soft is None else self.spec.soft_label_bytes(self.info.get("top_k") or 0)
+        return {"images": self.images.numel() * self.images.element_size(), "labels": len(self) * label}
 
     def content(self) -> dict[str, Tensor]:
         """The stored tensors by name: images, labels, and soft labels if there are any."""

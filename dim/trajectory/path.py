@@ -21,6 +21,12 @@ class ExpertPath(Protocol):
         ...
 
 
+def paths_of(store: ExpertStore) -> list[ExpertPath]:
+    """The path of every expert, by what the store holds: its checkpoints, or convex between its waypoints."""
+    make = RecordedPath if store.layout.full else ConvexPath.of
+    return [make(store, expert) for expert in range(store.layout.experts)]
+
+
 def _require_inside(t: float, last: float) -> None:
     if not 0 <= t <= last:
         raise InputError(f"time {t} is outside the recorded path: expected 0 to {last}")
