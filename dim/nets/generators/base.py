@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dim import rng
+from dim.config import GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.spec import DataSpec
 
@@ -28,7 +29,11 @@ class Generator(nn.Module):
     Attributes:
         spec: the data it stands for.
         latent_dim: width Z of the latents.
+        sampler_options: which fields of its configuration, `config`, are options of its sampler.
     """
+
+    sampler_options: tuple[str, ...] = ()
+    config: GeneratorConfig
 
     def __init__(self, spec: DataSpec, latent_dim: int) -> None:
         super().__init__()
@@ -38,7 +43,7 @@ class Generator(nn.Module):
     @property
     def sampler(self) -> dict[str, Any]:
         """Options of the sampler, by name: none where an image is one pass of the network."""
-        return {}
+        return {name: getattr(self.config, name) for name in self.sampler_options}
 
     def configure(self, **options: Any) -> Self:
         """Change options of the sampler, in place.
@@ -46,12 +51,18 @@ class Generator(nn.Module):
         Raises:
             InputError: if this generator has no such option, or it cannot have that value.
         """
-        for name, value in options.items():
-            known = (
-                f"it has {', '.join(self.sampler)}" if self.sampler else "an image is one pass of this network, without options"
-            )
-            raise InputError(f"unknown sampler option {name} ({value!r}): {known}")
+        for name in [name for name in options if name not in self.sampler_options]:
+            has = ", ".join(self.sampler_options)
+            known = f"it has {has}" if has else "an image is one pass of this network, without options"
+            raise InputError(f"unknown sampler option {name} ({options[name]!r}): {known}")
+        if options:
+            config = from_dict(GeneratorConfig, options, self.config, "generator.")
+            self.check_sampler(config)
+            self.config = config
         return self
+
+    def check_sampler(self, config: GeneratorConfig) -> None:
+        """Raise InputError for options of the sampler that this network cannot have, though others can."""
 
     def architecture(self) -> dict[str, Any]:
         """What `build_generator` needs beside the configuration to make these networks again, as JSON values."""

@@ -7,7 +7,6 @@ One step of any length along the flow is then exact for an exact network: x_r = 
 
 import copy
 import math
-from typing import Any, Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UNet2DModel
@@ -15,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from dim.config import GeneratorConfig, from_dict
+from dim.config import GeneratorConfig
 from dim.nets.generators.base import Generator
 from dim.nets.generators.gan import channels_at, halvings
 from dim.spec import DataSpec
@@ -35,6 +34,8 @@ class Diffusion(Generator):
     Raises:
         InputError: if a side of the image is not a multiple of 4.
     """
+
+    sampler_options = ("steps", "guidance", "scheduler")
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, math.prod(spec.image_shape))
@@ -64,15 +65,6 @@ class Diffusion(Generator):
         self.waves = _Waves(channels[0])
         self.interval = TimestepEmbedding(channels[0], width)
         nn.init.normal_(self.classes.weight, std=0.1)
-
-    @property
-    def sampler(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in ("steps", "guidance", "scheduler")}
-
-    def configure(self, **options: Any) -> Self:
-        super().configure(**{name: value for name, value in options.items() if name not in self.sampler})
-        self.config = from_dict(GeneratorConfig, options, self.config, "generator.")
-        return self
 
     @property
     def null(self) -> int:

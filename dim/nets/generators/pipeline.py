@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
-from dim.config import GeneratorConfig, from_dict
+from dim.config import GeneratorConfig
 from dim.errors import InputError
 from dim.nets.generators.base import Generator
 from dim.nets.generators.pretrained import DENOISERS, Parts, open_pipeline
@@ -55,6 +55,8 @@ class Pipeline(Generator):
 
     classes: Tensor
 
+    sampler_options = ("steps", "guidance")
+
     def __init__(self, spec: DataSpec, config: GeneratorConfig, architecture: dict[str, Any] | None = None) -> None:
         if architecture is None:
             parts = open_pipeline(config.pretrained)
@@ -81,7 +83,7 @@ class Pipeline(Generator):
         count = net.num_embeds_ada_norm if transformer else net.num_class_embeds if net.class_embed_type is None else None
         self.null: int | None = count if transformer else None
         self.register_buffer("classes", torch.tensor(self._chosen(config, count)), persistent=False)
-        self._require_sampler(config)
+        self.check_sampler(config)
         self.config = config
         self.train()
 
@@ -98,7 +100,7 @@ class Pipeline(Generator):
             raise InputError(f"generator.pretrained_classes is {list(chosen)}: {has}; {remedy}")
         return chosen
 
-    def _require_sampler(self, config: GeneratorConfig) -> None:
+    def check_sampler(self, config: GeneratorConfig) -> None:
         if config.guidance != 1 and self.null is None:
             raise InputError(f"generator.guidance is {config.guidance}: this pipeline has no class for 'none'; expected 1")
         total = self.scheduler.config.num_train_timesteps
@@ -112,17 +114,6 @@ class Pipeline(Generator):
         schedule = copy.copy(self.scheduler)
         schedule.set_timesteps(steps)
         return schedule
-
-    @property
-    def sampler(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in ("steps", "guidance")}
-
-    def configure(self, **options: Any) -> Self:
-        super().configure(**{name: value for name, value in options.items() if name not in self.sampler})
-        config = from_dict(GeneratorConfig, options, self.config, "generator.")
-        self._require_sampler(config)
-        self.config = config
-        return self
 
     def architecture(self) -> dict[str, Any]:
         return {self.kind: _plain(self.denoiser), "vae": _plain(self.vae), "scheduler": _plain(self.scheduler)}
