@@ -4,13 +4,17 @@
 
 Stage one takes four fifths of the time. From its end two runs go on for the last fifth: one with logit matching, one without,
 so that both have had the same time. Every row has coverage, FID, stream and fixed accuracy; few-step generators have one row per
-number of steps. A run that lies finished in --out is not made again; an unfinished one is resumed.
+number of steps. A run, or a row, that lies finished in --out is not made again; an unfinished run is resumed. `--only-train`
+leaves the scoring to a later invocation, so that runs can be made apart.
 """
 
 import dataclasses
+import functools
+import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ import torch
 import tyro
 from common import RESULTS, begin_from, changed, save
 
-from dim.config import TrainConfig, load_recipe, to_dict
+from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig, load_recipe
 from dim.coverage import Coverage
 from dim.data.real import RealData, load_data
 from dim.evaluate import Evaluator, Score
@@ -27,10 +31,9 @@ from dim.fit import fit, make_accelerator, sample_grid
 from dim.grid import save_png
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
-from dim.io import read_json, write_json
+from dim.io import digest, read_json, write_json
 from dim.nets.generators import Generator
-from dim.report import format_accuracy
-from dim.run import read_metrics
+from dim.run import RUN, read_metrics
 from dim.sampler import sample_set, stored_bytes
 
 FIRST, STAGE_ONE = "stage one alone", 0.8
@@ -67,6 +70,8 @@ class Arguments:
     """Images on each side of coverage."""
     split: str = "test"
     """Part of the data to score on; val while choosing settings."""
+    only_train: bool = False
+    """Make the runs, and no scores."""
 
 
 def epochs(steps: int, batch_size: int, data: RealData) -> float:
@@ -89,22 +94,24 @@ def seconds_per_step(config: TrainConfig, data: RealData) -> tuple[float, float]
     return first, (at[one + two] - at[one + skipped]) / (two - skipped)
 
 
-def plan(recipe: TrainConfig, data: RealData, minutes: float, path: Path) -> dict[str, TrainConfig]:
-    """The three configurations of equal wall time; measured once, and then kept, so that a run can be resumed."""
-    configs = {name: changed(recipe, changes) for name, changes in LAST.items()}
+def steps_within(minutes: float, stage: int, config: TrainConfig, data: RealData, path: Path) -> int:
+    """Steps of a stage (0 or 1) that take so long; measured once, and then kept, so that a run can be resumed."""
     if not path.is_file():
-        lengths = {}
-        for name, config in configs.items():
-            first, second = seconds_per_step(config, data)
-            lengths[name] = [round(60 * minutes * STAGE_ONE / first), round(60 * minutes * (1 - STAGE_ONE) / second)]
-        write_json(path, lengths)
-    lengths = read_json(path)
-    one = {"epochs": epochs(lengths["matched"][0], recipe.stage_one.batch_size, data)}
-    plans = {FIRST: changed(recipe, {"stage_one": one, "stage_two": {"epochs": 0.0}})}
-    for name, config in configs.items():
-        two = {"epochs": epochs(lengths[name][1], recipe.stage_two.batch_size, data)}
-        plans[name] = changed(config, {"stage_one": one, "stage_two": two})
-    return plans
+        write_json(path, {"seconds_per_step": seconds_per_step(config, data)[stage]})
+    return round(60 * minutes / read_json(path)["seconds_per_step"])
+
+
+def plan(variant: str, recipe: TrainConfig, data: RealData, minutes: float, folder: Path) -> TrainConfig:
+    """The configuration of a variant with the steps that its time allows."""
+    minutes_one, minutes_two = STAGE_ONE * minutes, (1 - STAGE_ONE) * minutes
+    steps = steps_within(minutes_one, 0, recipe, data, folder / "stage-one.json")
+    one = {"epochs": epochs(steps, recipe.stage_one.batch_size, data)}
+    if variant == FIRST:  # says nothing of what follows, which may be chosen when it has been trained
+        neutral = {"matching": MatchingConfig(weight=0.0), "pool": PoolConfig(), "stage_two": StageConfig(epochs=0.0)}
+        return changed(dataclasses.replace(recipe, **neutral), {"stage_one": one})
+    config = changed(recipe, LAST[variant])
+    steps = steps_within(minutes_two, 1, config, data, folder / f"{variant.replace(' ', '-')}.json")
+    return changed(config, {"stage_one": one, "stage_two": {"epochs": epochs(steps, recipe.stage_two.batch_size, data)}})
 
 
 def train(config: TrainConfig, data: RealData, out: Path, first: Path | None) -> Path:
@@ -128,40 +135,64 @@ class Suite:
     """Data, evaluator and rows of one invocation."""
 
     def __init__(self, arguments: Arguments, data: RealData, base: TrainConfig, device: torch.device) -> None:
-        self.arguments, self.rows = arguments, []
+        self.arguments, self.device = arguments, device
+        self.rows: list[dict[str, Any]] = []
         protocol = dataclasses.replace(base.protocol, students=arguments.students)
         self.evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split=arguments.split)
         self.coverage = Coverage(data, samples=arguments.samples)
 
-    def add(self, name: str, scores: list[Score], **facts: Any) -> None:
-        """Keep and print a row."""
-        self.rows.append({"name": name, **facts, "scores": [score.to_dict() for score in scores]})
-        metrics = facts.get("coverage", {}).get("metrics", {})
-        parts = [f"{key} {value:.3g}" for key, value in metrics.items()]
-        parts += [f"{score.track} {score.ipc}: {format_accuracy(score)}" for score in scores]
+    def add(self, name: str, make: Callable[[], dict[str, Any]], **facts: Any) -> None:
+        """Make a row, or find it made for the same run and the same arguments; keep and print it."""
+        asked = {key: getattr(self.arguments, key) for key in ("students", "seeds", "samples", "split", "ipc", "fixed_ipc")}
+        key = digest({}, json.dumps({"name": name, "asked": asked, **facts}))
+        path = Path(self.arguments.out) / "rows" / f"{key}.json"
+        if not path.is_file():
+            write_json(path, {"name": name, **facts, **make()})
+        row = read_json(path)
+        self.rows.append(row)
+        parts = [f"{metric} {value:.3g}" for metric, value in row.get("coverage", {}).get("metrics", {}).items()]
+        parts += [f"{score['track']} {score['ipc']}: {score['mean']:.1f} ± {score['std']:.1f}" for score in row.get("scores", [])]
         print(f"{name}: {', '.join(parts)}", flush=True)
 
-    def score(self, name: str, generator: Generator, ipc: tuple[int, ...], **facts: Any) -> None:
+    def score(self, generator: Generator, name: str, ipc: tuple[int, ...]) -> dict[str, Any]:
         """Score one generator."""
         scores = [score for n in self.arguments.fixed_ipc for score in self.evaluator.fixed(sample_set(generator, ipc=n), name)]
         scores += [score for n in ipc for score in self.evaluator.stream(generator, n, name)]
-        row = self.coverage.score(generator, name).to_dict()
-        self.add(
-            name,
-            scores,
-            coverage=row,
-            bytes=stored_bytes(generator),
-            parameters=sum(parameter.numel() for parameter in generator.parameters()),
-            sampler=generator.sampler,
-            samples_per_second=round(samples_per_second(generator), 1),
-            **facts,
-        )
+        return {
+            "coverage": self.coverage.score(generator, name).to_dict(),
+            "bytes": stored_bytes(generator),
+            "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+            "sampler": generator.sampler,
+            "samples_per_second": round(samples_per_second(generator), 1),
+            "scores": [score.to_dict() for score in scores],
+        }
+
+    def score_run(self, name: str, variant: str, run: Path) -> None:
+        """Score a run, at each number of steps if it is the matched one."""
+        compared = variant == "matched"
+        generator = load_generator(run, self.device)
+        about, config = generator.info["about"], read_json(run / RUN)["config"]
+        config["data"]["root"] = None
+        facts = {"variant": variant, "seconds": about["seconds"], "steps": about["step"], "config": config}
+        for steps in self.arguments.steps if generator.sampler and compared else self.arguments.steps[:1]:
+            label = f"{name}, {variant}"
+            if generator.sampler:
+                generator.configure(steps=steps)
+                label += f", {steps} steps"
+            ipc = self.arguments.ipc if compared else self.arguments.ipc[:1]
+            self.add(label, functools.partial(self.score, generator, label, ipc), **facts)
 
     def controls(self) -> None:
         """Random real images, real data at the same steps, and real images that were never trained on."""
-        self.add("real, held out", [], coverage=self.coverage.held_out().to_dict())
-        self.add("random real", [score for n in self.arguments.fixed_ipc for score in self.evaluator.random_real(n)])
-        self.add("oracle", [score for n in self.arguments.ipc for score in self.evaluator.oracle(n)])
+        fixed, stream = self.arguments.fixed_ipc, self.arguments.ipc
+        self.add("real, held out", lambda: {"coverage": self.coverage.held_out().to_dict()})
+        self.add("random real", lambda: scores_of(score for n in fixed for score in self.evaluator.random_real(n)))
+        self.add("oracle", lambda: scores_of(score for n in stream for score in self.evaluator.oracle(n)))
+
+
+def scores_of(scores: Iterable[Score]) -> dict[str, Any]:
+    """As a row holds them."""
+    return {"scores": [score.to_dict() for score in scores]}
 
 
 def main(arguments: Arguments) -> None:
@@ -177,26 +208,21 @@ def main(arguments: Arguments) -> None:
     device = make_accelerator(base, Path(tempfile.gettempdir())).device
     data = load_data(base.data, device)
     suite = Suite(arguments, data, base, device)
-    suite.controls()
+    if not arguments.only_train:
+        suite.controls()
     for name, recipe in recipes.items():
-        out = Path(arguments.out) / Path(name).stem
-        plans = plan(recipe, data, arguments.minutes, out / "plan.json")
+        folder = Path(arguments.out) / Path(name).stem
         runs: dict[str, Path] = {}
-        for variant, config in plans.items():
-            runs[variant] = train(config, data, out / variant.replace(" ", "-"), runs.get(FIRST))
+        for variant in (FIRST, *LAST):
+            config = plan(variant, recipe, data, arguments.minutes, folder)
+            runs[variant] = train(config, data, folder / variant.replace(" ", "-"), runs.get(FIRST))
+        if arguments.only_train:
+            continue
         for variant, run in runs.items():
-            generator = load_generator(run, device)
-            about = generator.info["about"]
-            without_root = changed(plans[variant], {"data": {"root": None}})
-            facts = {"variant": variant, "seconds": about["seconds"], "steps": about["step"], "config": to_dict(without_root)}
-            compared = variant == "matched"
-            for steps in arguments.steps if generator.sampler and compared else arguments.steps[:1]:
-                if generator.sampler:
-                    generator.configure(steps=steps)
-                label = f"{Path(name).stem}, {variant}" + (f", {steps} steps" if generator.sampler else "")
-                suite.score(label, generator, arguments.ipc if compared else arguments.ipc[:1], **facts)
-            if compared:
-                save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(load_generator(run, device)))
+            suite.score_run(Path(name).stem, variant, run)
+        save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(load_generator(runs["matched"], device)))
+    if arguments.only_train:
+        return
     content = {"minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads(), "rows": suite.rows}
     print(save(arguments.name, content, device))
 
