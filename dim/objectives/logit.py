@@ -31,9 +31,9 @@ def paired_distance(real: Tensor, generated: Tensor) -> Tensor:
 def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
     """Squared distance of the class means of log-probabilities, estimated without bias (a U-statistic).
 
-    For every class, products of *different* images only: with a_i real and b_i generated, n of each,
-    sum_{i != j} a_i a_j / (n (n-1)) + sum_{i != j} b_i b_j / (n (n-1)) - 2 mean(a) mean(b). Its expectation is
-    |E a - E b|^2 whatever the spread, so nothing is gained by collapsing. Classes are weighted by their images.
+    For every class, products of *different* rows only: with a_i real and b_i generated, n of each, the mean over i != j of
+    a_i a_j + b_i b_j - 2 a_i b_j. Its expectation is |E a - E b|^2 whatever the spread, so nothing is gained by collapsing; a_i
+    and b_i, which share an augmentation draw and so are correlated, never meet. Classes are weighted by their images.
 
     Args:
         real, generated: float (B, K) log-probabilities.
@@ -46,15 +46,11 @@ def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
     outputs = real.shape[1]
     members = F.one_hot(labels, outputs).to(real.dtype)  # (B, K classes)
     count = members.sum(0)
-    usable = (count >= 2).to(real.dtype)
-    pairs = (count * (count - 1)).clamp(min=1)
-    sum_real, sum_generated = members.T @ real, members.T @ generated  # (K classes, K outputs)
-    own = sum(
-        total.square().sum(1) - members.T @ values.square().sum(1)
-        for total, values in ((sum_real, real), (sum_generated, generated))
-    )
-    cross = (sum_real * sum_generated).sum(1) / count.clamp(min=1).square()
-    return ((own / pairs - 2 * cross) * usable * count).sum() / (len(real) * outputs)
+    pairs = (count * (count - 1)).clamp(min=1)  # with one image of a class, the sum below is 0
+    # With d = a - b: the mean over i != j of d_i d_j.
+    difference = real - generated
+    total = (members.T @ difference).square().sum(1) - members.T @ difference.square().sum(1)
+    return (total / pairs * count).sum() / (len(real) * outputs)
 
 
 class PoolMatching:

@@ -2,10 +2,10 @@
 
 All are squared maximum mean discrepancies (Gretton et al. 2012) in one form, a U-statistic over pairs of different images:
 
-    sum_{i != j} k(a_i, a_j) / (n (n-1)) + sum_{i != j} k(b_i, b_j) / (n (n-1)) - 2 mean_{i, j} k(a_i, b_j)
+    mean over i != j of  k(a_i, a_j) + k(b_i, b_j) - 2 k(a_i, b_j)
 
-for n real a_i and n generated b_i of a class. It is unbiased, so nothing is gained by collapsing. The kernel says what is
-matched: `moments` means and second moments; `kernel` everything, by a mixture of Gaussians; `characteristic` everything, by
+for n real a_i and n generated b_i of a class. It is unbiased, so nothing is gained by collapsing; a_i and b_i, which share an
+augmentation draw and so are correlated, never meet. The kernel says what is matched: `moments` means and second moments; `kernel` everything, by a mixture of Gaussians; `characteristic` everything, by
 characteristic functions at random frequencies (NCFM, Wang et al. 2025, with frequencies drawn in place of learned).
 """
 
@@ -29,11 +29,9 @@ def class_distance(kernel: Kernel, real: Tensor, generated: Tensor, labels: Tens
         A scalar, which may be negative. Classes with fewer than two images in the batch count as 0.
     """
     same = labels[:, None] == labels
-    count = same.sum(1)
-    own = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & (count >= 2)
-    across = same & (count >= 2)
-    inner = (kernel(real, real) + kernel(generated, generated)) * own / (count - 1).clamp(min=1)
-    return (inner - 2 * kernel(real, generated) * across / count).sum() / len(labels)
+    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    terms = kernel(real, real) + kernel(generated, generated) - 2 * kernel(real, generated)
+    return (terms * others / (same.sum(1) - 1).clamp(min=1)).sum() / len(labels)
 
 
 def standardised(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
