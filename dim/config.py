@@ -249,6 +249,9 @@ class PoolConfig:
     """experts: the oldest one when the stage begins; it grows to `ages` while the stage lasts, as DATM's window does."""
     together: int = 1
     """experts: members per step, which judge the same images in one batched computation."""
+    images: Literal["real", "generated"] = "real"
+    """persistent, fresh: what members are trained on. `real`: published. `generated`: what the generator makes at the time, so
+    that members judge real images as models do that are trained on the result, and see what they lack."""
     students: tuple[str, ...] = (
         "convnet",
         "resnet10:width=32,norm=batchstats",
@@ -278,6 +281,8 @@ class PoolConfig:
         _require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
         for name in ("members", "upkeep_steps", "upkeep_every", "max_age", "together"):
             _require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
+        trained = self.source != "experts" or self.images == "real"
+        _require(trained, "pool.images", self.images, "'real' for the source 'experts', whose members are not trained")
         _require(self.lr > 0, "pool.lr", self.lr, "a positive number")
         _require(0 <= self.momentum < 1, "pool.momentum", self.momentum, "a number in [0, 1)")
         _require(self.weight_decay >= 0, "pool.weight_decay", self.weight_decay, "0 or more")

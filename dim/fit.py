@@ -310,12 +310,15 @@ class Trainer:
         with accelerator.autocast():
             if upkeep is not None:
                 for part in range(self.pool.due(step)):
-                    batch = upkeep.at((step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps + part)
-                    losses["pool"] = self.pool.advance(*batch, step, part)
+                    images, classes = upkeep.at((step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps + part)
+                    if config.pool.images == "generated":
+                        with torch.no_grad():
+                            images = self._generate(classes, "pool-latent", step, part).float()
+                    losses["pool"] = self.pool.advance(images, classes, step, part)
             if self.flow is not None:
                 losses |= self.flow.regress(self.generator, real, labels, step=step)
             if objectives:
-                generated = self._generate(labels, step)
+                generated = self._generate(labels, "train-latent", step)
                 images = generated.detach().float().requires_grad_()
                 if self.adversary is not None:
                     losses |= self.adversary.advance(images, labels, real=real, step=step)
@@ -332,9 +335,10 @@ class Trainer:
             losses["gradient_norm"] = norm.detach()
         return losses
 
-    def _generate(self, labels: Tensor, step: int) -> Tensor:
-        """Images of these classes from fresh latents, with a graph."""
-        source = rng.generator(self.config.fit.seed, "train-latent", step, self.accelerator.process_index, device=labels.device)
+    def _generate(self, labels: Tensor, purpose: str, *place: int) -> Tensor:
+        """Images of these classes from latents of this purpose and place, with a graph."""
+        place = (*place, self.accelerator.process_index)
+        source = rng.generator(self.config.fit.seed, purpose, *place, device=labels.device)
         z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
         return self.generator(z, labels)
 
