@@ -309,8 +309,9 @@ class Trainer:
         real = real.contiguous(memory_format=self.format)
         with accelerator.autocast():
             if upkeep is not None:
+                first = (step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps
                 for part in range(self.pool.due(step)):
-                    images, classes = upkeep.at((step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps + part)
+                    images, classes = upkeep.at(first + part)
                     if config.pool.images == "generated":
                         with torch.no_grad():
                             images = self._generate(classes, "pool-latent", step, part).float()

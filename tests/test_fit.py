@@ -33,6 +33,7 @@ from dim.errors import InputError
 from dim.fit import Trainer, fit, make_accelerator, update_average
 from dim.io import load_tensors, read_json
 from dim.objectives.adversarial import Adversarial
+from dim.pool import TrainedPool
 from dim.run import NonFiniteError
 
 _ROOT = Path(__file__).parent.parent
@@ -173,6 +174,22 @@ def test_the_published_pool_trains(data, tmp_path):
     pool = PoolConfig(source="fresh", students=("convnet:width=4", "resnet10:width=4"), upkeep_steps=2, upkeep_every=1)
     records = metrics(fit(tiny(1, 8, pool=pool, matching=MatchingConfig(distance="pairs")), data, tmp_path / "run"))
     assert all("pool" in record and record["matching"] >= 0 for record in records[1:])
+
+
+@pytest.mark.parametrize("images", ["real", "generated"])
+def test_what_the_pool_learns_from(images, data, tmp_path, monkeypatch):
+    seen = []
+    advance = TrainedPool.advance
+    monkeypatch.setattr(TrainedPool, "advance", lambda pool, *batch: seen.append(batch) or advance(pool, *batch))
+    pool = PoolConfig(students=("convnet:width=4",), members=2, images=images, upkeep_steps=2, upkeep_every=1)
+    fit(tiny(1, 3, pool=pool), data, tmp_path / "run")
+    real = data.train.batch(torch.arange(len(data.train)))[0].flatten(1)
+    batches = [batch[0].flatten(1) for batch in seen]
+    assert len(batches) == 3 * 2
+    for batch in batches:
+        assert bool((batch[:, None] == real).all(2).any(1).all()) == (images == "real")
+        assert not batch.requires_grad
+    assert not torch.equal(batches[0], batches[1])
 
 
 def test_a_stage_of_no_epochs_is_skipped(data, tmp_path):

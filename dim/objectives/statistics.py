@@ -5,8 +5,9 @@ All are squared maximum mean discrepancies (Gretton et al. 2012) in one form, a 
     mean over i != j of  k(a_i, a_j) + k(b_i, b_j) - 2 k(a_i, b_j)
 
 for n real a_i and n generated b_i of a class. It is unbiased, so nothing is gained by collapsing; a_i and b_i, which share an
-augmentation draw and so are correlated, never meet. The kernel says what is matched: `moments` means and second moments; `kernel` everything, by a mixture of Gaussians; `characteristic` everything, by
-characteristic functions at random frequencies (NCFM, Wang et al. 2025, with frequencies drawn in place of learned).
+augmentation draw and so are correlated, never meet. The kernel says what is matched: `moments` means and second moments;
+`kernel` everything, by a mixture of Gaussians; `characteristic` everything, by characteristic functions at random frequencies
+(NCFM, Wang et al. 2025, with frequencies drawn in place of learned).
 """
 
 from collections.abc import Callable
