@@ -293,6 +293,41 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathMatchingConfig:
+    """Trajectory matching of the generator (stage two): a student that is trained on a generated batch, from a point of a
+    recorded expert's path, should end where the expert went."""
+
+    weight: float = 0.0
+    """Weight beside the other losses. 0 turns it off."""
+    experts: str | None = None
+    """Folder made by `dim experts`."""
+    every: int = 1
+    """Generator steps between two such gradients."""
+    steps: int = 10
+    """Steps of the student (N)."""
+    epochs: float = 0.1
+    """Recorded moments from start to target (M)."""
+    starts: tuple[float, float] = (0.0, 1.0)
+    """Start points are drawn from this range of recorded moments, uniformly."""
+    batch_size: int = 0
+    """Generated images per student step; 0: all of the batch."""
+    step_size: float = 0.01
+    """The student's learning rate."""
+    augment: str = "color|crop|cutout|flip|scale|rotate"
+    """Augmentation of the images, one draw per student step."""
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "path_matching.weight", self.weight, "0 or more")
+        for name in ("every", "steps"):
+            _require(getattr(self, name) >= 1, f"path_matching.{name}", getattr(self, name), "at least 1")
+        for name in ("epochs", "step_size"):
+            _require(getattr(self, name) > 0, f"path_matching.{name}", getattr(self, name), "a positive number")
+        _require(self.batch_size >= 0, "path_matching.batch_size", self.batch_size, "0 (all) or more")
+        low, high = self.starts
+        _require(0 <= low < high, "path_matching.starts", self.starts, "two numbers of 0 or more, the smaller first")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """The training loop: everything that is not the method."""
 
@@ -491,6 +526,7 @@ class TrainConfig:
     """Adversarial training and logit matching, from stage one's weights and optimiser states."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    path_matching: PathMatchingConfig = field(default_factory=PathMatchingConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 

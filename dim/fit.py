@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from dim.objectives.adversarial import Adversarial
 from dim.objectives.denoising import Denoising
 from dim.objectives.flow import FlowMatching
 from dim.objectives.logit import PoolMatching
+from dim.objectives.path import PathMatching
 from dim.objectives.relativistic import Relativistic
 from dim.pool import build_pool
 from dim.run import (
@@ -65,6 +67,7 @@ _MAY_CHANGE = (
     "fit.log_steps",
     "fit.trackers",
     "pool.experts",
+    "path_matching.experts",
 )
 
 
@@ -191,6 +194,10 @@ class Trainer:
             average=self._average_gradients,
         )
         self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        self.path_matching: PathMatching | None = None
+        if config.path_matching.weight > 0:
+            first = self.stages[1].start
+            self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, device=device)
         check_protocol(config.protocol, spec)
         if held:
             self._load(*held)
@@ -281,21 +288,23 @@ class Trainer:
         if stage.matching:
             upkeep = EpochBatches(self.data.train, stage.config.batch_size, seed=seed, purpose="pool", **share)
             objectives.append(self.matching)
+        if stage.name == "two" and self.path_matching is not None:
+            objectives.append(self.path_matching)
         self.generator.train()
         sums: dict[str, Tensor] = {}
-        count = 0
+        counts: Counter[str] = Counter()
         while self.step < stage.stop:
             for optimizer in self.optimizers.values():
                 optimizer.param_groups[0].update(stage.settings(self.step))
             losses = self.train_step(stage, batches, upkeep, objectives)
             self.step += 1
-            count += 1
+            counts.update(losses.keys())
             for name, value in losses.items():
                 sums[name] = sums[name] + value if name in sums else value
             progress.advance()
             if self.step % config.fit.log_steps == 0 or self.step == stage.stop:
-                self._log(stage, sums, count, progress)
-                sums, count = {}, 0
+                self._log(stage, sums, counts, progress)
+                sums, counts = {}, Counter()
             self._periodic(sums, stage)
             self._stop_if_asked(asked)
 
@@ -365,24 +374,24 @@ class Trainer:
 
     # --- what happens between steps ------------------------------------------------------------------------------------
 
-    def _log(self, stage: _Stage, sums: dict[str, Tensor], count: int, progress: Progress) -> None:
-        values = self._read(sums, count)
+    def _log(self, stage: _Stage, sums: dict[str, Tensor], counts: Counter[str], progress: Progress) -> None:
+        values = {name: total / counts[name] for name, total in self._read(sums).items()}
         self._require_finite(values)
         if not self._main:
             return
         values["lr"] = stage.lr(self.step - 1)
         self.accelerator.log(values, step=self.step)
         append_metrics(self.out, {"step": self.step, "stage": stage.name, "seconds": round(self._elapsed(), 2), **values})
-        wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "pool")
+        wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "trajectory", "pool")
         shown = {name: values[name] for name in wanted if name in values}
         progress.show(shown, note=f"stage {stage.name}")
 
     @staticmethod
-    def _read(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        """Means of accumulated losses; the one place of the loop where the host waits for the device."""
+    def _read(sums: dict[str, Tensor]) -> dict[str, float]:
+        """Accumulated losses; the one place of the loop where the host waits for the device."""
         if not sums:
             return {}
-        return dict(zip(sums, (torch.stack([value.float() for value in sums.values()]) / count).tolist(), strict=True))
+        return dict(zip(sums, torch.stack([value.float() for value in sums.values()]).tolist(), strict=True))
 
     def _require_finite(self, values: dict[str, float]) -> None:
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
@@ -409,7 +418,7 @@ class Trainer:
         if fit_config.checkpoint_minutes > 0:
             due |= time.monotonic() - self._saved_at >= 60 * fit_config.checkpoint_minutes
         if due:
-            self._require_finite(self._read(sums, 1))
+            self._require_finite(self._read(sums))
             self._save()
         if fit_config.sample_steps > 0 and self.step % fit_config.sample_steps == 0:
             self._save_grid()
@@ -459,6 +468,8 @@ class Trainer:
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors |= prefixed(f"optimizer.{name}.{index}", entries)
         tensors |= prefixed("pool", self.pool.state())
+        if self.path_matching is not None:
+            tensors |= prefixed("path_matching", self.path_matching.state())
         return tensors
 
     def _save(self, final: bool = False) -> None:
@@ -506,6 +517,8 @@ class Trainer:
                         entries[index][entry] = torch.empty_like(parameter).copy_(value)
             optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
         self.pool.load(unprefixed("pool", tensors))
+        if self.path_matching is not None:
+            self.path_matching.load(unprefixed("path_matching", tensors))
 
 
 @torch.no_grad()

@@ -318,12 +318,12 @@ class ExpertPool(ModelPool):
         return {"experts": torch.frombuffer(bytearray(bytes.fromhex(self._digest)), dtype=torch.uint8)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse other experts than the run began with.
+        """Refuse other experts than the run began with, if it has had any.
 
         Raises:
             InputError: if they are others.
         """
-        if bytes(tensors["experts"].cpu().tolist()).hex() != self._digest:
+        if tensors and bytes(tensors["experts"].cpu().tolist()).hex() != self._digest:
             raise InputError(f"{self.config.experts} holds other experts than the run began with: resume with those")
 
 

@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,16 @@ def record_digits(digits) -> Callable[..., Path]:
 def digits_experts(record_digits, tmp_path_factory) -> Path:
     """One such store."""
     return record_digits(tmp_path_factory.mktemp("digits") / "experts")
+
+
+@pytest.fixture
+def other_experts(record_digits, tmp_path) -> Path:
+    """A store like it, of experts that are not the same."""
+    folder = record_digits(tmp_path / "others")
+    layout = json.loads((folder / "experts.json").read_text())
+    layout["records"]["0"]["test_accuracy"] = 1.0
+    (folder / "experts.json").write_text(json.dumps(layout))
+    return folder
 
 
 @pytest.fixture(scope="session")

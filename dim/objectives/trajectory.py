@@ -36,7 +36,7 @@ class TrajectoryMatching:
         network: the student's architecture.
         config: what is matched, and how it is differentiated.
         labels: what `targets` mean.
-        step_size: a scalar that requires a gradient, which is added to its `grad`.
+        step_size: a scalar; if it requires a gradient, that is added to its `grad`.
         compile: compile the derivatives; the network should have been made for that.
         seed: of every draw.
 
@@ -113,7 +113,8 @@ class TrajectoryMatching:
             )
             total += result.loss / len(groups)
             add_gradient(images, result.images / len(groups))
-            add_gradient(self.step_size, result.step_size / len(groups))
+            if self.step_size.requires_grad:
+                add_gradient(self.step_size, result.step_size / len(groups))
             if targets.requires_grad:
                 add_gradient(targets, result.targets / len(groups))
         return {"trajectory": total}
