@@ -17,6 +17,7 @@ from dim.config import (
     PolicyConfig,
     ProtocolConfig,
     RecordConfig,
+    RefineConfig,
     TrainConfig,
     TrajectoryRecipe,
     from_dict,
@@ -107,13 +108,15 @@ class SampleArguments:
     """How images are made."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     """Which images are taken."""
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
+    """The policy `refined`."""
     teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
     """What policies ask, and what labels the images."""
     hard: bool = False
     """Ask the teacher for the policy only: labels stay hard."""
     data_root: str | None = None
-    """Where the real data lies; the policy `matched` and experts of whitened images need it. Default: DIM_DATA_ROOT, or where the
-    run had it."""
+    """Where the real data lies; the policies `matched` and `refined`, and experts of whitened images, need it. Default:
+    DIM_DATA_ROOT, or where the run had it."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None
@@ -290,8 +293,10 @@ def sample(arguments: Sequence[str]) -> None:
         from dim.policies import Policy
 
         features = trained_features(data) if "matched" in parsed.policy.steps else None
-        policy = Policy(parsed.policy, teacher=teacher, data=None if features is None else data, features=features)
-        ranking = policy.rank(generator, seed=parsed.seed)
+        real = data if {"matched", "refined"} & set(parsed.policy.steps) else None
+        refinement = {"refinement": parsed.refine, "experts": parsed.teacher.folder}
+        policy = Policy(parsed.policy, teacher=teacher, data=real, features=features, **refinement)
+        ranking = policy.rank(generator, seed=parsed.seed, ipc=parsed.ipc or max(size["counts"].values()))
     result = sample_set_together(generator, **size, seed=parsed.seed, ranking=ranking, batch_size=parsed.batch_size)
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
@@ -310,7 +315,7 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
     folder = parsed.teacher.folder
     experts = folder is not None and (Path(folder) / LAYOUT).is_file()
     whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
-    if not whitened and "matched" not in parsed.policy.steps:
+    if not whitened and not {"matched", "refined"} & set(parsed.policy.steps):
         return generator.spec
     root = parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs([parsed.generator])
     return real_data_of(generator.info, root, generator.device)

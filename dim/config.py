@@ -5,6 +5,7 @@ and values of a wrong type or outside their range are refused with the nearest k
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import tomllib
@@ -481,9 +482,10 @@ class ProtocolConfig:
 class PolicyConfig:
     """Which of a generator's images a set takes. Sets stay nested: policies rank a fixed number of candidates of every class."""
 
-    steps: tuple[Literal["filtered", "graded", "matched"], ...] = ()
+    steps: tuple[Literal["filtered", "graded", "matched", "refined"], ...] = ()
     """One after another. `filtered`: leave the candidates in which the teacher sees their class most surely; `graded`: easy ones
-    first, hard ones later; `matched`: groups whose feature statistics are those of the real class."""
+    first, hard ones later; `matched`: groups whose feature statistics are those of the real class; `refined`, the last: move
+    the latents of what was taken (--refine)."""
     candidates: int = 200
     """Images of every class that are ranked."""
     keep: float = 0.8
@@ -496,6 +498,46 @@ class PolicyConfig:
             _require(getattr(self, name) >= 1, f"policy.{name}", getattr(self, name), "at least 1")
         _require(0 < self.keep <= 1, "policy.keep", self.keep, "a number in (0, 1]")
         _require(len(set(self.steps)) == len(self.steps), "policy.steps", self.steps, "each policy once")
+        _require("refined" not in self.steps[:-1], "policy.steps", self.steps, "'refined' as the last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """The policy `refined`: latents are moved until their images serve better, by recorded experts (--teacher.folder)."""
+
+    by: Literal["trajectory", "moments"] = "trajectory"
+    """`trajectory`: students trained on the set should go where experts went. `moments`: the mean features of every class's
+    images should be those of its real images, in experts of many ages."""
+    blocks: tuple[int, ...] = (1, 10, 50)
+    """Images per class at which a block ends. A block's images move together, beside the earlier ones, which stay."""
+    steps: int = 200
+    """Updates of a block."""
+    lr: float = 0.05
+    """Adam's learning rate, which falls to 0."""
+    ages: tuple[float, float] = (0.0, 1.0)
+    """Youngest and oldest expert that is asked, or start point, as parts of the recorded path."""
+    real: int = 32
+    """moments: real images of every class per update."""
+    student_steps: int = 20
+    """trajectory: steps of the student (N), each on the whole set."""
+    span: float = 2.0
+    """trajectory: recorded moments from start to target (M)."""
+    step_size: float = 0.01
+    """trajectory: the student's learning rate."""
+    augment: str = "color|crop|cutout|flip|scale|rotate"
+    """trajectory: augmentation of the images, one draw per student step."""
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in itertools.pairwise((0, *self.blocks)))
+        _require(bool(self.blocks) and rising, "refine.blocks", self.blocks, "rising numbers of images per class")
+        for name in ("steps", "real", "student_steps"):
+            _require(getattr(self, name) >= 1, f"refine.{name}", getattr(self, name), "at least 1")
+        for name in ("lr", "span", "step_size"):
+            _require(getattr(self, name) > 0, f"refine.{name}", getattr(self, name), "a positive number")
+        low, high = self.ages
+        _require(0 <= low <= high <= 1, "refine.ages", self.ages, "two numbers in [0, 1], the smaller first")
+        moving = self.by == "moments" or low < high
+        _require(moving, "refine.ages", self.ages, "two different numbers, between which start points are drawn")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ another; each takes what the one before left, in its order:
 - `filtered`: leaves the candidates in which a teacher sees their class most surely.
 - `graded`: easy ones first and harder ones later, so that small sets are easy and large ones hold hard images too.
 - `matched`: the group of every size whose feature statistics are nearest to those of the real class, greedily (herding).
+- `refined`: comes last; the latents of what was taken are moved (`dim.refine`), block by block, so that sets stay nested.
 """
 
 import time
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dim.config import PolicyConfig, to_dict
+from dim.config import PolicyConfig, RefineConfig, to_dict
 from dim.coreset import herding
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.features import Features
 from dim.nets.generators import Generator
+from dim.refine import build_objective, refine
 from dim.teacher import Teacher
 
 
@@ -33,6 +35,8 @@ class Ranking:
     """Per class, int64 (n,): numbers of the generator's images."""
     about: dict[str, Any]
     """The policy, what it was given, and the seconds that it took."""
+    latents: Tensor | None = None
+    """float32 (classes, n, Z): in place of the latents that those images have."""
 
     def require(self, ipc: int) -> None:
         """Raise InputError if a class has fewer than `ipc` candidates left."""
@@ -45,6 +49,10 @@ class Ranking:
         """Numbers of the generator's images that have these places in the rankings of their classes: int64 (B,), (B,) -> (B,)."""
         return torch.stack([self.numbers[label][place] for label, place in zip(labels.tolist(), places.tolist(), strict=True)])
 
+    def latents_of(self, labels: Tensor, places: Tensor) -> Tensor | None:
+        """Latents of these places if they are not those of the images' numbers: int64 (B,), (B,) -> float32 (B, Z)."""
+        return None if self.latents is None else self.latents[labels, places]
+
 
 class Policy:
     """Ranks images of generators of one data set.
@@ -53,6 +61,8 @@ class Policy:
         config: policies and their settings.
         teacher: `filtered` and `graded` ask it.
         data, features: `matched` compares with the real training images, in these features.
+        refinement: what `refined` does.
+        experts: folder of the store that `refined` asks; it needs `data` too.
 
     Raises:
         InputError: if a policy lacks what it needs.
@@ -65,8 +75,13 @@ class Policy:
         teacher: Teacher | None = None,
         data: RealData | None = None,
         features: Features | None = None,
+        refinement: RefineConfig | None = None,
+        experts: str | None = None,
     ) -> None:
         self.config, self.teacher, self.features = config, teacher, features
+        self.refinement, self._experts, self._data = refinement or RefineConfig(), experts, data
+        if "refined" in config.steps and (experts is None or data is None):
+            raise InputError("policy 'refined' asks recorded experts: give --teacher.folder, made by 'dim experts', and the data")
         self._asks = bool({"filtered", "graded"} & set(config.steps))
         if self._asks and teacher is None:
             raise InputError(f"policy {'+'.join(config.steps)} asks a teacher: give --teacher.folder")
@@ -83,8 +98,12 @@ class Policy:
         values = (points.double() - self._mean) / self._std
         return torch.cat((values, values.square()), dim=1).cpu()
 
-    def rank(self, generator: Generator, *, seed: int = 0) -> Ranking:
-        """Rank the first candidates of every class of a generator's set `seed`."""
+    def rank(self, generator: Generator, *, seed: int = 0, ipc: int | None = None) -> Ranking:
+        """Rank the first candidates of every class of a generator's set `seed`.
+
+        Args:
+            ipc: refine the latents of so many images per class (and the rest of their block). Default: of all blocks.
+        """
         started = time.perf_counter()
         count, numbers = self.config.candidates, []
         for label in range(generator.spec.num_classes):
@@ -96,14 +115,27 @@ class Policy:
                     left = left[filtered(sure[left], self.config.keep)]
                 elif name == "graded":
                     left = left[graded(sure[left], self.config.half)]
-                else:
+                elif name == "matched":
                     points = self._statistics(self.features(images[left.to(images.device)]))
                     left = left[herding(points, len(points), mean=self._targets[label])]
             numbers.append(left)
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
         about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
         about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
-        return Ranking(tuple(numbers), {**about, "policy_seconds": round(time.perf_counter() - started, 2)})
+        latents = None
+        if "refined" in self.config.steps:
+            latents = self._refined(generator, numbers, seed, ipc)
+            about |= {"refinement": to_dict(self.refinement)}
+        return Ranking(tuple(numbers), {**about, "policy_seconds": round(time.perf_counter() - started, 2)}, latents)
+
+    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int | None) -> Tensor:
+        """Latents of all that was ranked, (classes, n, Z): the first ones moved."""
+        count = min(map(len, numbers))
+        places = torch.stack([chosen[:count] for chosen in numbers])
+        labels = torch.arange(len(numbers))[:, None].expand_as(places)
+        latents = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1)
+        purpose = build_objective(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
+        return refine(generator, latents, purpose, self.refinement, self.refinement.blocks[-1] if ipc is None else ipc).cpu()
 
 
 def filtered(sure: Tensor, keep: float) -> Tensor:

@@ -31,6 +31,10 @@ class Ranked(Protocol):
         """int64 (B,) classes and (B,) places in their rankings -> int64 (B,) numbers of the generator's images."""
         ...
 
+    def latents_of(self, labels: Tensor, places: Tensor) -> Tensor | None:
+        """The same -> float32 (B, Z) latents, if they are not those of the images' numbers."""
+        ...
+
 
 def request(
     spec: DataSpec,
@@ -104,15 +108,18 @@ def sample_set(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: expected 1 or more")
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
+    latents = None
     if ranking is not None:
         ranking.require(int(indices.max()) + 1)
+        latents = ranking.latents_of(labels, indices)
         indices = ranking.numbers_of(labels, indices)
     labels, indices = labels[rank::world], indices[rank::world]
+    latents = None if latents is None else latents[rank::world]
     started = time.perf_counter()
-    parts = [
-        to_uint8(generator.images(some_labels, some_indices, seed=seed)).cpu()
-        for some_labels, some_indices in zip(labels.split(batch_size), indices.split(batch_size), strict=True)
-    ]
+    parts = []
+    for some in torch.arange(len(labels)).split(batch_size):
+        own = None if latents is None else latents[some]
+        parts.append(to_uint8(generator.images(labels[some], indices[some], seed=seed, latents=own)).cpu())
     origin = getattr(generator, "info", {})
     info = {
         "method": "generator",

@@ -39,6 +39,7 @@ RANKS = {
     "teacher": 7,
     "objectives": 7,
     "evaluate": 8,
+    "refine": 8,
     "coverage": 9,
     "policies": 9,
     "fit": 10,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dim
-from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig
+from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig, RefineConfig
 from dim.coreset import herding
 from dim.errors import InputError
 from dim.features import trained_features
@@ -114,7 +114,32 @@ def test_no_policy_is_the_plain_set(generator):
     assert torch.equal(sample_set(generator, ipc=5, seed=2, ranking=ranking).images, sample_set(generator, ipc=5, seed=2).images)
 
 
+@pytest.mark.parametrize("by", ["trajectory", "moments"])
+def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts, features, digits):
+    """Also where fewer images are asked for, after another policy, and beyond the last block, where images are as they were."""
+    refinement = RefineConfig(by=by, blocks=(1, 3), steps=2, student_steps=2, span=0.5, real=4)
+    config = PolicyConfig(steps=("matched", "refined"), candidates=8)
+    policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
+    full = policy.rank(generator, seed=3)
+    large = sample_set(generator, ipc=5, seed=3, ranking=full)
+    for ipc in (1, 2, 5):
+        small = sample_set(generator, ipc=ipc, seed=3, ranking=policy.rank(generator, seed=3, ipc=ipc))
+        assert torch.equal(small.images, large.images[: 10 * ipc])
+    unrefined = Policy(PolicyConfig(steps=("matched",), candidates=8), data=digits, features=features).rank(generator, seed=3)
+    before = sample_set(generator, ipc=5, seed=3, ranking=unrefined)
+    same = (large.images == before.images).flatten(1).all(1)
+    assert same.tolist() == [False] * 30 + [True] * 20
+    halves = [sample_set(generator, ipc=5, seed=3, ranking=full, rank=rank, world=2) for rank in (0, 1)]
+    assert all(torch.equal(half.images, large.images[rank::2]) for rank, half in enumerate(halves))
+    assert large.info["policy"] == "matched+refined"
+    assert large.info["refinement"]["by"] == by
+
+
 def test_refusals(generator, teacher, digits):
+    with pytest.raises(InputError, match=r"policy 'refined' asks recorded experts: give --teacher\.folder"):
+        Policy(PolicyConfig(steps=("refined",)), teacher=teacher, data=digits)
+    with pytest.raises(InputError, match=r"policy\.steps is \('refined', 'graded'\): expected 'refined' as the last"):
+        PolicyConfig(steps=("refined", "graded"))
     with pytest.raises(InputError, match=r"policy filtered asks a teacher: give --teacher\.folder"):
         Policy(PolicyConfig(steps=("filtered",)))
     with pytest.raises(InputError, match="policy 'matched' compares with real images"):

@@ -97,13 +97,14 @@ class Generator(nn.Module):
         labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
         return self.images(labels, occurrence(labels), seed=seed)
 
-    def images(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
+    def images(self, labels: Tensor, indices: Tensor, *, seed: int, latents: Tensor | None = None) -> Tensor:
         """Generate images number `indices` of classes `labels`; bitwise independent of what else is asked for.
 
         Args:
             labels: int64 (B,), in [0, classes), on the CPU.
             indices: int64 (B,), 0 or more, on the CPU.
             seed: names the data set that the images belong to.
+            latents: float32 (B, Z) to use in place of those that the seed gives.
 
         Returns:
             float32 (B, C, H, W) in [-1, 1], on the generator's device.
@@ -129,11 +130,16 @@ class Generator(nn.Module):
         label_table[blocks, rows] = labels
         index_table[blocks, rows] = indices
         label_table, index_table = label_table.to(self.device), index_table.to(self.device)
+        latent_table = None
+        if latents is not None:
+            latent_table = torch.zeros(count, block, self.latent_dim, device=self.device)
+            latent_table[blocks, rows] = latents.to(self.device)
 
         def run(number: int) -> Tensor:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 y = label_table[number]
-                return self(self.latents(y, index_table[number], seed=seed), y).float().contiguous()
+                z = self.latents(y, index_table[number], seed=seed) if latent_table is None else latent_table[number]
+                return self(z, y).float().contiguous()
 
         training = self.training
         self.eval()

@@ -1,0 +1,128 @@
+"""Refined latents: the latents of a set are moved until its images serve their purpose better, while the generator stays.
+
+Images are refined in blocks. A block's images move together, with all earlier ones standing still beside them, so every set
+whose size is a block's end has been refined as a whole, and all sets are nested. Two purposes, each an objective that knows
+nothing of latents:
+
+- `trajectory`: students trained on the set go where recorded experts went (GLaD, Cazenavette et al. 2023, with the exact
+  gradient of `dim.trajectory.hypergrad`).
+- `moments`: the mean features of every class's images are those of its real images, in experts of all ages (distribution
+  matching, Zhao & Bilen 2023, with trained networks of many ages in place of random ones).
+"""
+
+import torch
+from torch import Tensor
+
+from dim import rng
+from dim.config import LabelsConfig, PoolConfig, RefineConfig, TrajectoryConfig
+from dim.data.real import RealData
+from dim.errors import InputError
+from dim.nets.generators import Generator
+from dim.objectives import Objective, add_gradient
+from dim.objectives.trajectory import TrajectoryMatching
+from dim.pool import ModelPool, build_pool
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.path import paths_of
+from dim.trajectory.store import open_experts_of
+
+
+class SetMoments:
+    """Squared distance of the mean features of a set's images and of real images, class by class, by the pool's models.
+
+    Args:
+        pool: models whose features are compared.
+        data: the real images.
+        per_class: real images of every class per step.
+        seed: of their choice.
+    """
+
+    def __init__(self, pool: ModelPool, data: RealData, *, per_class: int, seed: int) -> None:
+        self.pool, self._data, self._per_class, self._seed = pool, data, per_class, seed
+        labels = data.train.labels.cpu()
+        self._members = [(labels == label).nonzero().squeeze(1) for label in range(data.spec.num_classes)]
+
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor | None, step: int) -> dict[str, Tensor]:
+        """See `dim.objectives.Objective`."""
+        classes = torch.unique(targets).tolist()
+        source = rng.generator(self._seed, "refine-real", step)
+        chosen = []
+        for label in classes:
+            members = self._members[label]
+            chosen.append(members[torch.randint(len(members), (self._per_class,), generator=source)])
+        shown = self._data.train.batch(torch.cat(chosen))[0].to(images.device)
+        with torch.no_grad():
+            wanted = self.pool.outputs(shown, step, "features")  # (members, classes * per_class, F)
+            wanted = wanted.unflatten(1, (len(classes), self._per_class)).mean(2)
+            scale = wanted.std(1, correction=0).mean(1)[:, None, None].clamp(min=1e-12)
+        given = self.pool.outputs(images, step, "features")
+        means = torch.stack([given[:, targets == label].mean(1) for label in classes], dim=1)
+        loss = ((means - wanted) / scale).square().mean()
+        add_gradient(images, torch.autograd.grad(loss, images)[0])
+        return {"moments": loss.detach()}
+
+
+def build_objective(config: RefineConfig, experts: str, data: RealData, *, seed: int, device: torch.device) -> Objective:
+    """The purpose that a configuration names.
+
+    Args:
+        experts: folder made by `dim experts`.
+        data: the real data, natural images.
+
+    Raises:
+        InputError: if the store is missing, damaged, unfinished, or of other data, or the window reaches beyond it.
+    """
+    if config.by == "moments":
+        pool = PoolConfig(source="experts", experts=experts, ages=config.ages, oldest_at_first=config.ages[1])
+        return SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed)
+    store, recorded = open_experts_of(experts, data.spec)
+    if recorded.zca:
+        raise InputError(f"{experts} holds experts of whitened images: expected ones of natural images to refine latents by")
+    paths = paths_of(store)
+    low, high = (age * (paths[0].last - config.span) for age in config.ages)
+    settings = TrajectoryConfig(
+        steps=config.student_steps, epochs=config.span, min_start=low, max_start=high, continuous=True, augment=config.augment
+    )
+    step_size = torch.tensor(config.step_size, device=device)
+    network = FlatNetwork(recorded.student, data.spec, device)
+    return TrajectoryMatching(paths, network, settings, LabelsConfig(), step_size=step_size, seed=seed)
+
+
+def refine(generator: Generator, latents: Tensor, objective: Objective, config: RefineConfig, ipc: int) -> Tensor:
+    """Move the latents of the first images of every class.
+
+    Args:
+        generator: makes images of latents; left as it is.
+        latents: float (classes, n, Z), where the images start.
+        objective: what moves them.
+        config: blocks, steps and learning rate.
+        ipc: images per class that are wanted; the block that holds the last of them is the last that is refined.
+
+    Returns:
+        float32 (classes, n, Z): moved in the refined blocks, and as it was in the rest.
+    """
+    classes, count, _ = latents.shape
+    device, result = generator.device, latents.float().clone().to(generator.device)
+    generator = generator.requires_grad_(False).eval()
+    images = torch.empty(0, *generator.spec.image_shape, device=device)
+    targets = torch.empty(0, dtype=torch.int64, device=device)
+    begin = 0
+    for number, end in enumerate(config.blocks):
+        if begin >= min(ipc, count):
+            break
+        end = min(end, count)
+        labels = torch.arange(classes, device=device).repeat(end - begin)
+        moving = result[:, begin:end].transpose(0, 1).flatten(0, 1).clone().requires_grad_()
+        optimizer = torch.optim.Adam([moving], lr=config.lr)
+        for step in range(config.steps):
+            optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+            made = generator(moving, labels).float()
+            cut = torch.cat((images, made.detach())).requires_grad_()
+            objective.accumulate(cut, torch.cat((targets, labels)), real=None, step=number * config.steps + step)
+            made.backward(cut.grad[len(images) :])
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            result[:, begin:end] = moving.view(end - begin, classes, -1).transpose(0, 1)
+            images, targets = torch.cat((images, generator(moving, labels).float())), torch.cat((targets, labels))
+        begin = end
+    return result

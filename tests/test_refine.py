@@ -1,0 +1,143 @@
+"""Refined latents: what moves, what it is moved by, and that it helps."""
+
+import pytest
+import torch
+
+from dim.config import GeneratorConfig, PoolConfig, RefineConfig
+from dim.errors import InputError
+from dim.nets.generators import build_generator
+from dim.objectives import add_gradient
+from dim.pool import build_pool
+from dim.refine import SetMoments, build_objective, refine
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def generator(digits):
+    net = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += torch.randn(parameter.shape, generator=source) * 0.3
+    return net
+
+
+def latents(count: int = 4) -> torch.Tensor:
+    return torch.randn(10, count, 6, generator=torch.Generator().manual_seed(2))
+
+
+class Bright:
+    """Wants bright images, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def accumulate(self, images, targets, *, real, step):
+        self.seen.append((images.detach().clone(), targets.clone(), step))
+        add_gradient(images, -torch.ones_like(images))
+        return {}
+
+
+def test_blocks_move_one_after_another_beside_the_earlier_ones(generator):
+    start, purpose = latents(), Bright()
+    config = RefineConfig(blocks=(1, 3), steps=5)
+    weights = [parameter.clone() for parameter in generator.parameters()]
+    result = refine(generator, start, purpose, config, ipc=4)
+    assert torch.equal(result[:, 3], start[:, 3]), "beyond the last block nothing moves"
+    assert (result[:, :3] != start[:, :3]).flatten(1).any(1).all()
+    assert [len(images) for images, _, _ in purpose.seen] == [10] * 5 + [30] * 5
+    assert [step for _, _, step in purpose.seen] == list(range(10))
+    assert purpose.seen[-1][1].tolist() == list(range(10)) * 3
+    labels = torch.arange(10)
+    with torch.no_grad():
+        torch.testing.assert_close(purpose.seen[-1][0][:10], generator(result[:, 0], labels))
+        for place in range(3):
+            assert generator(result[:, place], labels).mean() > generator(start[:, place], labels).mean()
+    assert all(torch.equal(before, after) for before, after in zip(weights, generator.parameters(), strict=True))
+
+
+def test_only_the_blocks_that_are_wanted_are_refined_and_they_are_the_same(generator):
+    config = RefineConfig(blocks=(1, 3, 4), steps=3)
+    full = refine(generator, latents(), Bright(), config, ipc=4)
+    for ipc, refined in ((1, 1), (2, 3), (3, 3)):
+        purpose = Bright()
+        part = refine(generator, latents(), purpose, config, ipc=ipc)
+        assert torch.equal(part[:, :refined], full[:, :refined])
+        assert torch.equal(part[:, refined:], latents()[:, refined:])
+    short = refine(generator, latents(2), Bright(), config, ipc=2)  # fewer images than the block has
+    assert short.shape == (10, 2, 6)
+    assert (short != latents(2)).flatten(1).any(1).all()
+
+
+def pool_of(store, data):
+    return build_pool(PoolConfig(source="experts", experts=str(store)), data, seed=0)
+
+
+def test_set_moments_by_hand(digits_experts, digits):
+    """The loss from features, with the real images of the same draw; its gradient against a central difference."""
+    pool = pool_of(digits_experts, digits)
+    purpose = SetMoments(pool, digits, per_class=3, seed=0)
+    images = 2 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    targets = torch.tensor([2, 5, 2, 5])
+    shown = []
+    train = digits.train
+
+    class Spy:
+        labels = train.labels
+
+        def batch(self, indices):
+            shown.append(indices)
+            return train.batch(indices)
+
+    purpose._data = type("Data", (), {"train": Spy()})()
+    leaf = images.clone().requires_grad_()
+    loss = float(purpose.accumulate(leaf, targets, real=None, step=3)["moments"])
+    (chosen,) = shown
+    assert train.labels[chosen].tolist() == [2] * 3 + [5] * 3
+    wanted = pool.outputs(train.batch(chosen)[0], 3, "features")[0].view(2, 3, -1).mean(1)
+    given = pool.outputs(images, 3, "features")[0]
+    means = torch.stack([given[[0, 2]].mean(0), given[[1, 3]].mean(0)])
+    scale = wanted.std(0, correction=0).mean()
+    assert loss == pytest.approx(float(((means - wanted) / scale).square().mean()), rel=1e-4)
+    direction = leaf.grad / leaf.grad.norm()
+    up, down = (
+        float(purpose.accumulate((images + sign * 1e-3 * direction).requires_grad_(), targets, real=None, step=3)["moments"])
+        for sign in (1, -1)
+    )
+    assert float(leaf.grad.norm()) == pytest.approx((up - down) / 2e-3, rel=0.05)
+
+
+@pytest.mark.parametrize("by", ["moments", "trajectory"])
+def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
+    """The mean loss over many draws, with draws that the refinement has not had, is lower than before."""
+    config = RefineConfig(by=by, blocks=(2,), steps=40, student_steps=5, span=1.0, step_size=0.05, augment="", lr=0.1)
+    purpose = build_objective(config, str(digits_experts), digits, seed=0, device=CPU)
+    start = latents(2)
+    moved = refine(generator, start, purpose, config, ipc=2)
+    labels = torch.arange(10).repeat(2)
+
+    def loss(table):
+        with torch.no_grad():
+            images = generator(table.transpose(0, 1).flatten(0, 1), labels)
+        losses = [purpose.accumulate(images.clone().requires_grad_(), labels, real=None, step=step) for step in range(900, 915)]
+        return sum(float(entry[by]) for entry in losses) / 15
+
+    assert loss(moved) < (0.9 if by == "moments" else 0.999) * loss(start)
+
+
+def test_refusals(digits_experts, record_digits, digits, tmp_path):
+    with pytest.raises(InputError, match="holds no experts"):
+        build_objective(RefineConfig(), str(tmp_path), digits, seed=0, device=CPU)
+    whitened = record_digits(tmp_path / "zca", zca=True)
+    with pytest.raises(InputError, match="experts of whitened images: expected ones of natural images"):
+        build_objective(RefineConfig(), str(whitened), digits, seed=0, device=CPU)
+    for settings, message in (
+        ({"blocks": (3, 1)}, r"refine\.blocks is \(3, 1\): expected rising"),
+        ({"blocks": ()}, r"refine\.blocks is \(\)"),
+        ({"ages": (0.5, 0.5)}, r"refine\.ages is \(0\.5, 0\.5\): expected two different"),
+        ({"span": 0.0}, r"refine\.span is 0\.0"),
+        ({"steps": 0}, r"refine\.steps is 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RefineConfig(**settings)
