@@ -1,8 +1,10 @@
 """What the benchmark programs share: where results go and what they say of their making."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 
 from dim.config import TrainConfig
 from dim.data.real import RealData
-from dim.io import write_json
+from dim.evaluate import Score
+from dim.io import digest, read_json, write_json
 from dim.provenance import hardware, versions
 from dim.run import CHECKPOINT, RUN, run_description
 
@@ -38,6 +41,36 @@ def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, devi
     out.mkdir(parents=True)
     shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
     write_json(out / RUN, run_description(config, data.spec, device))
+
+
+class Rows:
+    """Rows of a table, each kept in a folder when it is made, and found there when the same is asked for again.
+
+    Args:
+        folder: where.
+        asked: what all rows depend on.
+    """
+
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+        self.made: list[dict[str, Any]] = []
+        self._folder, self._asked = folder, asked
+
+    def add(self, name: str, make: Callable[[], dict[str, Any]], **facts: Any) -> None:
+        """Make a row, or find it made for the same facts; keep and print it."""
+        key = digest({}, json.dumps({"name": name, "asked": self._asked, **facts}))
+        path = self._folder / f"{key}.json"
+        if not path.is_file():
+            write_json(path, {"name": name, **facts, **make()})
+        row = read_json(path)
+        self.made.append(row)
+        parts = [f"{metric} {value:.3g}" for metric, value in row.get("coverage", {}).get("metrics", {}).items()]
+        parts += [f"{score['track']} {score['ipc']}: {score['mean']:.1f} ± {score['std']:.1f}" for score in row.get("scores", [])]
+        print(f"{name}: {', '.join(parts)}", flush=True)
+
+
+def scores_of(scores: Iterable[Score]) -> dict[str, Any]:
+    """As a row holds them."""
+    return {"scores": [score.to_dict() for score in scores]}
 
 
 def save(name: str, content: dict[str, Any], device: torch.device | str) -> Path:

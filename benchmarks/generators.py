@@ -11,28 +11,26 @@ with the matching of `fashion-gan-small` in its place; that one, and the one wit
 
 import dataclasses
 import functools
-import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from common import RESULTS, begin_from, changed, save
+from common import RESULTS, Rows, begin_from, changed, save, scores_of
 
 from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig, load_recipe
 from dim.coverage import Coverage
 from dim.data.real import RealData, load_data
-from dim.evaluate import Evaluator, Score
+from dim.evaluate import Evaluator
 from dim.fit import fit, make_accelerator, sample_grid
 from dim.grid import save_png
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
-from dim.io import digest, read_json, write_json
+from dim.io import read_json, write_json
 from dim.nets.generators import Generator
 from dim.run import RUN, read_metrics
 from dim.sampler import sample_set, stored_bytes
@@ -148,23 +146,11 @@ class Suite:
 
     def __init__(self, arguments: Arguments, data: RealData, base: TrainConfig, device: torch.device) -> None:
         self.arguments, self.device = arguments, device
-        self.rows: list[dict[str, Any]] = []
+        asked = {key: getattr(arguments, key) for key in ("students", "seeds", "samples", "split", "ipc", "fixed_ipc")}
+        self.rows = Rows(Path(arguments.out) / "rows", asked)
         protocol = dataclasses.replace(base.protocol, students=arguments.students)
         self.evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split=arguments.split)
         self.coverage = Coverage(data, samples=arguments.samples)
-
-    def add(self, name: str, make: Callable[[], dict[str, Any]], **facts: Any) -> None:
-        """Make a row, or find it made for the same run and the same arguments; keep and print it."""
-        asked = {key: getattr(self.arguments, key) for key in ("students", "seeds", "samples", "split", "ipc", "fixed_ipc")}
-        key = digest({}, json.dumps({"name": name, "asked": asked, **facts}))
-        path = Path(self.arguments.out) / "rows" / f"{key}.json"
-        if not path.is_file():
-            write_json(path, {"name": name, **facts, **make()})
-        row = read_json(path)
-        self.rows.append(row)
-        parts = [f"{metric} {value:.3g}" for metric, value in row.get("coverage", {}).get("metrics", {}).items()]
-        parts += [f"{score['track']} {score['ipc']}: {score['mean']:.1f} ± {score['std']:.1f}" for score in row.get("scores", [])]
-        print(f"{name}: {', '.join(parts)}", flush=True)
 
     def score(self, generator: Generator, name: str, ipc: tuple[int, ...]) -> dict[str, Any]:
         """Score one generator."""
@@ -192,19 +178,14 @@ class Suite:
                 generator.configure(steps=steps)
                 label += f", {steps} steps"
             ipc = self.arguments.ipc if compared else self.arguments.ipc[:1]
-            self.add(label, functools.partial(self.score, generator, label, ipc), **facts)
+            self.rows.add(label, functools.partial(self.score, generator, label, ipc), **facts)
 
     def controls(self) -> None:
         """Random real images, real data at the same steps, and real images that were never trained on."""
         fixed, stream = self.arguments.fixed_ipc, self.arguments.ipc
-        self.add("real, held out", lambda: {"coverage": self.coverage.held_out().to_dict()})
-        self.add("random real", lambda: scores_of(score for n in fixed for score in self.evaluator.random_real(n)))
-        self.add("oracle", lambda: scores_of(score for n in stream for score in self.evaluator.oracle(n)))
-
-
-def scores_of(scores: Iterable[Score]) -> dict[str, Any]:
-    """As a row holds them."""
-    return {"scores": [score.to_dict() for score in scores]}
+        self.rows.add("real, held out", lambda: {"coverage": self.coverage.held_out().to_dict()})
+        self.rows.add("random real", lambda: scores_of(score for n in fixed for score in self.evaluator.random_real(n)))
+        self.rows.add("oracle", lambda: scores_of(score for n in stream for score in self.evaluator.oracle(n)))
 
 
 def main(arguments: Arguments) -> None:
@@ -235,8 +216,8 @@ def main(arguments: Arguments) -> None:
         save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(load_generator(runs["matched"], device)))
     if arguments.only_train:
         return
-    content = {"minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads(), "rows": suite.rows}
-    print(save(arguments.name, content, device))
+    about = {"minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads()}
+    print(save(arguments.name, {**about, "rows": suite.rows.made}, device))
 
 
 if __name__ == "__main__":
