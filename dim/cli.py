@@ -101,9 +101,9 @@ class SampleArguments:
     """Only these classes, by number or name."""
     seed: int = 0
     """Another seed gives another set."""
-    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet"] = "imagefolder"
+    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents"] = "imagefolder"
     """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
-    `export`."""
+    `export`; latents: the generator and a latent per image, which a large set needs less room for."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """How images are made."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
@@ -297,10 +297,12 @@ def sample(arguments: Sequence[str]) -> None:
         refinement = {"refinement": parsed.refine, "experts": parsed.teacher.folder}
         policy = Policy(parsed.policy, teacher=teacher, data=real, features=features, **refinement)
         ranking = policy.rank(generator, seed=parsed.seed, ipc=parsed.ipc or max(size["counts"].values()))
-    result = sample_set_together(generator, **size, seed=parsed.seed, ranking=ranking, batch_size=parsed.batch_size)
+    held = parsed.format == "latents"
+    drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
+    result = sample_set_together(generator, **size, **drawing)
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
-        result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
+        result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
         print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
     leave_together()
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict
 from dim.errors import InputError
 from dim.fit import sample_grid
 from dim.grid import save_png
 from dim.io import atomic_folder
 from dim.nets.generators import Generator
-from dim.nets.generators.storage import FILE_NAME, load_generator_file, save_generator_file
+from dim.nets.generators.storage import FILE_NAME, load_generator_file, save_again
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Generator:
@@ -58,18 +57,9 @@ def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool
     Raises:
         InputError: if the folder holds something, or the generator was not loaded by `load_generator`.
     """
-    info = getattr(generator, "info", None)
-    if info is None:
-        raise InputError("this generator does not say how it was made: load it with dim.load_generator before exporting it")
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        save_generator_file(
-            temporary / FILE_NAME,
-            generator,
-            config=from_dict(GeneratorConfig, info["generator"]),
-            data=from_dict(DataConfig, info["data"]),
-            protocol=from_dict(ProtocolConfig, info["protocol"]),
-            about=info["about"],
-        )
+        save_again(temporary / FILE_NAME, generator)
+        info = generator.info
         (temporary / "README.md").write_text(model_card(generator, info))
         save_png(temporary / "samples.png", sample_grid(generator))
     return Path(folder)

@@ -86,6 +86,7 @@ def sample_set(
     classes: Sequence[int] | None = None,
     seed: int = 0,
     ranking: Ranked | None = None,
+    latents: bool = False,
     batch_size: int = 2048,
     rank: int = 0,
     world: int = 1,
@@ -98,6 +99,7 @@ def sample_set(
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
         ranking: take images in this order, made for the same generator and seed (`dim.policies`). Default: 0, 1, 2, ...
+        latents: hold a latent per image too, so that the set can be stored as those and the generator.
         batch_size: images generated at a time; it bounds memory and changes nothing else.
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
@@ -108,17 +110,20 @@ def sample_set(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: expected 1 or more")
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
-    latents = None
+    moved, places = None, indices
     if ranking is not None:
         ranking.require(int(indices.max()) + 1)
-        latents = ranking.latents_of(labels, indices)
+        moved = ranking.latents_of(labels, indices)
         indices = ranking.numbers_of(labels, indices)
+    if latents:
+        moved = generator.latents(labels, indices, seed=seed).cpu() if moved is None else moved
+        indices = places  # an image's place in its class is all that is known when the set is read again
     labels, indices = labels[rank::world], indices[rank::world]
-    latents = None if latents is None else latents[rank::world]
+    moved = None if moved is None else moved[rank::world]
     started = time.perf_counter()
     parts = []
     for some in torch.arange(len(labels)).split(batch_size):
-        own = None if latents is None else latents[some]
+        own = None if moved is None else moved[some]
         parts.append(to_uint8(generator.images(labels[some], indices[some], seed=seed, latents=own)).cpu())
     origin = getattr(generator, "info", {})
     info = {
@@ -132,7 +137,7 @@ def sample_set(
         "seconds": round(time.perf_counter() - started, 3),
         **({} if ranking is None else ranking.about),
     }
-    return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info)
+    return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info, latents=moved if latents else None)
 
 
 def stored_bytes(generator: Generator) -> int:
@@ -153,14 +158,19 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     own = sample_set(generator, **request_and_seed, rank=state.process_index, world=state.num_processes)
     if state.num_processes == 1:
         return own
-    parts = gather_object([(own.images, own.labels)])
+    parts = gather_object([(own.images, own.labels, own.latents)])
     if not state.is_main_process:
         return None
-    images = own.images.new_empty(sum(len(labels) for _, labels in parts), *own.images.shape[1:])
-    labels = own.labels.new_empty(len(images))
-    for rank, (some_images, some_labels) in enumerate(parts):
-        images[rank :: state.num_processes], labels[rank :: state.num_processes] = some_images, some_labels
-    return SyntheticSet(images, labels, own.spec, info=own.info)
+
+    def woven(shares: Sequence[Tensor]) -> Tensor:
+        whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+        for rank, share in enumerate(shares):
+            whole[rank :: state.num_processes] = share
+        return whole
+
+    images, labels, latents = zip(*parts, strict=True)
+    moved = None if own.latents is None else woven(latents)
+    return SyntheticSet(woven(images), woven(labels), own.spec, info=own.info, latents=moved)
 
 
 def leave_together() -> None:

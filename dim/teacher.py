@@ -109,7 +109,8 @@ def with_soft_labels(subject: SyntheticSet, teacher: Teacher) -> SyntheticSet:
     """The same images with a teacher's labels; the classes stay known."""
     images, _ = SyntheticSet(subject.images, subject.labels, subject.spec).tensors()
     info = {**subject.info, "teacher": teacher.name, "top_k": teacher.top_k}
-    return SyntheticSet(subject.images, subject.labels, subject.spec, soft=teacher.labels(images), info=info)
+    soft = teacher.labels(images)
+    return SyntheticSet(subject.images, subject.labels, subject.spec, soft=soft, info=info, latents=subject.latents)
 
 
 def load_teacher(

@@ -10,6 +10,7 @@ import torch
 
 import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generators import build_generator
 from dim.nets.generators.storage import save_generator_file
@@ -196,3 +197,41 @@ def test_impossible_requests_are_refused(generator, settings, message):
 def test_an_impossible_batch_size_is_refused(generator):
     with pytest.raises(InputError, match="batch_size is 0"):
         sample_set(generator, ipc=1, batch_size=0)
+
+
+def test_a_set_is_stored_as_latents_and_generator(saved, tmp_path):
+    """Read again, it has the same images bit by bit, also from a part of them; its bytes are those of what is stored."""
+    generator = dim.load_generator(saved)
+    subject = sample_set(generator, ipc=7, seed=3, latents=True)
+    folder = subject.save(tmp_path / "set", "latents", generator=generator)
+    assert sorted(path.name for path in folder.iterdir()) == ["data.safetensors", "generator.safetensors", "set.json"]
+    again = dim.load_set(folder)
+    assert torch.equal(again.images, subject.images)
+    assert torch.equal(again.labels, subject.labels)
+    assert again.bytes_stored() == {"generator": stored_bytes(generator), "latents": 70 * 6 * 4, "labels": 70}
+    assert torch.equal(sample_set(generator, ipc=3, seed=3, latents=True).images, again.images[:30])
+    plain = sample_set(generator, ipc=7, seed=3)
+    assert plain.latents is None
+    assert (plain.images.int() - again.images.int()).abs().max() <= 1, "other rows of a block round differently, and no more"
+    images_only = dim.load_set(again.save(tmp_path / "images", "npz"))
+    assert images_only.latents is None
+    assert torch.equal(images_only.images, again.images)
+    halves = [sample_set(generator, ipc=7, seed=3, latents=True, rank=rank, world=2) for rank in (0, 1)]
+    assert all(torch.equal(half.latents, subject.latents[rank::2]) for rank, half in enumerate(halves))
+    soft = SyntheticSet(subject.images, subject.labels, subject.spec, soft=torch.eye(10)[subject.labels], latents=subject.latents)
+    again = dim.load_set(soft.save(tmp_path / "soft", "latents", generator=generator))
+    assert torch.equal(again.soft, soft.soft)
+
+
+def test_latents_that_cannot_be_stored_are_refused(generator, saved, tmp_path):
+    subject = sample_set(generator, ipc=1, latents=True)
+    for item, given, message in (
+        (subject, None, "no generator was given"),
+        (sample_set(generator, ipc=1), generator, "this set holds no latents"),
+        (subject, generator, "does not say how it was made"),
+    ):
+        with pytest.raises(InputError, match=message):
+            item.save(tmp_path / "set", "latents", generator=given)
+    assert not (tmp_path / "set").exists()
+    with pytest.raises(InputError, match=r"latents have shape \(3, 2\): expected \(10, Z\)"):
+        SyntheticSet(subject.images, subject.labels, SPEC, latents=torch.zeros(3, 2))

@@ -1,10 +1,11 @@
-"""Synthetic sets on disk: a folder with `set.json` and the images in one of five formats.
+"""Synthetic sets on disk: a folder with `set.json` and the images in one of six formats.
 
 - imagefolder: `<class>/<number>.png` and `metadata.jsonl`; torchvision's ImageFolder and the `datasets` library read it.
 - safetensors: `data.safetensors` with images, labels and soft labels.
 - npz: `data.npz` with the same arrays, for NumPy.
 - webdataset: `data-000000.tar`, ... with a PNG, its label and its soft labels per image; parquet: `data.parquet` as the
   `datasets` library writes and reads it. Writing either, and reading the second, needs the extra `export`.
+- latents: `data.safetensors` with latents, labels and soft labels, and `generator.safetensors`, which makes the images.
 """
 
 import importlib
@@ -25,9 +26,11 @@ from torch import Tensor
 
 from dim.errors import InputError, nearest
 from dim.io import atomic_folder, digest, load_tensors, read_json, save_tensors, write_json
+from dim.nets.generators.base import Generator
+from dim.nets.generators.storage import FILE_NAME, save_again
 from dim.spec import DataSpec
 
-FORMATS = ("imagefolder", "safetensors", "npz", "webdataset", "parquet")
+FORMATS = ("imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents")
 _EIGHT_BITS = ("imagefolder", "webdataset", "parquet")
 _SHARD = 10_000  # images in a tar file
 DESCRIPTION = "set.json"
@@ -42,6 +45,7 @@ def write_folder(
     format: str,
     *,
     overwrite: bool = False,
+    generator: Generator | None = None,
 ) -> Path:
     """Write a set; see `SyntheticSet.save`."""
     if format not in FORMATS:
@@ -52,8 +56,10 @@ def write_folder(
     with atomic_folder(path, overwrite=overwrite) as folder:
         if format == "imagefolder":
             _write_images(folder, content, spec)
-        elif format == "safetensors":
+        elif format in ("safetensors", "latents"):
             save_tensors(folder / "data.safetensors", content, {"kind": "set-data"})
+            if format == "latents":
+                save_again(folder / FILE_NAME, generator)
         elif format == "webdataset":
             _write_webdataset(folder, content)
         elif format == "parquet":
@@ -104,7 +110,7 @@ def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str
     spec = DataSpec.from_dict(description["spec"])
     if description["storage"] == "imagefolder":
         content = _read_images(path, spec)
-    elif description["storage"] == "safetensors":
+    elif description["storage"] in ("safetensors", "latents"):
         content, _ = load_tensors(path / description.get("file", "data.safetensors"))
     elif description["storage"] == "webdataset":
         content = _read_webdataset(path, spec)

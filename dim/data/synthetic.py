@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 
 from dim.data.export import read_folder, write_folder
 from dim.errors import InputError
-from dim.spec import DataSpec, to_unit_range
+from dim.nets.generators.base import Generator, occurrence
+from dim.nets.generators.storage import FILE_NAME, load_generator_file
+from dim.spec import DataSpec, to_uint8, to_unit_range
 
 
 class SyntheticSet(Dataset):
@@ -26,6 +28,8 @@ class SyntheticSet(Dataset):
         soft: float32 (N, classes) target probabilities or None; then items give these in place of the label.
         info: JSON about its making: method, seed, generator, protocol, ...
         transform: applied to an item's image.
+        latents: float32 (N, Z), from which the generator in `info` makes the images (see `rendered`), or None. Then it counts as
+            stored in that form.
 
     Raises:
         InputError: if shapes disagree or a label is out of range.
@@ -40,6 +44,7 @@ class SyntheticSet(Dataset):
         soft: Tensor | None = None,
         info: Mapping[str, Any] | None = None,
         transform: Callable[[Tensor], Any] | None = None,
+        latents: Tensor | None = None,
     ) -> None:
         if tuple(images.shape[1:]) != spec.image_shape or len(images) == 0:
             raise InputError(f"images have shape {tuple(images.shape)}: expected (N, {', '.join(map(str, spec.image_shape))})")
@@ -50,7 +55,10 @@ class SyntheticSet(Dataset):
         if soft is not None and soft.shape != (len(images), spec.num_classes):
             raise InputError(f"soft labels have shape {tuple(soft.shape)}: expected ({len(images)}, {spec.num_classes})")
         self.images, self.labels, self.soft = images.cpu(), labels.long().cpu(), None if soft is None else soft.float().cpu()
+        if latents is not None and (latents.ndim != 2 or len(latents) != len(images)):
+            raise InputError(f"latents have shape {tuple(latents.shape)}: expected ({len(images)}, Z)")
         self.spec, self.info, self.transform = spec, dict(info or {}), transform
+        self.latents = None if latents is None else latents.float().cpu()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,32 +82,53 @@ class SyntheticSet(Dataset):
         return int(counts[0]) if bool((counts == counts[0]).all()) else None
 
     def bytes_stored(self) -> dict[str, int]:
-        """Uncompressed bytes of images and labels.
+        """Uncompressed bytes of images and labels, or of latents, their generator, and labels.
 
         Hard labels count `DataSpec.label_bytes` each; soft labels four bytes per probability, and those of which only the k
         largest are kept (`info["top_k"]`) the class of each beside it.
         """
         label = self.spec.label_bytes if self.soft is None else self.spec.soft_label_bytes(self.info.get("top_k") or 0)
-        return {"images": self.images.numel() * self.images.element_size(), "labels": len(self) * label}
+        labels = {"labels": len(self) * label}
+        if self.latents is not None:
+            return {"generator": self.info["generator"]["bytes"], "latents": 4 * self.latents.numel()} | labels
+        return {"images": self.images.numel() * self.images.element_size()} | labels
 
     def content(self) -> dict[str, Tensor]:
-        """The stored tensors by name: images, labels, and soft labels if there are any."""
+        """The tensors by name: images, labels, and soft labels if there are any."""
         content = {"images": self.images, "labels": self.labels}
         return content if self.soft is None else {**content, "soft": self.soft}
 
-    def save(self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False) -> Path:
+    def save(
+        self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False, generator: Generator | None = None
+    ) -> Path:
         """Write a folder, atomically.
 
         Args:
             path: a folder that does not exist or is empty.
             format: imagefolder (PNG files in class folders, with metadata.jsonl), safetensors, npz, or, with the extra
-                `export`, webdataset or parquet.
+                `export`, webdataset or parquet; latents: the generator, and a latent per image, for a set drawn so.
             overwrite: replace what is there.
+            generator: latents: the one that the set was drawn from, as `dim.load_generator` gave it.
 
         Raises:
             InputError: if the folder holds something, the format is unknown, or it cannot hold such images.
         """
-        return write_folder(path, self.content(), self.spec, self.info, format, overwrite=overwrite)
+        content = self.content()
+        if format == "latents":
+            if self.latents is None or generator is None:
+                missing = "no generator was given" if self.latents is not None else "this set holds no latents"
+                raise InputError(
+                    f"format is 'latents' and {missing}: draw a set with latents=True, and save it with its generator"
+                )
+            content["latents"] = self.latents
+            del content["images"]
+        return write_folder(path, content, self.spec, self.info, format, overwrite=overwrite, generator=generator)
+
+
+def rendered(generator: Generator, latents: Tensor, labels: Tensor) -> Tensor:
+    """Images of latents, 8 bits per channel, on the CPU: float (N, Z), int64 (N,) -> uint8 (N, C, H, W). Bit by bit the same for
+    the beginning of a set as for all of it, on one machine."""
+    return to_uint8(generator.images(labels, occurrence(labels), seed=0, latents=latents)).cpu()
 
 
 def load_set(path: Path | str) -> SyntheticSet:
@@ -109,4 +138,8 @@ def load_set(path: Path | str) -> SyntheticSet:
         InputError: if the folder is missing, is no set, or is damaged.
     """
     content, spec, info = read_folder(path)
-    return SyntheticSet(content["images"], content["labels"], spec, soft=content.get("soft"), info=info)
+    latents = content.get("latents")
+    if latents is not None:
+        generator = load_generator_file(Path(path) / FILE_NAME)
+        content["images"] = rendered(generator, latents, content["labels"])
+    return SyntheticSet(content["images"], content["labels"], spec, soft=content.get("soft"), info=info, latents=latents)

@@ -1,5 +1,6 @@
 """One self-describing file per generator: weights, architecture, data specification, and how it was made."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def save_generator_file(
         "versions": versions(),
     }
     save_tensors(path, generator.state_dict(), metadata)
+
+
+def save_again(path: Path | str, generator: Generator) -> None:
+    """Write a generator that was loaded from such a file, with the options that its sampler has now.
+
+    Raises:
+        InputError: if it was not loaded.
+    """
+    info = getattr(generator, "info", None)
+    if info is None:
+        raise InputError("this generator does not say how it was made: load it with dim.load_generator before writing it")
+    save_generator_file(
+        path,
+        generator,
+        config=dataclasses.replace(from_dict(GeneratorConfig, info["generator"]), **generator.sampler),
+        data=from_dict(DataConfig, info["data"]),
+        protocol=from_dict(ProtocolConfig, info["protocol"]),
+        about=info["about"],
+    )
 
 
 def _public(pretrained: str | None) -> str | None:
