@@ -1,0 +1,186 @@
+"""What a generator's sets gain by a policy and by soft labels, fixed and streamed, beside real images and distilled pixels.
+
+    python benchmarks/policies.py --generator RUN --experts STORE --data-root DIR [--out runs/policies]
+
+Every policy has a row per size with hard labels, and one with the experts' labels; random real images and coresets have the same.
+The stream rows are the generator with both kinds of labels, and the real data with both. The last rows are about storage: the
+refined set as generator, latents and labels, and pixels distilled by trajectory matching (a folder made by `dim distill`), each
+with its bytes. Every row says how many seconds its set took. A row that lies in --out is not made again.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from common import RESULTS, Rows, save, scores_of
+
+from dim.config import PolicyConfig, ProtocolConfig, RefineConfig, from_dict, to_dict
+from dim.data.real import RealData
+from dim.data.synthetic import SyntheticSet, load_set
+from dim.distill import set_grid
+from dim.evaluate import Evaluator, Score, identity, real_data_of
+from dim.features import trained_features
+from dim.grid import save_png
+from dim.host import keep_freed_memory
+from dim.hub import load_generator
+from dim.nets.generators import Generator
+from dim.policies import Policy
+from dim.sampler import sample_set
+from dim.teacher import Teacher, load_teacher, with_soft_labels
+
+POLICIES: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "plain": ((), None),
+    "filtered": (("filtered",), None),
+    "graded": (("graded",), None),
+    "matched": (("matched",), None),
+    "filtered+matched": (("filtered", "matched"), None),
+    "matched+refined by moments": (("matched", "refined"), "moments"),
+    "matched+refined by trajectory": (("matched", "refined"), "trajectory"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Compare policies."""
+
+    generator: str
+    """A run."""
+    experts: str
+    """Recorded experts: the teacher, and what refines."""
+    name: str = "policies-fashion"
+    """Of the result."""
+    data_root: str | None = None
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT."""
+    out: str = "runs/policies"
+    """Where rows are kept."""
+    policies: tuple[str, ...] = tuple(POLICIES)
+    """Which of them."""
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    """Refinement, but for what it is by."""
+    candidates: int = 200
+    """Images of a class that are ranked."""
+    temperature: float = 1.0
+    """Of the soft labels."""
+    students: tuple[str, ...] = ("convnet:width=64",)
+    """Architectures that are scored."""
+    ipc: tuple[int, ...] = (1, 10, 50)
+    """Images per class of the fixed rows."""
+    stream_ipc: tuple[int, ...] = (10,)
+    """Images per class of the stream rows."""
+    coresets: tuple[str, ...] = ("herding",)
+    """Beside random real images."""
+    pixels: tuple[str, ...] = ()
+    """Sets made by `dim distill`, for the rows about storage."""
+    seeds: int = 3
+    """Students per score."""
+    split: str = "test"
+    """Part of the data to score on; val while choosing settings."""
+
+
+class Suite:
+    """What all rows share."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
+        self.generator: Generator = load_generator(arguments.generator)
+        root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
+        self.data: RealData = real_data_of(self.generator.info, root, "cpu")
+        carried = from_dict(ProtocolConfig, self.generator.info["protocol"])
+        protocol = dataclasses.replace(carried, students=arguments.students)
+        self.evaluator = Evaluator(self.data, protocol, seeds=arguments.seeds, split=arguments.split)
+        self.teacher: Teacher = load_teacher(arguments.experts, self.data, temperature=arguments.temperature)
+        about = {"generator": identity(self.generator), "teacher": self.teacher.name, "protocol": to_dict(protocol)}
+        self.rows = Rows(Path(arguments.out), {**about, "seeds": arguments.seeds, "split": arguments.split})
+
+    def policy(self, name: str) -> tuple[Policy, dict[str, Any]]:
+        """A policy, and what a row says of it."""
+        steps, by = POLICIES[name]
+        config = PolicyConfig(steps=steps, candidates=self.arguments.candidates)
+        refinement = dataclasses.replace(self.arguments.refine, by=by or "trajectory")
+        features = trained_features(self.data) if "matched" in steps else None
+        given = {"teacher": self.teacher, "data": self.data, "features": features, "experts": self.arguments.experts}
+        facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if by else None}
+        return Policy(config, **given, refinement=refinement), facts
+
+    def fixed(self, name: str) -> None:
+        """Rows of a policy's sets, with hard and with soft labels."""
+        sets: dict[int, SyntheticSet] = {}
+
+        def drawn(ipc: int) -> SyntheticSet:
+            if ipc not in sets:
+                ranking = policy.rank(self.generator, ipc=ipc)
+                sets[ipc] = sample_set(self.generator, ipc=ipc, ranking=ranking, latents=ranking.latents is not None)
+                picture = RESULTS / f"{self.arguments.name}-{name.replace(' ', '-')}.png"
+                if ipc == 10 and ranking.latents is not None:
+                    save_png(picture, set_grid(sets[ipc]))
+            return sets[ipc]
+
+        policy, facts = self.policy(name)
+        for ipc in self.arguments.ipc:
+            for kind in ("hard", "soft"):
+
+                def make(ipc: int = ipc, kind: str = kind) -> dict[str, Any]:
+                    subject = drawn(ipc) if kind == "hard" else with_soft_labels(drawn(ipc), self.teacher)
+                    made = {"policy_seconds": subject.info.get("policy_seconds"), "bytes": subject.bytes_stored()}
+                    return {**made, **scores_of(self.evaluator.fixed(subject, name))}
+
+                self.rows.add(f"{name}, IPC {ipc}, {kind} labels", make, **facts)
+
+    def real(self) -> None:
+        """Controls with both kinds of labels."""
+        methods = ("random", *self.arguments.coresets)
+        for ipc in self.arguments.ipc:
+            for kind, teacher in (("hard", None), ("soft", self.teacher)):
+                for method in methods:
+
+                    def make(ipc: int = ipc, method: str = method, teacher: Teacher | None = teacher) -> dict[str, Any]:
+                        return scores_of(self.evaluator.coreset(ipc, method, teacher=teacher))
+
+                    self.rows.add(f"{method} real, IPC {ipc}, {kind} labels", make)
+
+    def streams(self) -> None:
+        """Generator and real data, each with both kinds of labels."""
+        for ipc in self.arguments.stream_ipc:
+            for kind, teacher in (("hard", None), ("soft", self.teacher)):
+
+                def generated(ipc: int = ipc, teacher: Teacher | None = teacher) -> dict[str, Any]:
+                    return scores_of(self.evaluator.stream(self.generator, ipc, teacher=teacher))
+
+                def oracle(ipc: int = ipc, teacher: Teacher | None = teacher) -> dict[str, Any]:
+                    return scores_of(self.evaluator.oracle(ipc, teacher=teacher))
+
+                self.rows.add(f"stream, IPC {ipc}, {kind} labels", generated)
+                self.rows.add(f"oracle, IPC {ipc}, {kind} labels", oracle)
+
+    def stored(self) -> None:
+        """Distilled pixels, with their bytes."""
+        for folder in self.arguments.pixels:
+            subject = load_set(folder)
+
+            def make(subject: SyntheticSet = subject) -> dict[str, Any]:
+                scores: Iterable[Score] = self.evaluator.fixed(subject, "pixels")
+                made = {"bytes": subject.bytes_stored(), "seconds": subject.info.get("seconds")}
+                return {**made, **scores_of(scores)}
+
+            self.rows.add(f"pixels of {Path(folder).name}", make, set=identity(subject), images=len(subject))
+
+
+def main(arguments: Arguments) -> None:
+    suite = Suite(arguments)
+    suite.real()
+    suite.streams()
+    for name in arguments.policies:
+        suite.fixed(name)
+    suite.stored()
+    about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}
+    print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.rows.made}, "cpu"))
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main(tyro.cli(Arguments))
