@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from dim.config import TrainConfig
 from dim.data.real import RealData
 from dim.evaluate import Score
+from dim.fit import fit
 from dim.io import digest, read_json, write_json
 from dim.provenance import hardware, versions
-from dim.run import CHECKPOINT, RUN, run_description
+from dim.run import CHECKPOINT, RUN, read_metrics, run_description
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -41,6 +43,26 @@ def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, devi
     out.mkdir(parents=True)
     shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
     write_json(out / RUN, run_description(config, data.spec, device))
+
+
+def epochs(steps: int, batch_size: int, data: RealData) -> float:
+    """Epochs that are this many steps."""
+    return steps * batch_size / len(data.train)
+
+
+def seconds_per_step(config: TrainConfig, data: RealData) -> tuple[float, float]:
+    """Wall time of a step of either stage, measured over a short run."""
+    one, two, skipped = 40, 24, 4
+    lengths = {
+        "stage_one": {"epochs": epochs(one, config.stage_one.batch_size, data)},
+        "stage_two": {"epochs": epochs(two, config.stage_two.batch_size, data)},
+        "fit": {"log_steps": skipped},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        run = fit(changed(config, lengths), data, Path(scratch) / "run")
+        at = {record["step"]: record["seconds"] for record in read_metrics(run) if "lr" in record}
+    first = (at[one] - at[skipped]) / (one - skipped)
+    return first, (at[one + two] - at[one + skipped]) / (two - skipped)
 
 
 class Rows:

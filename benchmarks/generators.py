@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import tyro
-from common import RESULTS, Rows, begin_from, changed, save, scores_of
+from common import RESULTS, Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
 
 from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig, load_recipe
 from dim.coverage import Coverage
@@ -32,7 +32,7 @@ from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
 from dim.nets.generators import Generator
-from dim.run import RUN, read_metrics
+from dim.run import RUN
 from dim.sampler import sample_set, stored_bytes
 
 FIRST, STAGE_ONE = "stage one alone", 0.8
@@ -82,26 +82,6 @@ class Arguments:
     """Part of the data to score on; val while choosing settings."""
     only_train: bool = False
     """Make the runs, and no scores."""
-
-
-def epochs(steps: int, batch_size: int, data: RealData) -> float:
-    """Epochs that are this many steps."""
-    return steps * batch_size / len(data.train)
-
-
-def seconds_per_step(config: TrainConfig, data: RealData) -> tuple[float, float]:
-    """Wall time of a step of either stage, measured over a short run."""
-    one, two, skipped = 40, 24, 4
-    lengths = {
-        "stage_one": {"epochs": epochs(one, config.stage_one.batch_size, data)},
-        "stage_two": {"epochs": epochs(two, config.stage_two.batch_size, data)},
-        "fit": {"log_steps": skipped},
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        run = fit(changed(config, lengths), data, Path(scratch) / "run")
-        at = {record["step"]: record["seconds"] for record in read_metrics(run) if "lr" in record}
-    first = (at[one] - at[skipped]) / (one - skipped)
-    return first, (at[one + two] - at[one + skipped]) / (two - skipped)
 
 
 def steps_within(minutes: float, stage: int, config: TrainConfig, data: RealData, path: Path) -> int:
