@@ -387,7 +387,8 @@ def require_same_data(subject: DataSpec, data: DataSpec) -> None:
 
 
 def production_seconds(subject: SyntheticSet | Generator) -> float | None:
-    """Seconds it took to make a set or a generator: training or distillation, and for a set drawn from a generator the drawing.
+    """Seconds it took to make a set or a generator: training or distillation, and for a set drawn from a generator its policy and
+    the drawing.
 
     What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
     """
@@ -395,7 +396,7 @@ def production_seconds(subject: SyntheticSet | Generator) -> float | None:
         return getattr(subject, "info", {}).get("about", {}).get("seconds")
     parts = [subject.info.get("seconds")]
     if subject.info.get("method") == "generator":
-        parts.append(subject.info.get("generator", {}).get("seconds"))
+        parts += [subject.info.get("generator", {}).get("seconds"), subject.info.get("policy_seconds", 0.0)]
     return None if None in parts else sum(parts)
 
 

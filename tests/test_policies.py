@@ -7,6 +7,7 @@ import dim
 from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig, RefineConfig
 from dim.coreset import herding
 from dim.errors import InputError
+from dim.evaluate import production_seconds
 from dim.features import trained_features
 from dim.nets.generators import build_generator
 from dim.policies import Policy, filtered, graded
@@ -87,6 +88,8 @@ def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, f
     assert large.info["policy"] == "+".join(steps)
     assert large.info["policy_settings"]["candidates"] == 20
     assert large.info["policy_seconds"] >= 0
+    large.info["generator"]["seconds"] = 100.0
+    assert production_seconds(large) == 100.0 + large.info["policy_seconds"] + large.info["seconds"]
     assert not torch.equal(large.images, plain.images[:60])
 
 
