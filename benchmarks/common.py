@@ -15,8 +15,9 @@ from dim.config import TrainConfig
 from dim.data.real import RealData
 from dim.evaluate import Score
 from dim.fit import fit
-from dim.io import digest, read_json, write_json
+from dim.io import atomic_folder, digest, read_json, write_json
 from dim.provenance import hardware, versions
+from dim.report import format_accuracy
 from dim.run import CHECKPOINT, RUN, read_metrics, run_description
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,9 +41,9 @@ def changed(config: TrainConfig, changes: dict[str, dict[str, Any]]) -> TrainCon
 
 def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, device: torch.device) -> None:
     """Make a run folder that resumes where the run in `first` ended, with other settings for what follows."""
-    out.mkdir(parents=True)
-    shutil.copy(first / CHECKPOINT, out / CHECKPOINT)
-    write_json(out / RUN, run_description(config, data.spec, device))
+    with atomic_folder(out) as folder:
+        shutil.copy(first / CHECKPOINT, folder / CHECKPOINT)
+        write_json(folder / RUN, run_description(config, data.spec, device))
 
 
 def epochs(steps: int, batch_size: int, data: RealData) -> float:
@@ -86,7 +87,7 @@ class Rows:
         row = read_json(path)
         self.made.append(row)
         parts = [f"{metric} {value:.3g}" for metric, value in row.get("coverage", {}).get("metrics", {}).items()]
-        parts += [f"{score['track']} {score['ipc']}: {score['mean']:.1f} ± {score['std']:.1f}" for score in row.get("scores", [])]
+        parts += [f"{score.track} {score.ipc}: {format_accuracy(score)}" for score in map(Score.from_dict, row.get("scores", []))]
         print(f"{name}: {', '.join(parts)}", flush=True)
 
 

@@ -134,9 +134,11 @@ class Suite:
 
     def score(self, generator: Generator, name: str, ipc: tuple[int, ...]) -> dict[str, Any]:
         """Score one generator."""
+        about = generator.info["about"]
         scores = [score for n in self.arguments.fixed_ipc for score in self.evaluator.fixed(sample_set(generator, ipc=n), name)]
         scores += [score for n in ipc for score in self.evaluator.stream(generator, n, name)]
         return {
+            "seconds": about["seconds"],
             "coverage": self.coverage.score(generator, name).to_dict(),
             "bytes": stored_bytes(generator),
             "parameters": sum(parameter.numel() for parameter in generator.parameters()),
@@ -151,7 +153,7 @@ class Suite:
         generator = load_generator(run, self.device)
         about, config = generator.info["about"], read_json(run / RUN)["config"]
         config["data"]["root"] = None
-        facts = {"variant": variant, "seconds": about["seconds"], "steps": about["step"], "config": config}
+        facts = {"variant": variant, "steps": about["step"], "config": config}
         for steps in self.arguments.steps if generator.sampler and compared else self.arguments.steps[:1]:
             label = f"{name}, {variant}"
             if generator.sampler:

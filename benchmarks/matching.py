@@ -26,29 +26,37 @@ from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
 from dim.nets.generators import Generator
-from dim.run import CHECKPOINT, RUN, read_run
+from dim.run import RUN, read_run
 from dim.sampler import sample_set
 
 FAITHFUL = {"source": "fresh", "images": "real", "upkeep_steps": 16, "upkeep_every": 1}
 EXPERTS = {"source": "experts", "images": "real"}
+REAL = {"source": "persistent", "images": "real"}
+GENERATED = {"source": "persistent", "images": "generated"}
+MEANS = {"distance": "means", "outputs": "logits"}
+PATHS = {"weight": 1.0, "every": 2}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no matching": {"matching": {"weight": 0.0}},
     "published: fresh pool, 16 upkeep steps, pairs, weight 0.01": {
         "pool": FAITHFUL,
-        "matching": {"distance": "pairs", "weight": 0.01},
+        "matching": {"distance": "pairs", "outputs": "logits", "weight": 0.01},
     },
-    "fresh pool, 16 upkeep steps": {"pool": FAITHFUL},
-    "own pool of real images": {"pool": {"images": "real"}},
-    "own pool of generated images": {"pool": {"images": "generated"}},
-    "expert pool": {"pool": EXPERTS},
-    "expert pool, 4 together": {"pool": {**EXPERTS, "together": 4}},
-    "own pool of generated images, pairs": {"matching": {"distance": "pairs"}},
-    "own pool of generated images, means of features": {"matching": {"outputs": "features"}},
-    "own pool of generated images, moments": {"matching": {"distance": "moments"}},
-    "own pool of generated images, kernel": {"matching": {"distance": "kernel"}},
-    "own pool of generated images, characteristic": {"matching": {"distance": "characteristic"}},
-    "trajectories, no pool": {"matching": {"weight": 0.0}, "path_matching": {"weight": 1.0, "every": 2}},
-    "own pool of generated images, and trajectories": {"path_matching": {"weight": 1.0, "every": 2}},
+    "fresh pool, 16 upkeep steps": {"pool": FAITHFUL, "matching": MEANS},
+    "own pool of real images": {"pool": REAL, "matching": MEANS},
+    "own pool of generated images": {"pool": GENERATED, "matching": MEANS},
+    "expert pool": {"pool": EXPERTS, "matching": MEANS},
+    "expert pool, 4 together": {"pool": {**EXPERTS, "together": 4}, "matching": MEANS},
+    **{
+        f"own pool of generated images, {distance} of {outputs}": {
+            "pool": GENERATED,
+            "matching": {"distance": distance, "outputs": outputs},
+        }
+        for distance in ("pairs", "means", "moments", "kernel", "characteristic")
+        for outputs in ("logits", "features")
+        if (distance, outputs) != ("means", "logits")
+    },
+    "trajectories, no pool": {"matching": {"weight": 0.0}, "path_matching": PATHS},
+    "own pool of generated images, and trajectories": {"pool": GENERATED, "matching": MEANS, "path_matching": PATHS},
 }
 
 
@@ -119,7 +127,7 @@ def main(arguments: Arguments) -> None:
         steps = round(60 * arguments.minutes / seconds)
         config = changed(config, {"stage_two": {"epochs": epochs(steps, config.stage_two.batch_size, data)}})
         run = folder / "run"
-        if not (run / CHECKPOINT).is_file():
+        if not run.exists():
             begin_from(Path(arguments.first), config, data, run, accelerator.device)
         fit(config, data, run, resume=True)
         generator = load_generator(run, accelerator.device)

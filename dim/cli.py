@@ -103,7 +103,7 @@ class SampleArguments:
     """Another seed gives another set."""
     format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents"] = "imagefolder"
     """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
-    `export`; latents: the generator and a latent per image, which a large set needs less room for."""
+    `export`; latents: the generator and a latent per image, which are fewer numbers than pixels (not of `diffusion`)."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """How images are made."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
@@ -274,7 +274,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     from dim.hub import load_generator
     from dim.io import require_free
-    from dim.sampler import leave_together, request, sample_set_together
+    from dim.sampler import leave_together, made_once, request, sample_set_together
     from dim.teacher import with_soft_labels
 
     require_free(parsed.out, overwrite=parsed.overwrite)
@@ -296,7 +296,8 @@ def sample(arguments: Sequence[str]) -> None:
         real = data if {"matched", "refined"} & set(parsed.policy.steps) else None
         refinement = {"refinement": parsed.refine, "experts": parsed.teacher.folder}
         policy = Policy(parsed.policy, teacher=teacher, data=real, features=features, **refinement)
-        ranking = policy.rank(generator, seed=parsed.seed, ipc=parsed.ipc or max(size["counts"].values()))
+        ipc = parsed.ipc or max(size["counts"].values())
+        ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
     held = parsed.format == "latents"
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
     result = sample_set_together(generator, **size, **drawing)
@@ -706,7 +707,7 @@ def _load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments)
     subjects: dict[str, Any] = {}
     for name in names:
         if (Path(name) / DESCRIPTION).is_file():
-            subjects[name] = load_set(name)
+            subjects[name] = load_set(name, device)
         else:
             subjects[name] = load_generator(name, device).configure(**sampler.given())
     return subjects

@@ -237,7 +237,7 @@ class MatchingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """The pool of models whose logits are matched, and how it is kept up on real data."""
+    """The pool of models whose logits are matched, and how it is kept up."""
 
     source: Literal["persistent", "fresh", "experts"] = "persistent"
     """`persistent`: members of many ages live through the stage and take turns. `fresh`: published; one new model per epoch,
@@ -264,7 +264,7 @@ class PoolConfig:
     members: int = 10
     """Persistent: number of models alive; architectures are dealt out in turn."""
     upkeep_steps: int = 1
-    """SGD steps on real data per upkeep. Published: 16."""
+    """SGD steps per upkeep. Published: 16."""
     upkeep_every: int = 2
     """Generator steps between two upkeeps of the drawn member. Published: 1."""
     max_age: int = 1000
@@ -515,7 +515,8 @@ class RefineConfig:
     lr: float = 0.05
     """Adam's learning rate, which falls to 0."""
     ages: tuple[float, float] = (0.0, 1.0)
-    """Youngest and oldest expert that is asked, or start point, as parts of the recorded path."""
+    """moments: youngest and oldest expert that is asked, as parts of the recorded path. trajectory: first and last start
+    point, as parts of what is left of the path before the last target."""
     real: int = 32
     """moments: real images of every class per update."""
     student_steps: int = 20

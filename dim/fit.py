@@ -197,7 +197,8 @@ class Trainer:
         self.path_matching: PathMatching | None = None
         if config.path_matching.weight > 0:
             first = self.stages[1].start
-            self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, device=device)
+            place = {"device": device, "rank": accelerator.process_index}
+            self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, **place)
         check_protocol(config.protocol, spec)
         if held:
             self._load(*held)
@@ -324,6 +325,7 @@ class Trainer:
                     if config.pool.images == "generated":
                         with torch.no_grad():
                             images = self._generate(classes, "pool-latent", step, part).float()
+                        torch.clear_autocast_cache()  # its casts of the weights have no gradient
                     losses["pool"] = self.pool.advance(images, classes, step, part)
             if self.flow is not None:
                 losses |= self.flow.regress(self.generator, real, labels, step=step)

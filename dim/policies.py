@@ -8,6 +8,9 @@ another; each takes what the one before left, in its order:
 - `graded`: easy ones first and harder ones later, so that small sets are easy and large ones hold hard images too.
 - `matched`: the group of every size whose feature statistics are nearest to those of the real class, greedily (herding).
 - `refined`: comes last; the latents of what was taken are moved (`dim.refine`), block by block, so that sets stay nested.
+
+A refinement is repeated bit by bit on one CPU with one number of threads. A GPU's differs a little from one run to the next, so
+there a smaller set is the beginning of a larger one only where both are drawn from one ranking.
 """
 
 import time
@@ -25,6 +28,7 @@ from dim.features import Features
 from dim.nets.generators import Generator
 from dim.refine import build_objective, refine
 from dim.teacher import Teacher
+from dim.trajectory.store import open_experts_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Ranking:
     """The policy, what it was given, and the seconds that it took."""
     latents: Tensor | None = None
     """float32 (classes, n, Z): in place of the latents that those images have."""
+    refined: int | None = None
+    """Images per class up to which latents are final; None: all are."""
 
     def require(self, ipc: int) -> None:
         """Raise InputError if a class has fewer than `ipc` candidates left."""
@@ -44,6 +50,8 @@ class Ranking:
         if ipc > fewest:
             left = f"the policy leaves {fewest} candidates of a class"
             raise InputError(f"ipc is {ipc} and {left}: raise --policy.candidates or --policy.keep")
+        if self.refined is not None and ipc > self.refined:
+            raise InputError(f"ipc is {ipc} and {self.refined} images of a class were refined: rank again with that ipc")
 
     def numbers_of(self, labels: Tensor, places: Tensor) -> Tensor:
         """Numbers of the generator's images that have these places in the rankings of their classes: int64 (B,), (B,) -> (B,)."""
@@ -80,9 +88,14 @@ class Policy:
     ) -> None:
         self.config, self.teacher, self.features = config, teacher, features
         self.refinement, self._experts, self._data = refinement or RefineConfig(), experts, data
-        if "refined" in config.steps and (experts is None or data is None):
-            raise InputError("policy 'refined' asks recorded experts: give --teacher.folder, made by 'dim experts', and the data")
+        self._mark = None
+        if "refined" in config.steps:
+            if experts is None or data is None:
+                remedy = "give --teacher.folder, made by 'dim experts', and the data"
+                raise InputError(f"policy 'refined' asks recorded experts: {remedy}")
+            self._mark = open_experts_of(experts, data.spec)[0].digest()
         self._asks = bool({"filtered", "graded"} & set(config.steps))
+        self._looks = self._asks or "matched" in config.steps
         if self._asks and teacher is None:
             raise InputError(f"policy {'+'.join(config.steps)} asks a teacher: give --teacher.folder")
         if "matched" in config.steps:
@@ -108,7 +121,7 @@ class Policy:
         count, numbers = self.config.candidates, []
         for label in range(generator.spec.num_classes):
             labels, left = torch.full((count,), label), torch.arange(count)
-            images = generator.images(labels, left, seed=seed)
+            images = generator.images(labels, left, seed=seed) if self._looks else None
             sure = self.teacher.confidence(images, labels).cpu() if self._asks else None
             for name in self.config.steps:
                 if name == "filtered":
@@ -122,20 +135,26 @@ class Policy:
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
         about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
         about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
-        latents = None
+        ranking = Ranking(tuple(numbers), about)
         if "refined" in self.config.steps:
-            latents = self._refined(generator, numbers, seed, ipc)
-            about |= {"refinement": to_dict(self.refinement)}
-        return Ranking(tuple(numbers), {**about, "policy_seconds": round(time.perf_counter() - started, 2)}, latents)
+            blocks = self.refinement.blocks
+            wanted = blocks[-1] if ipc is None else ipc
+            ranking.require(min(wanted, self.config.candidates) if ipc is None else ipc)
+            latents = self._refined(generator, numbers, seed, wanted)
+            about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
+            refined = next((end for end in blocks if end >= wanted), None)
+            ranking = Ranking(ranking.numbers, about, latents, None if refined == blocks[-1] else refined)
+        about["policy_seconds"] = round(time.perf_counter() - started, 2)
+        return ranking
 
-    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int | None) -> Tensor:
-        """Latents of all that was ranked, (classes, n, Z): the first ones moved."""
+    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int) -> Tensor:
+        """Latents of all that was ranked, (classes, n, Z): the first `ipc`, and the rest of their block, moved."""
         count = min(map(len, numbers))
         places = torch.stack([chosen[:count] for chosen in numbers])
         labels = torch.arange(len(numbers))[:, None].expand_as(places)
         latents = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1)
         purpose = build_objective(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
-        return refine(generator, latents, purpose, self.refinement, self.refinement.blocks[-1] if ipc is None else ipc).cpu()
+        return refine(generator, latents, purpose, self.refinement, ipc).cpu()
 
 
 def filtered(sure: Tensor, keep: float) -> Tensor:

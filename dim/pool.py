@@ -1,4 +1,4 @@
-"""ModelPool: the models whose logits are matched, and their upkeep on real data.
+"""ModelPool: the models whose logits are matched, and their upkeep on real or on generated images.
 
 The published pool makes a fresh model per epoch and trains it for 16 steps before every generator step, which is most of
 the run's time, and then throws it away. The persistent pool keeps members of several architectures and ages alive, takes
@@ -20,13 +20,10 @@ from dim import rng
 from dim.augment import Augment
 from dim.config import PoolConfig
 from dim.data.real import RealData
-from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.nets.students import Student, build_student, parse_student
 from dim.spec import DataSpec
-from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import paths_of
-from dim.trajectory.store import open_experts_of
+from dim.trajectory.experts import Experts
 
 
 class _Member:
@@ -61,11 +58,11 @@ class ModelPool(ABC):
 
     @abstractmethod
     def due(self, step: int) -> int:
-        """How many real batches `advance` wants at this step."""
+        """How many batches `advance` wants at this step."""
 
     @abstractmethod
     def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
-        """Upkeep on a real batch; returns the loss, a detached scalar on the device."""
+        """Upkeep on a batch, of real images or of generated ones; returns the loss, a detached scalar on the device."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -77,7 +74,7 @@ class ModelPool(ABC):
 
 
 class TrainedPool(ModelPool):
-    """A set of models in slots, trained on real data as the run goes on. Subclasses say which slot serves a step and when a slot
+    """A set of models in slots, trained as the run goes on. Subclasses say which slot serves a step and when a slot
     starts afresh.
 
     Args:
@@ -149,11 +146,11 @@ class TrainedPool(ModelPool):
         return (member.embed(images) if kind == "features" else member(images))[None]
 
     def due(self, step: int) -> int:
-        """How many real batches `advance` wants at this step."""
+        """How many batches `advance` wants at this step."""
         return self.config.upkeep_steps if (step - self._first_step) % self.config.upkeep_every == 0 else 0
 
     def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
-        """One SGD step of the member that serves `step`, on real data: cross-entropy of augmented images.
+        """One SGD step of the member that serves `step`: cross-entropy of augmented images.
 
         Args:
             images: float32 (B, C, H, W) in [-1, 1].
@@ -263,13 +260,9 @@ class ExpertPool(ModelPool):
     ) -> None:
         if config.experts is None:
             raise InputError("pool.source is 'experts' and pool.experts is not given: name a folder made by 'dim experts'")
-        store, recorded = open_experts_of(config.experts, data.spec)
-        self._whitening = Whitening.fit(data.train, data.spec, device=device) if recorded.zca else None
-        seen = data.spec if self._whitening is None else self._whitening.spec
-        self.network = FlatNetwork(recorded.student, seen, device)
-        self.paths = paths_of(store)
+        self.experts = Experts(config.experts, data, device)
+        self.network, self.paths = self.experts.network, self.experts.paths
         self.config, self._seed, self._first_step, self._steps = config, seed, first_step, max(1, steps)
-        self._digest = store.digest()
         self._serving: tuple[int, Tensor] | None = None
 
     def window(self, step: int) -> tuple[float, float]:
@@ -291,17 +284,14 @@ class ExpertPool(ModelPool):
             self._serving = (step, torch.stack(drawn).to(self.network.device))
         return self._serving[1]
 
-    def _seen(self, images: Tensor) -> Tensor:
-        return images if self._whitening is None else self._whitening.whiten(images)
-
     def draw(self, step: int) -> Callable[[Tensor], Tensor]:
         """See `ModelPool`: the first of the members that serve a step."""
         theta = self.thetas(step)[0]
-        return lambda images: self.network.logits(theta, self._seen(images))
+        return lambda images: self.network.logits(theta, self.experts.seen(images))
 
     def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
         """See `ModelPool`: all members in one batched computation."""
-        thetas, seen = self.thetas(step), self._seen(images)
+        thetas, seen = self.thetas(step), self.experts.seen(images)
         function = self.network.features if kind == "features" else self.network.logits
         return function(thetas[0], seen)[None] if len(thetas) == 1 else vmap(function, in_dims=(0, None))(thetas, seen)
 
@@ -315,16 +305,11 @@ class ExpertPool(ModelPool):
 
     def state(self) -> dict[str, Tensor]:
         """Which experts these are."""
-        return {"experts": torch.frombuffer(bytearray(bytes.fromhex(self._digest)), dtype=torch.uint8)}
+        return self.experts.state()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse other experts than the run began with, if it has had any.
-
-        Raises:
-            InputError: if they are others.
-        """
-        if tensors and bytes(tensors["experts"].cpu().tolist()).hex() != self._digest:
-            raise InputError(f"{self.config.experts} holds other experts than the run began with: resume with those")
+        """Refuse other experts than the run began with, if it has had any."""
+        self.experts.require_same(tensors)
 
 
 def build_pool(

@@ -10,6 +10,8 @@ nothing of latents:
   matching, Zhao & Bilen 2023, with trained networks of many ages in place of random ones).
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,10 @@ from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.generators import Generator
 from dim.objectives import Objective, add_gradient
+from dim.objectives.path import Seen
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pool import ModelPool, build_pool
-from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import paths_of
-from dim.trajectory.store import open_experts_of
+from dim.trajectory.experts import Experts
 
 
 class SetMoments:
@@ -61,30 +62,29 @@ class SetMoments:
         return {"moments": loss.detach()}
 
 
-def build_objective(config: RefineConfig, experts: str, data: RealData, *, seed: int, device: torch.device) -> Objective:
+def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> Objective:
     """The purpose that a configuration names.
 
     Args:
-        experts: folder made by `dim experts`.
+        folder: made by `dim experts`.
         data: the real data, natural images.
 
     Raises:
-        InputError: if the store is missing, damaged, unfinished, or of other data, or the window reaches beyond it.
+        InputError: if the store is missing, damaged, unfinished, or of other data, or shorter than a stretch.
     """
     if config.by == "moments":
-        pool = PoolConfig(source="experts", experts=experts, ages=config.ages, oldest_at_first=config.ages[1])
+        pool = PoolConfig(source="experts", experts=folder, ages=config.ages, oldest_at_first=config.ages[1])
         return SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed)
-    store, recorded = open_experts_of(experts, data.spec)
-    if recorded.zca:
-        raise InputError(f"{experts} holds experts of whitened images: expected ones of natural images to refine latents by")
-    paths = paths_of(store)
-    low, high = (age * (paths[0].last - config.span) for age in config.ages)
+    experts = Experts(folder, data, device)
+    if config.span >= experts.last:
+        raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
+    low, high = (age * (experts.last - config.span) for age in config.ages)
     settings = TrajectoryConfig(
         steps=config.student_steps, epochs=config.span, min_start=low, max_start=high, continuous=True, augment=config.augment
     )
     step_size = torch.tensor(config.step_size, device=device)
-    network = FlatNetwork(recorded.student, data.spec, device)
-    return TrajectoryMatching(paths, network, settings, LabelsConfig(), step_size=step_size, seed=seed)
+    following = TrajectoryMatching(experts.paths, experts.network, settings, LabelsConfig(), step_size=step_size, seed=seed)
+    return Seen(following, experts)
 
 
 def refine(generator: Generator, latents: Tensor, objective: Objective, config: RefineConfig, ipc: int) -> Tensor:
@@ -102,7 +102,7 @@ def refine(generator: Generator, latents: Tensor, objective: Objective, config: 
     """
     classes, count, _ = latents.shape
     device, result = generator.device, latents.float().clone().to(generator.device)
-    generator = generator.requires_grad_(False).eval()
+    generator = copy.deepcopy(generator).requires_grad_(False).eval()
     images = torch.empty(0, *generator.spec.image_shape, device=device)
     targets = torch.empty(0, dtype=torch.int64, device=device)
     begin = 0

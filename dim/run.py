@@ -142,7 +142,8 @@ def check_same_run(
     if run["spec"]["fingerprint"] != spec.fingerprint:
         before, now = run["spec"]["name"], spec.name
         raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
-    before, now = _flat(run["config"]), _flat(to_dict(config))
+    # A run of an earlier version lacks what has become an option since: it had the default.
+    before, now = _flat(to_dict(from_dict(type(config), run["config"]))), _flat(to_dict(config))
     for key in now:
         allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)
         if not allowed and _plain(before.get(key)) != _plain(now[key]):

@@ -5,8 +5,8 @@ which (class, index) pairs are wanted.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generators import Generator
 from dim.spec import DataSpec, to_uint8
+
+T = TypeVar("T")
 
 
 class Ranked(Protocol):
@@ -99,7 +101,8 @@ def sample_set(
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
         ranking: take images in this order, made for the same generator and seed (`dim.policies`). Default: 0, 1, 2, ...
-        latents: hold a latent per image too, so that the set can be stored as those and the generator.
+        latents: hold a latent per image too, so that the set can be stored as those and the generator. Without a ranking that
+            moves latents, images then differ from those of the plain set by rounding.
         batch_size: images generated at a time; it bounds memory and changes nothing else.
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
@@ -115,9 +118,10 @@ def sample_set(
         ranking.require(int(indices.max()) + 1)
         moved = ranking.latents_of(labels, indices)
         indices = ranking.numbers_of(labels, indices)
-    if latents:
-        moved = generator.latents(labels, indices, seed=seed).cpu() if moved is None else moved
-        indices = places  # an image's place in its class is all that is known when the set is read again
+    if latents and moved is None:
+        moved = generator.latents(labels, indices, seed=seed).cpu()
+    if moved is not None:
+        indices = places  # an image's place in its class is all that is known when latents are read again
     labels, indices = labels[rank::world], indices[rank::world]
     moved = None if moved is None else moved[rank::world]
     started = time.perf_counter()
@@ -171,6 +175,17 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     images, labels, latents = zip(*parts, strict=True)
     moved = None if own.latents is None else woven(latents)
     return SyntheticSet(woven(images), woven(labels), own.spec, info=own.info, latents=moved)
+
+
+def made_once(make: Callable[[], T]) -> T:
+    """What `make` gives in the main process of an `accelerate launch`, in all of them; in a single process, just that."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return make()
+    return broadcast_object_list([make() if state.is_main_process else None])[0]
 
 
 def leave_together() -> None:

@@ -11,16 +11,14 @@ from torch import Tensor
 from dim.config import PoolConfig, TrainConfig, from_dict
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
-from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import digest, load_tensors
 from dim.nets.students import Student
 from dim.pool import build_pool
 from dim.run import CHECKPOINT, RUN, read_run, unprefixed
 from dim.spec import DataSpec
-from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import paths_of
-from dim.trajectory.store import LAYOUT, open_experts_of
+from dim.trajectory.experts import Experts
+from dim.trajectory.store import LAYOUT
 
 _BLOCK = 100
 
@@ -140,37 +138,32 @@ def load_teacher(
     if (folder / LAYOUT).is_file():
         if not 0 <= age <= 1:
             raise InputError(f"age is {age}: expected a part of the recorded path in [0, 1]")
-        members, size, mark = _experts(folder, data, spec, age, device)
+        members, size, mark = _experts(folder, data, age, device)
         return Teacher(f"{len(members)} experts ({mark}) at {100 * age:g} % of their path", members, spec, bytes=size, **settings)
     if (folder / RUN).is_file():
         if age != 1:
             raise InputError(f"age is {age} and {folder} is a run, whose pool has the ages that it has: expected 1, or experts")
-        members = _pool(folder, spec, device)
+        members, images = _pool(folder, spec, device)
         mark = digest({f"{place}.{name}": value for place, net in enumerate(members) for name, value in net.state_dict().items()})
         size = sum(value.numel() * value.element_size() for net in members for value in net.state_dict().values())
-        return Teacher(f"pool of {len(members)} models ({mark[:8]})", members, spec, bytes=size, **settings)
+        name = f"pool of {len(members)} models of {images} images ({mark[:8]})"
+        return Teacher(name, members, spec, bytes=size, **settings)
     raise InputError(f"{folder} is no teacher: expected a folder made by 'dim experts', or a run made by 'dim train'")
 
 
-def _experts(
-    folder: Path, data: RealData | DataSpec, spec: DataSpec, age: float, device: torch.device | str
-) -> tuple[list[Member], int, str]:
-    store, recorded = open_experts_of(folder, spec)
-    whitening = None
-    if recorded.zca:
-        if isinstance(data, DataSpec):
-            raise InputError(f"{folder} holds experts of whitened images, and whitening needs the real data: give --data-root")
-        whitening = Whitening.fit(data.train, spec, device=device)
-    network = FlatNetwork(recorded.student, spec if whitening is None else whitening.spec, device)
+def _experts(folder: Path, data: RealData | DataSpec, age: float, device: torch.device | str) -> tuple[list[Member], int, str]:
+    experts = Experts(folder, data, device)
+    network = experts.network
 
     def member(theta: Tensor) -> Member:
-        return lambda images: network.logits(theta, images if whitening is None else whitening.whiten(images))
+        return lambda images: network.logits(theta, experts.seen(images))
 
-    members = [member(path.theta(age * path.last).to(device)) for path in paths_of(store)]
-    return members, 4 * network.size * len(members), store.digest()[:8]
+    members = [member(path.theta(age * path.last).to(device)) for path in experts.paths]
+    return members, 4 * network.size * len(members), experts.digest[:8]
 
 
-def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> list[Student]:
+def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> tuple[list[Student], str]:
+    """The members, and which images they were trained on."""
     run = read_run(folder)
     if run["spec"]["fingerprint"] != spec.fingerprint:
         there, here = run["spec"]["name"], spec.name
@@ -181,4 +174,4 @@ def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> list[Stud
     tensors, _ = load_tensors(folder / CHECKPOINT, device)
     pool = build_pool(config, RealData(spec, None, None, None), seed=0, device=device, steps_per_epoch=1)
     pool.load(unprefixed("pool", tensors))
-    return [pool.slots[slot].net for slot in sorted(pool.slots)]
+    return [pool.slots[slot].net for slot in sorted(pool.slots)], config.images

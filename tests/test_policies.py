@@ -138,7 +138,22 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
     assert large.info["refinement"]["by"] == by
 
 
-def test_refusals(generator, teacher, digits):
+def test_a_ranking_refined_for_few_images_is_refused_for_more(generator, digits_experts, digits):
+    refinement = RefineConfig(by="moments", blocks=(1, 3, 4), steps=1, real=2)
+    config = PolicyConfig(steps=("refined",), candidates=8)
+    policy = Policy(config, data=digits, refinement=refinement, experts=str(digits_experts))
+    ranking = policy.rank(generator, ipc=2)
+    assert len(sample_set(generator, ipc=3, ranking=ranking)) == 30
+    with pytest.raises(InputError, match="ipc is 4 and 3 images of a class were refined: rank again with that ipc"):
+        sample_set(generator, ipc=4, ranking=ranking)
+    assert len(sample_set(generator, ipc=8, ranking=policy.rank(generator))) == 80
+    with pytest.raises(InputError, match="ipc is 9 and the policy leaves 8 candidates"):
+        policy.rank(generator, ipc=9)
+
+
+def test_refusals(generator, teacher, digits, tmp_path):
+    with pytest.raises(InputError, match="holds no experts"):
+        Policy(PolicyConfig(steps=("refined",)), data=digits, experts=str(tmp_path))
     with pytest.raises(InputError, match=r"policy 'refined' asks recorded experts: give --teacher\.folder"):
         Policy(PolicyConfig(steps=("refined",)), teacher=teacher, data=digits)
     with pytest.raises(InputError, match=r"policy\.steps is \('refined', 'graded'\): expected 'refined' as the last"):

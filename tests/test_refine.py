@@ -126,12 +126,19 @@ def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
     assert loss(moved) < (0.9 if by == "moments" else 0.999) * loss(start)
 
 
-def test_refusals(digits_experts, record_digits, digits, tmp_path):
+@pytest.mark.parametrize("by", ["moments", "trajectory"])
+def test_experts_of_whitened_images_refine_too(by, generator, record_digits, digits, tmp_path):
+    store = record_digits(tmp_path / "zca", zca=True)
+    config = RefineConfig(by=by, blocks=(1,), steps=2, student_steps=2, span=0.5, real=4)
+    moved = refine(generator, latents(1), build_objective(config, str(store), digits, seed=0, device=CPU), config, ipc=1)
+    assert (moved != latents(1)).flatten(1).any(1).sum() >= 8, "an image without a gradient stays"
+
+
+def test_refusals(digits_experts, digits, tmp_path):
     with pytest.raises(InputError, match="holds no experts"):
         build_objective(RefineConfig(), str(tmp_path), digits, seed=0, device=CPU)
-    whitened = record_digits(tmp_path / "zca", zca=True)
-    with pytest.raises(InputError, match="experts of whitened images: expected ones of natural images"):
-        build_objective(RefineConfig(), str(whitened), digits, seed=0, device=CPU)
+    with pytest.raises(InputError, match=r"refine\.span is 3 and .* was recorded to 3: expected less"):
+        build_objective(RefineConfig(span=3.0), str(digits_experts), digits, seed=0, device=CPU)
     for settings, message in (
         ({"blocks": (3, 1)}, r"refine\.blocks is \(3, 1\): expected rising"),
         ({"blocks": ()}, r"refine\.blocks is \(\)"),

@@ -185,6 +185,17 @@ def test_other_settings_are_refused_by_name(tmp_path, toy, changed, name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_from_before_an_option_had_its_default(tmp_path, toy):
+    make_run(tmp_path / "run", toy)
+    path = tmp_path / "run" / "run.json"
+    run = json.loads(path.read_text())
+    del run["config"]["student"], run["config"]["loop"]
+    path.write_text(json.dumps(run))
+    assert check_same_run(tmp_path / "run", Settings(), toy)
+    with pytest.raises(InputError, match=r"^loop\.rate is .*same settings"):
+        check_same_run(tmp_path / "run", Settings(loop=Part(rate=0.6)), toy)
+
+
 def test_settings_and_whole_sections_may_be_allowed_to_change(tmp_path, toy):
     make_run(tmp_path / "run", toy)
     assert check_same_run(tmp_path / "run", Settings(data=Part(root="elsewhere")), toy)  # by default

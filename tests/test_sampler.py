@@ -218,7 +218,8 @@ def test_a_set_is_stored_as_latents_and_generator(saved, tmp_path):
     assert torch.equal(images_only.images, again.images)
     halves = [sample_set(generator, ipc=7, seed=3, latents=True, rank=rank, world=2) for rank in (0, 1)]
     assert all(torch.equal(half.latents, subject.latents[rank::2]) for rank, half in enumerate(halves))
-    soft = SyntheticSet(subject.images, subject.labels, subject.spec, soft=torch.eye(10)[subject.labels], latents=subject.latents)
+    parts = {"soft": torch.eye(10)[subject.labels], "info": subject.info, "latents": subject.latents}
+    soft = SyntheticSet(subject.images, subject.labels, subject.spec, **parts)
     again = dim.load_set(soft.save(tmp_path / "soft", "latents", generator=generator))
     assert torch.equal(again.soft, soft.soft)
 
@@ -229,9 +230,17 @@ def test_latents_that_cannot_be_stored_are_refused(generator, saved, tmp_path):
         (subject, None, "no generator was given"),
         (sample_set(generator, ipc=1), generator, "this set holds no latents"),
         (subject, generator, "does not say how it was made"),
+        (subject, build_generator(CONFIG, SPEC, seed=1), "the generator that was given is not the one"),
     ):
         with pytest.raises(InputError, match=message):
             item.save(tmp_path / "set", "latents", generator=given)
     assert not (tmp_path / "set").exists()
     with pytest.raises(InputError, match=r"latents have shape \(3, 2\): expected \(10, Z\)"):
         SyntheticSet(subject.images, subject.labels, SPEC, latents=torch.zeros(3, 2))
+    with pytest.raises(InputError, match="info does not say of which generator"):
+        SyntheticSet(subject.images, subject.labels, SPEC, latents=subject.latents)
+    folder = subject.save(tmp_path / "swapped", "latents", generator=dim.load_generator(saved))
+    about = {"config": CONFIG, "data": DataConfig(), "protocol": ProtocolConfig(), "about": {}}
+    save_generator_file(folder / "generator.safetensors", build_generator(CONFIG, SPEC, seed=1), **about)
+    with pytest.raises(InputError, match=r"generator\.safetensors is not the one that the set was drawn from"):
+        dim.load_set(folder)

@@ -10,16 +10,20 @@ from torch.utils.data import Dataset
 
 from dim.data.export import read_folder, write_folder
 from dim.errors import InputError
+from dim.io import digest
 from dim.nets.generators.base import Generator, occurrence
 from dim.nets.generators.storage import FILE_NAME, load_generator_file
 from dim.spec import DataSpec, to_uint8, to_unit_range
+
+_BATCH = 2048
 
 
 class SyntheticSet(Dataset):
     """A map-style Dataset of (image float32 (C, H, W) in [-1, 1], target).
 
     Images are held as they are stored. Sets drawn from a generator hold 8 bits per channel, so what is scored in memory
-    is bit by bit what a saved folder gives back; sets of learned pixels may hold float32.
+    is bit by bit what a saved folder gives back (one of latents on the same kind of machine); sets of learned pixels may hold
+    float32.
 
     Args:
         images: (N, C, H, W), uint8, or float32 in [-1, 1].
@@ -28,8 +32,8 @@ class SyntheticSet(Dataset):
         soft: float32 (N, classes) target probabilities or None; then items give these in place of the label.
         info: JSON about its making: method, seed, generator, protocol, ...
         transform: applied to an item's image.
-        latents: float32 (N, Z), from which the generator in `info` makes the images (see `rendered`), or None. Then it counts as
-            stored in that form.
+        latents: float32 (N, Z), from which the generator in `info` makes the images, or None. Then it counts as stored in that
+            form.
 
     Raises:
         InputError: if shapes disagree or a label is out of range.
@@ -58,6 +62,8 @@ class SyntheticSet(Dataset):
         if latents is not None and (latents.ndim != 2 or len(latents) != len(images)):
             raise InputError(f"latents have shape {tuple(latents.shape)}: expected ({len(images)}, Z)")
         self.spec, self.info, self.transform = spec, dict(info or {}), transform
+        if latents is not None and not {"digest", "bytes"} <= self.info.get("generator", {}).keys():
+            raise InputError("latents were given and info does not say of which generator: expected its digest and bytes there")
         self.latents = None if latents is None else latents.float().cpu()
 
     def __len__(self) -> int:
@@ -120,26 +126,38 @@ class SyntheticSet(Dataset):
                 raise InputError(
                     f"format is 'latents' and {missing}: draw a set with latents=True, and save it with its generator"
                 )
+            _require_generator(generator, self.info, "the generator that was given")
             content["latents"] = self.latents
             del content["images"]
         return write_folder(path, content, self.spec, self.info, format, overwrite=overwrite, generator=generator)
 
 
-def rendered(generator: Generator, latents: Tensor, labels: Tensor) -> Tensor:
-    """Images of latents, 8 bits per channel, on the CPU: float (N, Z), int64 (N,) -> uint8 (N, C, H, W). Bit by bit the same for
-    the beginning of a set as for all of it, on one machine."""
-    return to_uint8(generator.images(labels, occurrence(labels), seed=0, latents=latents)).cpu()
+def _require_generator(generator: Generator, info: Mapping[str, Any], which: str) -> None:
+    """Refuse another generator than the one that a set was drawn from, or other options of its sampler."""
+    if digest(generator.state_dict()) != info["generator"]["digest"]:
+        raise InputError(f"{which} is not the one that the set was drawn from: expected that one")
+    if generator.sampler != info.get("sampler", {}):
+        has, wanted = generator.sampler, info.get("sampler", {})
+        raise InputError(f"{which} has the sampler options {has}: expected those that the set was drawn with, {wanted}")
 
 
-def load_set(path: Path | str) -> SyntheticSet:
+def load_set(path: Path | str, device: torch.device | str = "cpu") -> SyntheticSet:
     """Read a folder written by `SyntheticSet.save`, in any of its formats.
+
+    Args:
+        path: the folder.
+        device: where images are drawn if the set is stored as latents. They are bit by bit those that were drawn if it is the
+            same kind of machine.
 
     Raises:
         InputError: if the folder is missing, is no set, or is damaged.
     """
     content, spec, info = read_folder(path)
-    latents = content.get("latents")
+    latents, labels = content.get("latents"), content["labels"]
     if latents is not None:
-        generator = load_generator_file(Path(path) / FILE_NAME)
-        content["images"] = rendered(generator, latents, content["labels"])
+        generator = load_generator_file(Path(path) / FILE_NAME, device)
+        _require_generator(generator, info, str(Path(path) / FILE_NAME))
+        parts = zip(latents.split(_BATCH), labels.split(_BATCH), occurrence(labels).split(_BATCH), strict=True)
+        images = [generator.images(some, places, seed=0, latents=own) for own, some, places in parts]
+        content["images"] = torch.cat([to_uint8(part).cpu() for part in images])
     return SyntheticSet(content["images"], content["labels"], spec, soft=content.get("soft"), info=info, latents=latents)

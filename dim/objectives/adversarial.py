@@ -90,6 +90,7 @@ class Adversarial:
         self._finish(self.discriminator.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
         return {"critic": loss.detach(), "distance": distance.detach()}
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:

@@ -3,15 +3,29 @@
 import torch
 from torch import Tensor
 
+from dim import rng
 from dim.config import LabelsConfig, PathMatchingConfig, TrajectoryConfig
 from dim.data.real import RealData
-from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.objectives import add_gradient
+from dim.objectives import Objective, add_gradient
 from dim.objectives.trajectory import TrajectoryMatching
-from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.path import paths_of
-from dim.trajectory.store import open_experts_of
+from dim.trajectory.experts import Experts
+
+
+class Seen:
+    """An objective of images as experts see them, for natural images."""
+
+    def __init__(self, objective: Objective, experts: Experts) -> None:
+        self._objective, self._experts = objective, experts
+
+    def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor | None, step: int) -> dict[str, Tensor]:
+        """See `dim.objectives.Objective`."""
+        given = images.detach().requires_grad_()
+        seen = self._experts.seen(given)
+        cut = seen.detach().requires_grad_()
+        losses = self._objective.accumulate(cut, targets, real=real, step=step)
+        add_gradient(images, cut.grad if seen is given else torch.autograd.grad(seen, given, cut.grad)[0])
+        return losses
 
 
 class PathMatching:
@@ -26,61 +40,61 @@ class PathMatching:
         first_step: the first generator step that is served.
         seed: seed of the run.
         device: where to work.
+        rank: number of this process, so that each draws experts, start points and augmentations of its own. Of several
+            processes each trains the student on its share of the batch.
 
     Raises:
         InputError: if the store is missing, damaged, unfinished, or of other data, or the window reaches beyond it.
     """
 
     def __init__(
-        self, config: PathMatchingConfig, data: RealData, *, first_step: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        config: PathMatchingConfig,
+        data: RealData,
+        *,
+        first_step: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
     ) -> None:
         if config.experts is None:
             raise InputError(
                 "path_matching.weight is above 0 and path_matching.experts is not given: name a folder of 'dim experts'"
             )
-        store, recorded = open_experts_of(config.experts, data.spec)
-        self.config, self._first_step, self._digest = config, first_step, store.digest()
-        self._whitening = Whitening.fit(data.train, data.spec, device=device) if recorded.zca else None
-        seen = data.spec if self._whitening is None else self._whitening.spec
+        self.experts = Experts(config.experts, data, device)
+        low, high = config.starts
+        self.experts.require_stretch(high, config.epochs, "path_matching.starts with path_matching.epochs")
+        self.config, self._first_step = config, first_step
         settings = TrajectoryConfig(
             steps=config.steps,
             epochs=config.epochs,
-            min_start=config.starts[0],
-            max_start=config.starts[1],
+            min_start=low,
+            max_start=high,
             continuous=True,
             batch_size=config.batch_size,
             augment=config.augment,
         )
-        self.objective = TrajectoryMatching(
-            paths_of(store),
-            FlatNetwork(recorded.student, seen, device),
-            settings,
-            LabelsConfig(),
-            step_size=torch.tensor(config.step_size, device=device),
-            seed=seed,
-        )
+        drawing = {
+            "step_size": torch.tensor(config.step_size, device=device),
+            "seed": rng.fold(seed, "path-matching", rank),
+        }
+        following = TrajectoryMatching(self.experts.paths, self.experts.network, settings, LabelsConfig(), **drawing)
+        self.objective = Seen(following, self.experts)
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`; nothing where no step is due. The loss is returned before its weight."""
         if (step - self._first_step) % self.config.every:
             return {}
-        given = images.detach().requires_grad_()
-        seen = given if self._whitening is None else self._whitening.whiten(given)
-        cut = seen.detach().requires_grad_()
-        losses = self.objective.accumulate(cut, targets, real=real, step=step)
-        gradient = cut.grad if seen is given else torch.autograd.grad(seen, given, cut.grad)[0]
-        add_gradient(images, self.config.weight * gradient)
+        with torch.autocast(images.device.type, enabled=False):
+            cut = images.detach().requires_grad_()
+            losses = self.objective.accumulate(cut, targets, real=real, step=step)
+        add_gradient(images, self.config.weight * cut.grad)
         return losses
 
     def state(self) -> dict[str, Tensor]:
         """Which experts these are."""
-        return {"experts": torch.frombuffer(bytearray(bytes.fromhex(self._digest)), dtype=torch.uint8)}
+        return self.experts.state()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse other experts than the run began with, if it has had any.
-
-        Raises:
-            InputError: if they are others.
-        """
-        if tensors and bytes(tensors["experts"].cpu().tolist()).hex() != self._digest:
-            raise InputError(f"{self.config.experts} holds other experts than the run began with: resume with those")
+        """Refuse other experts than the run began with, if it has had any."""
+        self.experts.require_same(tensors)

@@ -82,6 +82,7 @@ class Relativistic:
         self._finish(self.discriminator.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
         if self.config.augment_target is not None:
             margin = self._mean((real_values - fake_values).detach().sign().mean()) - self.config.augment_target
             self.probability = (self.probability + margin.sign() * len(real) / self.config.augment_images).clamp(0, 1)

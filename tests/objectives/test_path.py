@@ -52,6 +52,24 @@ def test_adds_the_weighted_gradient_of_the_loss(zca, digits_experts, record_digi
     assert float(gradient.norm()) == pytest.approx(0.5 * (up - down) / 1e-3, rel=0.02)
 
 
+def test_is_exact_in_mixed_precision(digits_experts, digits):
+    (images, labels), (others, _) = batch(digits), batch(digits)
+    make(digits_experts, digits).accumulate(images, labels, real=images, step=STEP)
+    with torch.autocast("cpu", torch.bfloat16):
+        make(digits_experts, digits).accumulate(others, labels, real=others, step=STEP)
+    assert torch.equal(images.grad, others.grad)
+
+
+def test_processes_draw_their_own(digits_experts, digits):
+    losses = []
+    for rank in (0, 0, 1):
+        config = PathMatchingConfig(weight=1.0, experts=str(digits_experts), steps=2, epochs=0.5)
+        images, labels = batch(digits)
+        matching = PathMatching(config, digits, first_step=5, seed=0, rank=rank)
+        losses.append(float(matching.accumulate(images, labels, real=images, step=STEP)["trajectory"]))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_loss_of_one_means_that_the_student_stays(digits_experts, digits):
     """The distance is in units of the expert's own way, so a step size of almost 0 gives 1."""
     images, labels = batch(digits)
@@ -76,8 +94,8 @@ def test_refusals(digits_experts, digits, tmp_path):
         PathMatching(config, digits, first_step=0, seed=0)
     with pytest.raises(InputError, match="holds no experts"):
         make(tmp_path, digits)
-    with pytest.raises(InputError, match="reaches epoch 4 and the experts were recorded to 3"):
-        make(digits_experts, digits, starts=(0.0, 4.0))
+    with pytest.raises(InputError, match=r"path_matching\.starts .* reaches moment 3\.5 and .* was recorded to 3: lower it"):
+        make(digits_experts, digits, starts=(0.0, 3.0))
     with pytest.raises(InputError, match=r"path_matching\.starts is \(1\.0, 1\.0\)"):
         make(digits_experts, digits, starts=(1.0, 1.0))
 
