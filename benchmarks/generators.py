@@ -5,8 +5,8 @@
 Stage one takes four fifths of the time. From its end two runs go on for the last fifth: one with logit matching, one without,
 so that both have had the same time. Every row has coverage, FID, stream and fixed accuracy; few-step generators have one row per
 number of steps. A run, or a row, that lies finished in --out is not made again; an unfinished run is resumed. `--only-train`
-leaves the scoring to a later invocation, so that runs can be made apart. A recipe with the published matching has one run more,
-with the matching of `fashion-gan-small` in its place; that one, and the one without matching, keep stage one's learning rate.
+leaves the scoring to a later invocation, so that runs can be made apart. A recipe with the published matching gets that of
+`fashion-gan-small`, as the others have, at the learning rate of its stage one; `--published` adds a run with its own.
 """
 
 import dataclasses
@@ -38,15 +38,16 @@ from dim.sampler import sample_set, stored_bytes
 FIRST, STAGE_ONE = "stage one alone", 0.8
 
 
-def last(recipe: TrainConfig) -> dict[str, TrainConfig]:
+def last(recipe: TrainConfig, published: bool = False) -> dict[str, TrainConfig]:
     """The runs of the last fifth, whose stage two begins at the same weights."""
-    kept = recipe
-    variants = {"matched": recipe}
+    matched = recipe
     if recipe.matching.distance == "pairs":
         ours: TrainConfig = load_recipe("fashion-gan-small")
-        kept = changed(recipe, {"stage_two": {"lr": recipe.stage_one.lr}})
-        variants["our matching"] = dataclasses.replace(kept, matching=ours.matching, pool=ours.pool)
-    variants["no matching"] = changed(kept, {"matching": {"weight": 0.0}})
+        matched = changed(recipe, {"stage_two": {"lr": recipe.stage_one.lr}})
+        matched = dataclasses.replace(matched, matching=ours.matching, pool=ours.pool)
+    variants = {"matched": matched, "no matching": changed(matched, {"matching": {"weight": 0.0}})}
+    if published and matched is not recipe:
+        variants["published matching"] = recipe
     return variants
 
 
@@ -80,6 +81,8 @@ class Arguments:
     """Images on each side of coverage."""
     split: str = "test"
     """Part of the data to score on; val while choosing settings."""
+    published: bool = False
+    """Also run the published matching of recipes that have it."""
     only_train: bool = False
     """Make the runs, and no scores."""
 
@@ -92,14 +95,14 @@ def steps_within(minutes: float, stage: int, config: TrainConfig, data: RealData
 
 
 def plan(variant: str, recipe: TrainConfig, data: RealData, minutes: float, folder: Path) -> TrainConfig:
-    """The configuration of a variant with the steps that its time allows."""
+    """The configuration of a variant of the last fifth, or of what comes before, with the steps that its time allows."""
     minutes_one, minutes_two = STAGE_ONE * minutes, (1 - STAGE_ONE) * minutes
     steps = steps_within(minutes_one, 0, recipe, data, folder / "stage-one.json")
     one = {"epochs": epochs(steps, recipe.stage_one.batch_size, data)}
     if variant == FIRST:  # says nothing of what follows, which may be chosen when it has been trained
         neutral = {"matching": MatchingConfig(weight=0.0), "pool": PoolConfig(), "stage_two": StageConfig(epochs=0.0)}
         return changed(dataclasses.replace(recipe, **neutral), {"stage_one": one})
-    config = last(recipe)[variant]
+    config = last(recipe, published=True)[variant]
     steps = steps_within(minutes_two, 1, config, data, folder / f"{variant.replace(' ', '-')}.json")
     return changed(config, {"stage_one": one, "stage_two": {"epochs": epochs(steps, recipe.stage_two.batch_size, data)}})
 
@@ -148,8 +151,8 @@ class Suite:
         }
 
     def score_run(self, name: str, variant: str, run: Path) -> None:
-        """Score a run, at each number of steps if it is the matched one."""
-        compared = variant in ("matched", "our matching")
+        """Score a run; the matched one for all sizes, and a few-step one at each number of steps."""
+        compared = variant == "matched"
         generator = load_generator(run, self.device)
         about, config = generator.info["about"], read_json(run / RUN)["config"]
         config["data"]["root"] = None
@@ -159,7 +162,7 @@ class Suite:
             if generator.sampler:
                 generator.configure(steps=steps)
                 label += f", {steps} steps"
-            ipc = self.arguments.ipc if compared else self.arguments.ipc[:1]
+            ipc = self.arguments.ipc if compared and steps == self.arguments.steps[0] else self.arguments.ipc[:1]
             self.rows.add(label, functools.partial(self.score, generator, label, ipc), **facts)
 
     def controls(self) -> None:
@@ -188,12 +191,12 @@ def main(arguments: Arguments) -> None:
     for name, recipe in recipes.items():
         folder = Path(arguments.out) / Path(name).stem
         runs: dict[str, Path] = {}
-        for variant in (FIRST, *last(recipe)):
+        for variant in (FIRST, *last(recipe, arguments.published)):
             config = plan(variant, recipe, data, arguments.minutes, folder)
             runs[variant] = train(config, data, folder / variant.replace(" ", "-"), runs.get(FIRST))
         if arguments.only_train:
             continue
-        for variant, run in runs.items():
+        for variant, run in list(runs.items())[1:]:
             suite.score_run(Path(name).stem, variant, run)
         save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(load_generator(runs["matched"], device)))
     if arguments.only_train:
