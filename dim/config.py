@@ -63,17 +63,18 @@ class DataConfig:
 class GeneratorConfig:
     """The conditional generator, which is the product."""
 
-    name: Literal["dim2023", "gan", "diffusion", "pipeline"] = "dim2023"
+    name: Literal["dim2023", "gan", "diffusion", "pipeline"] = "gan"
     """Architecture. `dim2023`: the published one (DiM, Wang et al. 2023). `gan`: residual, without normalisation, modulated by
     latent and class (in the line of R3GAN and StyleGAN2). `diffusion`: diffusers' U-Net, a flow in a few steps. `pipeline`: a
     pretrained, class-conditional latent diffusion pipeline of diffusers."""
-    latent_dim: int = 90
-    """dim2023, gan: Gaussian inputs beside the label. Published for DiM: 100 inputs, the first 10 of them the one-hot label."""
+    latent_dim: int = 64
+    """dim2023, gan: Gaussian inputs beside the label. Published for DiM: 90, after the one-hot label of 10."""
     label_scale: float = 1.0
     """dim2023: value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs: the class is
     learned late."""
-    width: int = 196
-    """dim2023: channels of every hidden layer. gan, diffusion: channels at full resolution, doubled at the next two halvings."""
+    width: int = 64
+    """dim2023: channels of every hidden layer (published: 196). gan, diffusion: channels at full resolution, doubled at the next
+    two halvings."""
     blocks: int = 1
     """gan, diffusion: residual blocks per resolution."""
     steps: int = 1
@@ -117,9 +118,9 @@ _GENERATOR_OPTIONS = {
 class DiscriminatorConfig:
     """The discriminator; which one follows from `adversarial.loss`."""
 
-    width: int = 196
-    """acgan-wgangp: channels of every hidden layer. relativistic: channels at full resolution, doubled at the next two
-    halvings."""
+    width: int = 64
+    """acgan-wgangp: channels of every hidden layer (published: 196). relativistic: channels at full resolution, doubled at the
+    next two halvings."""
     blocks: int = 1
     """relativistic: residual blocks per resolution."""
 
@@ -136,7 +137,7 @@ class StageConfig:
     """Passes over the training data; fractions are allowed, 0 skips the stage."""
     batch_size: int = 64
     """Real images, and generated images, per step, over all processes."""
-    lr: float = 1e-4
+    lr: float = 2e-4
     """Adam learning rate of generator and discriminator."""
     lr_end: float | None = None
     """Learning rate that a cosine reaches at the end of the stage. Default: constant."""
@@ -158,7 +159,7 @@ class StageConfig:
 class AdversarialConfig:
     """The two-player loss, present in both stages."""
 
-    loss: Literal["acgan-wgangp", "relativistic"] = "acgan-wgangp"
+    loss: Literal["acgan-wgangp", "relativistic"] = "relativistic"
     """`acgan-wgangp`: published; a critic with a classifier, and a gradient penalty. `relativistic`: real and generated images of
     a class are judged in pairs by a projection discriminator, with R1 and R2 (R3GAN, Huang et al. 2024)."""
     gradient_penalty: float = 10.0
@@ -220,8 +221,8 @@ class FlowConfig:
 class MatchingConfig:
     """Matching what a pool of models says of real and of generated images (stage two)."""
 
-    weight: float = 0.01
-    """Weight beside the adversarial loss. Published: 0.01. 0 turns the pool off."""
+    weight: float = 20.0
+    """Weight beside the adversarial loss. Published: 0.01, which hardly acts. 0 turns the pool off."""
     distance: Literal["pairs", "means", "moments", "kernel", "characteristic"] = "means"
     """`pairs`: one real image against one generated image of its class (published; its optimum is the class mean, a pull
     towards collapse). Without that pull, within classes: `means`: squared distance of the means; `moments`: of means and second
@@ -250,7 +251,7 @@ class PoolConfig:
     """experts: the oldest one when the stage begins; it grows to `ages` while the stage lasts, as DATM's window does."""
     together: int = 1
     """experts: members per step, which judge the same images in one batched computation."""
-    images: Literal["real", "generated"] = "real"
+    images: Literal["real", "generated"] = "generated"
     """persistent, fresh: what members are trained on. `real`: published. `generated`: what the generator makes at the time, so
     that members judge real images as models do that are trained on the result, and see what they lack."""
     students: tuple[str, ...] = (
@@ -282,8 +283,6 @@ class PoolConfig:
         _require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
         for name in ("members", "upkeep_steps", "upkeep_every", "max_age", "together"):
             _require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
-        trained = self.source != "experts" or self.images == "real"
-        _require(trained, "pool.images", self.images, "'real' for the source 'experts', whose members are not trained")
         _require(self.lr > 0, "pool.lr", self.lr, "a positive number")
         _require(0 <= self.momentum < 1, "pool.momentum", self.momentum, "a number in [0, 1)")
         _require(self.weight_decay >= 0, "pool.weight_decay", self.weight_decay, "0 or more")
@@ -334,7 +333,7 @@ class FitConfig:
 
     seed: Annotated[int, tyro.conf.arg(aliases=["--seed"])] = 0
     """Seed of the whole run."""
-    ema: float = 0.0
+    ema: float = 0.999
     """Decay per step of the exponential moving average of the generator's weights, which is then the result; it is warmed
     up as (1 + t) / (10 + t). 0: no average (published)."""
     clip_norm: float = 0.0
@@ -563,9 +562,9 @@ class TrainConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    stage_one: StageConfig = field(default_factory=lambda: StageConfig(epochs=150, batch_size=128, lr=1e-4))
+    stage_one: StageConfig = field(default_factory=lambda: StageConfig(epochs=150, batch_size=128))
     """Adversarial training alone."""
-    stage_two: StageConfig = field(default_factory=lambda: StageConfig(epochs=100, batch_size=64, lr=5e-6))
+    stage_two: StageConfig = field(default_factory=lambda: StageConfig(epochs=30, batch_size=128, lr=5e-5))
     """Adversarial training and logit matching, from stage one's weights and optimiser states."""
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)

@@ -219,7 +219,6 @@ def test_values_of_a_wrong_type_are_refused_by_name(values):
         {"matching": {"weight": -0.1}},
         {"pool": {"students": []}},
         {"pool": {"members": 0}},
-        {"pool": {"images": "generated", "source": "experts"}},
         {"pool": {"upkeep_steps": 0}},
         {"pool": {"upkeep_every": 0}},
         {"pool": {"max_age": 0}},

@@ -16,6 +16,7 @@ from torch import nn
 
 import dim
 from dim.config import (
+    AdversarialConfig,
     DataConfig,
     DiscriminatorConfig,
     FitConfig,
@@ -49,10 +50,11 @@ def data():
 
 def tiny(one: int = 3, two: int = 3, *, images: int = 48, **changes) -> TrainConfig:
     """A run of `one` and `two` steps on `images` training images."""
-    fit_settings = {"trackers": (), "device": "cpu", "log_steps": 1, "sample_steps": 0, "checkpoint_minutes": 0.0}
+    fit_settings = {"trackers": (), "ema": 0.0, "device": "cpu", "log_steps": 1, "sample_steps": 0, "checkpoint_minutes": 0.0}
     settings = {
-        "generator": GeneratorConfig(width=4, latent_dim=6),
+        "generator": GeneratorConfig(name="dim2023", width=4, latent_dim=6),
         "discriminator": DiscriminatorConfig(width=4),
+        "adversarial": AdversarialConfig(loss="acgan-wgangp"),
         "stage_one": StageConfig(epochs=one * 8 / images, batch_size=8, lr=1e-3),
         "stage_two": StageConfig(epochs=two * 8 / images, batch_size=8, lr=1e-3),
         "pool": PoolConfig(students=("convnet:width=4",), members=2, max_age=3),
@@ -251,7 +253,9 @@ def test_images_come_to_look_like_the_data(tmp_path):
         image[..., :4] = 240
         items = [(image if side == "left" else image.flip(2), n % 3) for n in range(60)]
         data = from_dataset(items, items[:12], name=side, class_names="abc", config=DataConfig(val_fraction=0.2))
-        config = tiny(60, 0, generator=GeneratorConfig(width=8, latent_dim=6), discriminator=DiscriminatorConfig(width=8))
+        config = tiny(
+            60, 0, generator=GeneratorConfig(name="dim2023", width=8, latent_dim=6), discriminator=DiscriminatorConfig(width=8)
+        )
         config = dataclasses.replace(config, stage_one=dataclasses.replace(config.stage_one, lr=3e-3))
         images = dim.load_generator(fit(config, data, tmp_path / side)).sample(torch.arange(30) % 3)
         contrasts.append(float(images[..., :4].mean() - images[..., 4:].mean()))

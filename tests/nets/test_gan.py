@@ -117,7 +117,7 @@ def test_gradients_reach_the_latents(spec):
 
 def test_options_of_another_architecture_are_refused():
     with pytest.raises(InputError, match=r"generator\.blocks is 2.*gan and diffusion"):
-        GeneratorConfig(blocks=2)
+        GeneratorConfig(name="dim2023", blocks=2)
     with pytest.raises(InputError, match=r"generator\.label_scale is 3\.0.*dim2023"):
         GeneratorConfig(name="gan", label_scale=3.0)
     with pytest.raises(InputError, match=r"generator\.steps is 4.*diffusion"):

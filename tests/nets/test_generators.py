@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, load_recipe
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
 from dim.nets.generators import build_generator
@@ -18,7 +18,8 @@ from dim.nets.generators.base import Generator, occurrence
 from dim.nets.generators.dim2023 import resolution_chain
 from dim.nets.generators.storage import load_generator_file, save_generator_file
 
-SMALL = GeneratorConfig(width=4, latent_dim=3)
+PUBLISHED = load_recipe("cifar10-dim2023").generator
+SMALL = GeneratorConfig(name="dim2023", width=4, latent_dim=3)
 
 
 def _trained(spec, config: GeneratorConfig = SMALL, seed: int = 0):
@@ -34,7 +35,7 @@ def _trained(spec, config: GeneratorConfig = SMALL, seed: int = 0):
 
 
 def test_published_parameter_count(spec):
-    net = build_generator(GeneratorConfig(), spec(3, 32, 10), seed=0)
+    net = build_generator(PUBLISHED, spec(3, 32, 10), seed=0)
     assert sum(parameter.numel() for parameter in net.parameters()) == 3_559_363
 
 
@@ -61,7 +62,7 @@ def test_resolutions_grow_to_the_image_by_at_most_two(size):
 
 
 def test_label_and_noise_both_matter(spec):
-    net = _trained(spec(), GeneratorConfig(width=16, latent_dim=3))
+    net = _trained(spec(), GeneratorConfig(name="dim2023", width=16, latent_dim=3))
     z = torch.randn(2, 3, generator=torch.Generator().manual_seed(2))
     y = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_global_state_alone(spec):
 
 @pytest.fixture(scope="module")
 def net(spec):
-    return _trained(spec(3, 16, 5), GeneratorConfig(width=24, latent_dim=6))
+    return _trained(spec(3, 16, 5), GeneratorConfig(name="dim2023", width=24, latent_dim=6))
 
 
 def _all(ipc: int, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +150,7 @@ for threads in (1, 2, 3):
 
 def test_images_do_not_depend_on_process_or_threads(net, tmp_path):
     """Bitwise in another process with 1, 2 and 3 threads."""
-    config = GeneratorConfig(width=24, latent_dim=6)
+    config = GeneratorConfig(name="dim2023", width=24, latent_dim=6)
     path = tmp_path / "generator.safetensors"
     save_generator_file(path, net, config=config, data=DataConfig(), protocol=ProtocolConfig(), about={})
     done = subprocess.run([sys.executable, "-c", _OTHER_THREADS, path], capture_output=True, text=True, check=False)
