@@ -36,7 +36,7 @@ from dim.objectives.adversarial import Adversarial
 from dim.objectives.denoising import Denoising
 from dim.objectives.flow import FlowMatching
 from dim.objectives.logit import PoolMatching
-from dim.objectives.path import PathMatching
+from dim.objectives.path_matching import PathMatching
 from dim.objectives.relativistic import Relativistic
 from dim.pool import build_pool
 from dim.run import (

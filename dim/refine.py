@@ -21,7 +21,7 @@ from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.generators import Generator
 from dim.objectives import Objective, add_gradient
-from dim.objectives.path import Seen
+from dim.objectives.path_matching import Seen
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pool import ModelPool, build_pool
 from dim.trajectory.experts import Experts

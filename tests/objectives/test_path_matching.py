@@ -18,7 +18,7 @@ from dim.config import (
 from dim.errors import InputError
 from dim.fit import fit
 from dim.io import load_tensors
-from dim.objectives.path import PathMatching
+from dim.objectives.path_matching import PathMatching
 
 STEP = 7
 
