@@ -143,11 +143,12 @@ def check_same_run(
         before, now = run["spec"]["name"], spec.name
         raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
     # A run of an earlier version lacks what has become an option since: it had the default.
-    before, now = _flat(to_dict(from_dict(type(config), run["config"]))), _flat(to_dict(config))
+    before = {**_flat(to_dict(type(config)())), **_flat(run["config"])}
+    now = _flat(to_dict(config))
     for key in now:
         allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)
-        if not allowed and _plain(before.get(key)) != _plain(now[key]):
-            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before.get(key)!r}; resume with the same settings")
+        if not allowed and _plain(before[key]) != _plain(now[key]):
+            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before[key]!r}; resume with the same settings")
     return True
 
 
