@@ -10,10 +10,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import matplotlib
 import pytest
+import torch
 
 from dim import rng
-from dim.config import DataConfig, ExpertsConfig, RecordConfig
+from dim.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    ExpertsConfig,
+    FitConfig,
+    GeneratorConfig,
+    RecordConfig,
+    StageConfig,
+    TrainConfig,
+)
 from dim.data.real import RealData, load_data
+from dim.nets.generators import Generator, build_generator
 from dim.spec import DataSpec
 from dim.trajectory.record import record
 
@@ -81,6 +92,36 @@ def other_experts(record_digits, tmp_path) -> Path:
     layout["records"]["0"]["test_accuracy"] = 1.0
     (folder / "experts.json").write_text(json.dumps(layout))
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_gan(digits) -> Generator:
+    """A small generator of the digits, untrained, whose images differ from one another."""
+    net = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += torch.randn(parameter.shape, generator=source) * 0.3
+    return net
+
+
+@pytest.fixture(scope="session")
+def six_steps(digits) -> Callable[..., TrainConfig]:
+    """A factory of runs on the digits, with two steps of stage one and four of stage two: `six_steps(matching=...)`."""
+
+    def make(fit: dict[str, int] | None = None, **sections) -> TrainConfig:
+        per_step = 16 / len(digits.train)
+        loop = {"trackers": (), "device": "cpu", "log_steps": 1, "sample_steps": 0, "checkpoint_minutes": 0.0}
+        return TrainConfig(
+            generator=GeneratorConfig(width=4, latent_dim=6),
+            discriminator=DiscriminatorConfig(width=4),
+            stage_one=StageConfig(epochs=2 * per_step, batch_size=16),
+            stage_two=StageConfig(epochs=4 * per_step, batch_size=16),
+            fit=FitConfig(**loop, **(fit or {})),
+            **sections,
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

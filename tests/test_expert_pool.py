@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from dim.config import (
-    DiscriminatorConfig,
-    FitConfig,
-    GeneratorConfig,
     MatchingConfig,
     PoolConfig,
-    StageConfig,
-    TrainConfig,
 )
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -127,16 +122,10 @@ def test_refusals(digits_experts, digits, spec, tmp_path):
         PoolConfig(together=0)
 
 
-def test_a_run_with_experts_resumes_and_refuses_other_experts(digits_experts, other_experts, digits, tmp_path):
-    per_step = 16 / len(digits.train)
-    config = TrainConfig(
-        generator=GeneratorConfig(width=4, latent_dim=6),
-        discriminator=DiscriminatorConfig(width=4),
-        stage_one=StageConfig(epochs=2 * per_step, batch_size=16),
-        stage_two=StageConfig(epochs=4 * per_step, batch_size=16),
+def test_a_run_with_experts_resumes_and_refuses_other_experts(six_steps, digits_experts, other_experts, digits, tmp_path):
+    config = six_steps(
         matching=MatchingConfig(distance="kernel", outputs="features"),
         pool=PoolConfig(source="experts", experts=str(digits_experts), together=2),
-        fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
     )
     run = fit(config, digits, tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

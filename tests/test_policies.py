@@ -4,25 +4,19 @@ import pytest
 import torch
 
 import dim
-from dim.config import FeatureConfig, GeneratorConfig, PolicyConfig, RefineConfig
+from dim.config import FeatureConfig, PolicyConfig, RefineConfig
 from dim.coreset import herding
 from dim.errors import InputError
 from dim.evaluate import production_seconds
 from dim.features import trained_features
-from dim.nets.generators import build_generator
 from dim.policies import Policy, filtered, graded
 from dim.sampler import sample_set
 from dim.teacher import load_teacher
 
 
 @pytest.fixture(scope="module")
-def generator(digits):
-    net = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
-    source = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += torch.randn(parameter.shape, generator=source) * 0.3
-    return net
+def generator(digits_gan):
+    return digits_gan
 
 
 @pytest.fixture(scope="module")

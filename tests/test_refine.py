@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from dim.config import GeneratorConfig, PoolConfig, RefineConfig
+from dim.config import PoolConfig, RefineConfig
 from dim.errors import InputError
-from dim.nets.generators import build_generator
 from dim.objectives import add_gradient
 from dim.pool import build_pool
 from dim.refine import SetMoments, build_objective, refine
@@ -14,13 +13,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def generator(digits):
-    net = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
-    source = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += torch.randn(parameter.shape, generator=source) * 0.3
-    return net
+def generator(digits_gan):
+    return digits_gan
 
 
 def latents(count: int = 4) -> torch.Tensor:

@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from dim.config import (
-    DiscriminatorConfig,
-    FitConfig,
-    GeneratorConfig,
     MatchingConfig,
     PathMatchingConfig,
-    StageConfig,
-    TrainConfig,
 )
 from dim.errors import InputError
 from dim.fit import fit
@@ -100,16 +95,11 @@ def test_refusals(digits_experts, digits, tmp_path):
         make(digits_experts, digits, starts=(1.0, 1.0))
 
 
-def test_a_run_uses_it_in_stage_two_resumes_and_refuses_other_experts(digits_experts, other_experts, digits, tmp_path):
-    per_step = 16 / len(digits.train)
-    config = TrainConfig(
-        generator=GeneratorConfig(width=4, latent_dim=6),
-        discriminator=DiscriminatorConfig(width=4),
-        stage_one=StageConfig(epochs=2 * per_step, batch_size=16),
-        stage_two=StageConfig(epochs=4 * per_step, batch_size=16),
+def test_a_run_uses_it_in_stage_two_resumes_and_refuses_other_experts(six_steps, digits_experts, other_experts, digits, tmp_path):
+    config = six_steps(
         matching=MatchingConfig(weight=0.0),
         path_matching=PathMatchingConfig(weight=1.0, experts=str(digits_experts), steps=2, epochs=0.5, every=2),
-        fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0, checkpoint_steps=3),
+        fit={"checkpoint_steps": 3},
     )
     run = fit(config, digits, tmp_path / "run")
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
