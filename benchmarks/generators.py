@@ -6,7 +6,8 @@ Stage one takes four fifths of the time. From its end two runs go on for the las
 so that both have had the same time. Every row has coverage, FID, stream and fixed accuracy; few-step generators have one row per
 number of steps. A run, or a row, that lies finished in --out is not made again; an unfinished run is resumed. `--only-train`
 leaves the scoring to a later invocation, so that runs can be made apart. A recipe with the published matching gets that of
-`fashion-gan-small`, as the others have, at the learning rate of its stage one; `--published` adds a run with its own.
+`fashion-gan-small`, as the others have, at the learning rate of its stage one and a weight that was chosen on the validation
+part; `--published` adds a run with its own.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from dim.run import RUN
 from dim.sampler import sample_set, stored_bytes
 
 FIRST, STAGE_ONE = "stage one alone", 0.8
+WEIGHT = 100.0  # of our matching for a generator that has the published one, whose adversarial loss pulls harder
 
 
 def last(recipe: TrainConfig, published: bool = False) -> dict[str, TrainConfig]:
@@ -44,7 +46,8 @@ def last(recipe: TrainConfig, published: bool = False) -> dict[str, TrainConfig]
     if recipe.matching.distance == "pairs":
         ours: TrainConfig = load_recipe("fashion-gan-small")
         matched = changed(recipe, {"stage_two": {"lr": recipe.stage_one.lr}})
-        matched = dataclasses.replace(matched, matching=ours.matching, pool=ours.pool)
+        matching = dataclasses.replace(ours.matching, weight=WEIGHT)
+        matched = dataclasses.replace(matched, matching=matching, pool=ours.pool)
     variants = {"matched": matched, "no matching": changed(matched, {"matching": {"weight": 0.0}})}
     if published and matched is not recipe:
         variants["published matching"] = recipe
@@ -70,7 +73,7 @@ class Arguments:
     students: tuple[str, ...] = ("convnet:width=64",)
     """Architectures that are trained on what the generators make."""
     ipc: tuple[int, ...] = (10, 50)
-    """Images per class of the stream rows."""
+    """Images per class of the stream rows; those after the first have rows of their own."""
     fixed_ipc: tuple[int, ...] = (1, 10)
     """Images per class of the fixed rows."""
     steps: tuple[int, ...] = (1, 4)
@@ -135,11 +138,11 @@ class Suite:
         self.evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split=arguments.split)
         self.coverage = Coverage(data, samples=arguments.samples)
 
-    def score(self, generator: Generator, name: str, ipc: tuple[int, ...]) -> dict[str, Any]:
+    def score(self, generator: Generator, name: str) -> dict[str, Any]:
         """Score one generator."""
         about = generator.info["about"]
         scores = [score for n in self.arguments.fixed_ipc for score in self.evaluator.fixed(sample_set(generator, ipc=n), name)]
-        scores += [score for n in ipc for score in self.evaluator.stream(generator, n, name)]
+        scores += self.evaluator.stream(generator, self.arguments.ipc[0], name)
         return {
             "seconds": about["seconds"],
             "coverage": self.coverage.score(generator, name).to_dict(),
@@ -150,20 +153,24 @@ class Suite:
             "scores": [score.to_dict() for score in scores],
         }
 
+    def score_stream(self, generator: Generator, name: str, ipc: int) -> dict[str, Any]:
+        """Score one generator's stream alone."""
+        return scores_of(self.evaluator.stream(generator, ipc, name))
+
     def score_run(self, name: str, variant: str, run: Path) -> None:
-        """Score a run; the matched one for all sizes, and a few-step one at each number of steps."""
-        compared = variant == "matched"
+        """Score a run; a matched few-step one at each number of steps."""
         generator = load_generator(run, self.device)
         about, config = generator.info["about"], read_json(run / RUN)["config"]
         config["data"]["root"] = None
         facts = {"variant": variant, "steps": about["step"], "config": config}
-        for steps in self.arguments.steps if generator.sampler and compared else self.arguments.steps[:1]:
+        for steps in self.arguments.steps if generator.sampler and variant == "matched" else self.arguments.steps[:1]:
             label = f"{name}, {variant}"
             if generator.sampler:
                 generator.configure(steps=steps)
                 label += f", {steps} steps"
-            ipc = self.arguments.ipc if compared and steps == self.arguments.steps[0] else self.arguments.ipc[:1]
-            self.rows.add(label, functools.partial(self.score, generator, label, ipc), **facts)
+            self.rows.add(label, functools.partial(self.score, generator, label), **facts)
+            for n in self.arguments.ipc[1:] if steps == self.arguments.steps[0] else ():
+                self.rows.add(f"{label}, IPC {n}", functools.partial(self.score_stream, generator, label, n), **facts)
 
     def controls(self) -> None:
         """Random real images, real data at the same steps, and real images that were never trained on."""

@@ -2,14 +2,17 @@
 
     python benchmarks/matching.py --first RUN --recipe fashion-gan-small --experts STORE --data-root DIR [--minutes 5]
 
-`--first` is a run that ended with stage one (such as `stage-one-alone` of `generators.py`). From its end one run per variant goes
-on with the recipe's stage two, as many steps as the time allows. Every row has the steps per second, stream and fixed accuracy.
-A run, or a row, that lies finished in --out is not made again.
+`--first` is a run that ended with stage one (such as `stage-one-alone` of `generators.py`). From its end one run per variant
+goes on with the recipe's stage two, as many steps as the time allows: with other pools at the recipe's weight, and with other
+distances, each at the weight at which it pulls as hard as the recipe's. `published` has the pool and the matching of
+`fashion-dim2023-small`. Every row has the steps per second, stream and fixed accuracy. A run, or a row, that lies finished in
+--out is not made again.
 """
 
 import dataclasses
 import functools
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ import torch
 import tyro
 from common import Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
 
+from dim import rng
 from dim.config import TrainConfig, from_dict, load_recipe
-from dim.data.real import load_data
+from dim.data.real import EpochBatches, RealData, load_data
 from dim.evaluate import Evaluator
-from dim.fit import fit, make_accelerator
+from dim.fit import Trainer, fit, make_accelerator
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
@@ -31,33 +35,26 @@ from dim.sampler import sample_set
 
 FAITHFUL = {"source": "fresh", "images": "real", "upkeep_steps": 16, "upkeep_every": 1}
 EXPERTS = {"source": "experts", "images": "real"}
-REAL = {"source": "persistent", "images": "real"}
-GENERATED = {"source": "persistent", "images": "generated"}
-MEANS = {"distance": "means", "outputs": "logits"}
 PATHS = {"weight": 1.0, "every": 2}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+OURS = "own pool of generated images"
+POOLS: dict[str, dict[str, dict[str, Any]]] = {
     "no matching": {"matching": {"weight": 0.0}},
-    "published: fresh pool, 16 upkeep steps, pairs, weight 0.01": {
-        "pool": FAITHFUL,
-        "matching": {"distance": "pairs", "outputs": "logits", "weight": 0.01},
-    },
-    "fresh pool, 16 upkeep steps": {"pool": FAITHFUL, "matching": MEANS},
-    "own pool of real images": {"pool": REAL, "matching": MEANS},
-    "own pool of generated images": {"pool": GENERATED, "matching": MEANS},
-    "expert pool": {"pool": EXPERTS, "matching": MEANS},
-    "expert pool, 4 together": {"pool": {**EXPERTS, "together": 4}, "matching": MEANS},
-    **{
-        f"own pool of generated images, {distance} of {outputs}": {
-            "pool": GENERATED,
-            "matching": {"distance": distance, "outputs": outputs},
-        }
-        for distance in ("pairs", "means", "moments", "kernel", "characteristic")
-        for outputs in ("logits", "features")
-        if (distance, outputs) != ("means", "logits")
-    },
+    "published": {},
+    "fresh pool, 16 upkeep steps": {"pool": FAITHFUL},
+    "own pool of real images": {"pool": {"images": "real"}},
+    OURS: {},
+    "expert pool": {"pool": EXPERTS},
+    "expert pool, 4 together": {"pool": {**EXPERTS, "together": 4}},
     "trajectories, no pool": {"matching": {"weight": 0.0}, "path_matching": PATHS},
-    "own pool of generated images, and trajectories": {"pool": GENERATED, "matching": MEANS, "path_matching": PATHS},
+    "own pool of generated images, and trajectories": {"path_matching": PATHS},
 }
+# Each at the weight at which it pulls as hard as the recipe's own.
+DISTANCES: dict[str, dict[str, dict[str, Any]]] = {
+    f"{distance} of {outputs}": {"matching": {"distance": distance, "outputs": outputs}}
+    for distance in ("pairs", "means", "moments", "kernel", "characteristic")
+    for outputs in ("logits", "features")
+}
+VARIANTS = POOLS | DISTANCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +93,50 @@ def varied(arguments: Arguments, variant: str) -> TrainConfig:
     recipe: TrainConfig = load_recipe(arguments.recipe)
     base = dataclasses.replace(first, stage_two=recipe.stage_two, matching=recipe.matching, pool=recipe.pool, about=recipe.about)
     root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
+    if variant == "published":
+        published: TrainConfig = load_recipe("fashion-dim2023-small")
+        base = dataclasses.replace(base, matching=published.matching, pool=published.pool)
     config = changed(changed(base, {"data": {"root": root}}), VARIANTS[variant])
     if config.pool.source == "experts":
         config = changed(config, {"pool": {"experts": arguments.experts}})
     if config.path_matching.weight > 0:
         config = changed(config, {"path_matching": {"experts": arguments.experts}})
     return config
+
+
+def pull(config: TrainConfig, data: RealData, first: Path) -> float:
+    """Norm of the matching stage's gradient in the generator's weights, over 20 steps when the pool has had 60, by its root
+    mean square."""
+    squares = []
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch) / "run"
+        accelerator = make_accelerator(config, run)
+        begin_from(first, config, data, run, accelerator.device)
+        trainer = Trainer(config, data, run, accelerator, resume=True)
+        size, begin = config.stage_two.batch_size, trainer.step
+        batches = EpochBatches(data.train, size, seed=config.fit.seed, purpose="pull")
+        weights = list(trainer.generator.parameters())
+        for step in range(begin, begin + 80):
+            real, labels = batches.at(step - begin)
+            latents = torch.randn(size, trainer.generator.latent_dim, generator=rng.generator(config.fit.seed, "pull", step))
+            images = trainer.generator(latents.to(real.device), labels)
+            for part in range(trainer.pool.due(step)):
+                trainer.pool.advance(images.detach(), labels, step, part)
+            if step >= begin + 60:
+                leaf = images.detach().requires_grad_()
+                trainer.matching.accumulate(leaf, labels, real=real, step=step)
+                gradients = torch.autograd.grad(images, weights, leaf.grad, allow_unused=True)
+                squares.append(sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None))
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+def balanced(arguments: Arguments, config: TrainConfig, data: RealData, kept: Path) -> TrainConfig:
+    """The configuration with the weight at which its distance pulls as hard as the recipe's; measured once, then kept."""
+    recipe = varied(arguments, OURS)
+    if not kept.is_file():
+        ours, theirs = (pull(one, data, Path(arguments.first)) for one in (config, recipe))
+        write_json(kept, {"weight": config.matching.weight * theirs / ours})
+    return changed(config, {"matching": {"weight": float(f"{read_json(kept)['weight']:.2g}")}})
 
 
 def both_tracks(evaluator: Evaluator, generator: Generator, ipc: int, name: str) -> dict[str, Any]:
@@ -119,7 +154,11 @@ def main(arguments: Arguments) -> None:
     rows = Rows(Path(arguments.out) / "rows", asked)
     for variant in arguments.variants:
         config = varied(arguments, variant)
-        folder = Path(arguments.out) / variant.replace(" ", "-").replace(",", "").replace(":", "")
+        folder = Path(arguments.out) / variant.replace(" ", "-").replace(",", "")
+        if variant in DISTANCES:
+            if config == varied(arguments, OURS):
+                continue  # that row is there
+            config = balanced(arguments, config, data, folder / "weight.json")
         timed = folder / "seconds-per-step.json"
         if not timed.is_file():
             write_json(timed, {"seconds": seconds_per_step(config, data)[1]})

@@ -223,11 +223,12 @@ class MatchingConfig:
 
     weight: float = 20.0
     """Weight beside the adversarial loss. Published: 0.01, which hardly acts. 0 turns the pool off."""
-    distance: Literal["pairs", "means", "moments", "kernel", "characteristic"] = "means"
+    distance: Literal["pairs", "means", "moments", "kernel", "characteristic"] = "kernel"
     """`pairs`: one real image against one generated image of its class (published; its optimum is the class mean, a pull
     towards collapse). Without that pull, within classes: `means`: squared distance of the means; `moments`: of means and second
-    moments; `kernel`: of the distributions, by Gaussian kernels; `characteristic`: by characteristic functions."""
-    outputs: Literal["logits", "features"] = "logits"
+    moments; `kernel`: of the distributions, by Gaussian kernels; `characteristic`: by characteristic functions. They pull with
+    different force at one weight: that of `means` of logits is about ten times that of `kernel` of features."""
+    outputs: Literal["logits", "features"] = "features"
     """What is compared: log-probabilities (published), or the features before a model's last layer."""
     augment: str = "color_crop_cutout"
     """Augmentation of both sides, one draw for both."""
