@@ -3,6 +3,7 @@
     python benchmarks/policies.py --generator RUN --experts STORE --data-root DIR [--out runs/policies]
 
 Every policy has a row per size with hard labels, and one with the experts' labels; random real images and coresets have the same.
+Policies may be made by several invocations on one --out; the last, with all, finds their rows and writes the result.
 The stream rows are the generator with both kinds of labels, and the real data with both. The last rows are about storage: the
 refined set as generator, latents and labels, and pixels distilled by trajectory matching (a folder made by `dim distill`), each
 with its bytes. Every row says how many seconds its set took. A row that lies in --out is not made again.
@@ -29,7 +30,7 @@ from dim.grid import save_png
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.nets.generators import Generator
-from dim.policies import Policy
+from dim.policies import Policy, Ranking
 from dim.sampler import sample_set
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 
@@ -68,8 +69,12 @@ class Arguments:
     """Of the soft labels."""
     students: tuple[str, ...] = ("convnet:width=64",)
     """Architectures that are scored."""
-    ipc: tuple[int, ...] = (1, 10, 50)
-    """Images per class of the fixed rows."""
+    ipc: tuple[int, ...] = (1, 10)
+    """Images per class of the fixed rows with hard labels."""
+    soft_ipc: tuple[int, ...] = (1, 10, 50)
+    """Images per class of the fixed rows with soft labels."""
+    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "matched+refined by moments", "herding")
+    """Policies and coresets that have no rows above IPC 10."""
     stream_ipc: tuple[int, ...] = (10,)
     """Images per class of the stream rows."""
     coresets: tuple[str, ...] = ("herding",)
@@ -107,13 +112,21 @@ class Suite:
         facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if by else None}
         return Policy(config, **given, refinement=refinement), facts
 
+    def sizes(self, name: str) -> list[tuple[int, str]]:
+        """Images per class and kinds of labels of the rows of a policy or coreset."""
+        wanted = [(n, "hard") for n in self.arguments.ipc] + [(n, "soft") for n in self.arguments.soft_ipc]
+        return sorted((n, kind) for n, kind in wanted if n <= 10 or name not in self.arguments.small)
+
     def fixed(self, name: str) -> None:
         """Rows of a policy's sets, with hard and with soft labels."""
         sets: dict[int, SyntheticSet] = {}
+        rankings: list[Ranking] = []  # the last refined so many images per class, or all that are ever refined
 
         def drawn(ipc: int) -> SyntheticSet:
             if ipc not in sets:
-                ranking = policy.rank(self.generator, ipc=ipc)
+                if not rankings or (rankings[-1].refined or ipc) < ipc:
+                    rankings.append(policy.rank(self.generator, ipc=ipc))
+                ranking = rankings[-1]
                 sets[ipc] = sample_set(self.generator, ipc=ipc, ranking=ranking, latents=ranking.latents is not None)
                 picture = RESULTS / f"{self.arguments.name}-{name.replace(' ', '-')}.png"
                 if ipc == 10 and ranking.latents is not None:
@@ -121,27 +134,24 @@ class Suite:
             return sets[ipc]
 
         policy, facts = self.policy(name)
-        for ipc in self.arguments.ipc:
-            for kind in ("hard", "soft"):
+        for ipc, kind in self.sizes(name):
 
-                def make(ipc: int = ipc, kind: str = kind) -> dict[str, Any]:
-                    subject = drawn(ipc) if kind == "hard" else with_soft_labels(drawn(ipc), self.teacher)
-                    made = {"policy_seconds": subject.info.get("policy_seconds"), "bytes": subject.bytes_stored()}
-                    return {**made, **scores_of(self.evaluator.fixed(subject, name))}
+            def make(ipc: int = ipc, kind: str = kind) -> dict[str, Any]:
+                subject = drawn(ipc) if kind == "hard" else with_soft_labels(drawn(ipc), self.teacher)
+                made = {"policy_seconds": subject.info.get("policy_seconds"), "bytes": subject.bytes_stored()}
+                return {**made, **scores_of(self.evaluator.fixed(subject, name))}
 
-                self.rows.add(f"{name}, IPC {ipc}, {kind} labels", make, **facts)
+            self.rows.add(f"{name}, IPC {ipc}, {kind} labels", make, **facts)
 
     def real(self) -> None:
         """Controls with both kinds of labels."""
-        methods = ("random", *self.arguments.coresets)
-        for ipc in self.arguments.ipc:
-            for kind, teacher in (("hard", None), ("soft", self.teacher)):
-                for method in methods:
+        for method in ("random", *self.arguments.coresets):
+            for ipc, kind in self.sizes(method):
 
-                    def make(ipc: int = ipc, method: str = method, teacher: Teacher | None = teacher) -> dict[str, Any]:
-                        return scores_of(self.evaluator.coreset(ipc, method, teacher=teacher))
+                def make(ipc: int = ipc, kind: str = kind, method: str = method) -> dict[str, Any]:
+                    return scores_of(self.evaluator.coreset(ipc, method, teacher=self.teacher if kind == "soft" else None))
 
-                    self.rows.add(f"{method} real, IPC {ipc}, {kind} labels", make)
+                self.rows.add(f"{method} real, IPC {ipc}, {kind} labels", make)
 
     def streams(self) -> None:
         """Generator and real data, each with both kinds of labels."""
