@@ -520,7 +520,9 @@ class RefineConfig:
     real: int = 32
     """moments: real images of every class per update."""
     student_steps: int = 20
-    """trajectory: steps of the student (N), each on the whole set."""
+    """trajectory: steps of the student (N)."""
+    student_batch: int = 100
+    """trajectory: images per student step, at most; the whole set while it is not larger."""
     span: float = 2.0
     """trajectory: recorded moments from start to target (M)."""
     step_size: float = 0.01
@@ -531,7 +533,7 @@ class RefineConfig:
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in itertools.pairwise((0, *self.blocks)))
         _require(bool(self.blocks) and rising, "refine.blocks", self.blocks, "rising numbers of images per class")
-        for name in ("steps", "real", "student_steps"):
+        for name in ("steps", "real", "student_steps", "student_batch"):
             _require(getattr(self, name) >= 1, f"refine.{name}", getattr(self, name), "at least 1")
         for name in ("lr", "span", "step_size"):
             _require(getattr(self, name) > 0, f"refine.{name}", getattr(self, name), "a positive number")

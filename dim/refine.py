@@ -80,7 +80,13 @@ def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: 
         raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
     low, high = (age * (experts.last - config.span) for age in config.ages)
     settings = TrajectoryConfig(
-        steps=config.student_steps, epochs=config.span, min_start=low, max_start=high, continuous=True, augment=config.augment
+        steps=config.student_steps,
+        batch_size=config.student_batch,
+        epochs=config.span,
+        min_start=low,
+        max_start=high,
+        continuous=True,
+        augment=config.augment,
     )
     step_size = torch.tensor(config.step_size, device=device)
     following = TrajectoryMatching(experts.paths, experts.network, settings, LabelsConfig(), step_size=step_size, seed=seed)

@@ -120,6 +120,14 @@ def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
     assert loss(moved) < (0.9 if by == "moments" else 0.999) * loss(start)
 
 
+def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_experts, digits):
+    config = RefineConfig(student_steps=2, student_batch=5, span=0.5, augment="")
+    purpose = build_objective(config, str(digits_experts), digits, seed=0, device=CPU)
+    images = (torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_()
+    purpose.accumulate(images, torch.arange(10).repeat(2), real=None, step=0)
+    assert (images.grad != 0).flatten(1).any(1).sum() == 10
+
+
 @pytest.mark.parametrize("by", ["moments", "trajectory"])
 def test_experts_of_whitened_images_refine_too(by, generator, record_digits, digits, tmp_path):
     store = record_digits(tmp_path / "zca", zca=True)
