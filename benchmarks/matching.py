@@ -35,7 +35,7 @@ from dim.sampler import sample_set
 
 FAITHFUL = {"source": "fresh", "images": "real", "upkeep_steps": 16, "upkeep_every": 1}
 EXPERTS = {"source": "experts", "images": "real"}
-PATHS = {"weight": 1.0, "every": 2}
+PATHS = {"weight": 1.0, "every": 2, "steps": 20, "epochs": 1.0, "starts": (0.0, 15.0), "step_size": 0.02}
 OURS = "own pool of generated images"
 POOLS: dict[str, dict[str, dict[str, Any]]] = {
     "no matching": {"matching": {"weight": 0.0}},
