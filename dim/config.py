@@ -510,11 +510,11 @@ class RefineConfig:
     images should be those of its real images, in experts of many ages."""
     blocks: tuple[int, ...] = (1, 10, 50)
     """Images per class at which a block ends. A block's images move together, beside the earlier ones, which stay."""
-    steps: int = 200
+    steps: int = 100
     """Updates of a block."""
-    lr: float = 0.05
+    lr: float = 0.1
     """Adam's learning rate, which falls to 0."""
-    ages: tuple[float, float] = (0.0, 1.0)
+    ages: tuple[float, float] = (0.0, 0.3)
     """moments: youngest and oldest expert that is asked, as parts of the recorded path. trajectory: first and last start
     point, as parts of what is left of the path before the last target."""
     real: int = 32
@@ -523,9 +523,9 @@ class RefineConfig:
     """trajectory: steps of the student (N)."""
     student_batch: int = 100
     """trajectory: images per student step, at most; the whole set while it is not larger."""
-    span: float = 2.0
+    span: float = 1.0
     """trajectory: recorded moments from start to target (M)."""
-    step_size: float = 0.01
+    step_size: float = 0.02
     """trajectory: the student's learning rate."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """trajectory: augmentation of the images, one draw per student step."""
