@@ -529,6 +529,8 @@ class RefineConfig:
     """trajectory: the student's learning rate."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """trajectory: augmentation of the images, one draw per student step."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """trajectory: compile the derivatives; `auto` does it for as many student steps in a block as make it worth it."""
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in itertools.pairwise((0, *self.blocks)))
@@ -802,14 +804,20 @@ class TrajectoryRecipe(RecordConfig):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dictionaries, for JSON."""
-    return dataclasses.asdict(config)
+    """A configuration as plain dictionaries, for JSON; without the options of other generators than its own, whose defaults may
+    have changed when it is read again."""
+    values = dataclasses.asdict(config)
+    if isinstance(config, GeneratorConfig):
+        return {key: value for key, value in values.items() if config.name in _GENERATOR_OPTIONS.get(key, (config.name,))}
+    if isinstance(generator := getattr(config, "generator", None), GeneratorConfig):
+        values["generator"] = to_dict(generator)
+    return values
 
 
 def to_toml(config: Any) -> str:
     """A configuration as TOML: a recipe that gives the same configuration again. Fields that are None are left out."""
     plain, tables = [], []
-    for name, value in dataclasses.asdict(config).items():
+    for name, value in to_dict(config).items():
         if isinstance(value, dict):
             lines = [f"{key} = {_toml_value(item)}" for key, item in value.items() if item is not None]
             tables.append("\n".join([f"[{name}]", *lines]))

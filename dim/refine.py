@@ -25,6 +25,7 @@ from dim.objectives.path_matching import Seen
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pool import ModelPool, build_pool
 from dim.trajectory.experts import Experts
+from dim.trajectory.flat import worth_compiling
 
 
 class SetMoments:
@@ -75,7 +76,8 @@ def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: 
     if config.by == "moments":
         pool = PoolConfig(source="experts", experts=folder, ages=config.ages, oldest_at_first=config.ages[1])
         return SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed)
-    experts = Experts(folder, data, device)
+    compile = worth_compiling(config.compile, device, config.steps * config.student_steps)
+    experts = Experts(folder, data, device, compiled=compile)
     if config.span >= experts.last:
         raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
     low, high = (age * (experts.last - config.span) for age in config.ages)
@@ -89,7 +91,9 @@ def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: 
         augment=config.augment,
     )
     step_size = torch.tensor(config.step_size, device=device)
-    following = TrajectoryMatching(experts.paths, experts.network, settings, LabelsConfig(), step_size=step_size, seed=seed)
+    following = TrajectoryMatching(
+        experts.paths, experts.network, settings, LabelsConfig(), step_size=step_size, seed=seed, compile=compile
+    )
     return Seen(following, experts)
 
 

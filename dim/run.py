@@ -6,6 +6,7 @@ Generators, expert trajectories and distilled sets are trained by loops of their
 """
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -143,7 +144,7 @@ def check_same_run(
         before, now = run["spec"]["name"], spec.name
         raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
     # A run of an earlier version lacks what has become an option since: it had the default.
-    before = {**_flat(to_dict(type(config)())), **_flat(run["config"])}
+    before = {**_flat(dataclasses.asdict(type(config)())), **_flat(run["config"])}
     now = _flat(to_dict(config))
     for key in now:
         allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)

@@ -118,6 +118,17 @@ def test_a_recipe_of_experts_alone_is_one_for_trajectories(tmp_path):
     assert {name: getattr(loaded, name) for name in config.__dict__} == config.__dict__
 
 
+def test_a_written_configuration_does_not_hold_the_options_of_other_generators():
+    """Their defaults may change, and would then be refused when it is read."""
+    config = TrainConfig(generator=GeneratorConfig(name="diffusion", steps=4))
+    written = to_dict(config)["generator"]
+    assert written == to_dict(config.generator)
+    assert written["steps"] == 4
+    assert not {"latent_dim", "label_scale", "pretrained"} & written.keys()
+    assert "latent_dim" in to_dict(TrainConfig())["generator"]
+    assert "latent_dim" not in to_toml(config)
+
+
 def test_toml_round_trip_of_unusual_values():
     config = from_dict(
         TrainConfig,

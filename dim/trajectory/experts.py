@@ -21,6 +21,7 @@ class Experts:
         folder: made by `dim experts`.
         data: the real data, natural images; its specification is enough for experts of natural images.
         device: where their network is evaluated.
+        compiled: arrange the network for a compiler.
 
     Attributes:
         paths: one per expert.
@@ -31,7 +32,9 @@ class Experts:
         InputError: if the store is missing, damaged, unfinished, or of other data, or if whitening needs the real data.
     """
 
-    def __init__(self, folder: Path | str, data: RealData | DataSpec, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, folder: Path | str, data: RealData | DataSpec, device: torch.device | str = "cpu", *, compiled: bool = False
+    ) -> None:
         spec = data if isinstance(data, DataSpec) else data.spec
         store, recorded = open_experts_of(folder, spec)
         self._whitening = None
@@ -42,7 +45,8 @@ class Experts:
                 )
             self._whitening = Whitening.fit(data.train, spec, device=device)
         self.folder, self.paths, self.digest = folder, paths_of(store), store.digest()
-        self.network = FlatNetwork(recorded.student, spec if self._whitening is None else self._whitening.spec, device)
+        seen = spec if self._whitening is None else self._whitening.spec
+        self.network = FlatNetwork(recorded.student, seen, device, compiled=compiled)
 
     @property
     def last(self) -> float:
