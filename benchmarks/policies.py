@@ -73,7 +73,7 @@ class Arguments:
     """Images per class of the fixed rows with hard labels."""
     soft_ipc: tuple[int, ...] = (1, 10, 50)
     """Images per class of the fixed rows with soft labels."""
-    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "matched+refined by moments", "herding")
+    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "herding")
     """Policies and coresets that have no rows above IPC 10."""
     stream_ipc: tuple[int, ...] = (10,)
     """Images per class of the stream rows."""
@@ -128,7 +128,7 @@ class Suite:
                     rankings.append(policy.rank(self.generator, ipc=ipc))
                 ranking = rankings[-1]
                 sets[ipc] = sample_set(self.generator, ipc=ipc, ranking=ranking, latents=ranking.latents is not None)
-                picture = RESULTS / f"{self.arguments.name}-{name.replace(' ', '-')}.png"
+                picture = RESULTS / f"{self.arguments.name}-{name.replace(' ', '-').replace('+', '-')}.png"
                 if ipc == 10 and ranking.latents is not None:
                     save_png(picture, set_grid(sets[ipc]))
             return sets[ipc]
