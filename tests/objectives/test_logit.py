@@ -172,7 +172,7 @@ def _batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _matching(spec, distance="means", augment="", weight=0.01, seed=0):
-    config = MatchingConfig(distance=distance, augment=augment, weight=weight)
+    config = MatchingConfig(distance=distance, outputs="logits", augment=augment, weight=weight)
     return PoolMatching(_StubPool(_Net()), config, spec(1, 8), seed=seed)
 
 
