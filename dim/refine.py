@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from dim import rng
-from dim.config import LabelsConfig, PoolConfig, RefineConfig, TrajectoryConfig
+from dim.config import PoolConfig, RefineConfig
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.generators import Generator
 from dim.objectives import Objective, add_gradient
-from dim.objectives.path_matching import Seen
-from dim.objectives.trajectory import TrajectoryMatching
+from dim.objectives.path_matching import following
 from dim.pool import ModelPool, build_pool
 from dim.trajectory.experts import Experts
 from dim.trajectory.flat import worth_compiling
@@ -81,20 +80,17 @@ def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: 
     if config.span >= experts.last:
         raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
     low, high = (age * (experts.last - config.span) for age in config.ages)
-    settings = TrajectoryConfig(
+    return following(
+        experts,
         steps=config.student_steps,
         batch_size=config.student_batch,
-        epochs=config.span,
-        min_start=low,
-        max_start=high,
-        continuous=True,
+        span=config.span,
+        starts=(low, high),
+        step_size=config.step_size,
         augment=config.augment,
+        seed=seed,
+        compile=compile,
     )
-    step_size = torch.tensor(config.step_size, device=device)
-    following = TrajectoryMatching(
-        experts.paths, experts.network, settings, LabelsConfig(), step_size=step_size, seed=seed, compile=compile
-    )
-    return Seen(following, experts)
 
 
 def refine(generator: Generator, latents: Tensor, objective: Objective, config: RefineConfig, ipc: int) -> Tensor:

@@ -28,6 +28,45 @@ class Seen:
         return losses
 
 
+def following(
+    experts: Experts,
+    *,
+    steps: int,
+    batch_size: int,
+    span: float,
+    starts: tuple[float, float],
+    step_size: float,
+    augment: str,
+    seed: int,
+    compile: bool = False,
+) -> Seen:
+    """`TrajectoryMatching` of natural images with hard labels and a fixed step size, from start points anywhere in a window.
+
+    Args:
+        experts: made with `compiled` if `compile`.
+        steps: of the student (N).
+        batch_size: images per student step, at most; 0: all.
+        span: recorded moments from start to target (M).
+        starts: first and last start point, in recorded moments.
+        step_size: the student's learning rate.
+        augment: augmentation of the images, one draw per student step.
+        seed: of every draw.
+        compile: compile the derivatives.
+    """
+    settings = TrajectoryConfig(
+        steps=steps,
+        batch_size=batch_size,
+        epochs=span,
+        min_start=starts[0],
+        max_start=starts[1],
+        continuous=True,
+        augment=augment,
+    )
+    size = torch.tensor(step_size, device=experts.network.device)
+    drawing = {"step_size": size, "seed": seed, "compile": compile}
+    return Seen(TrajectoryMatching(experts.paths, experts.network, settings, LabelsConfig(), **drawing), experts)
+
+
 class PathMatching:
     """`TrajectoryMatching` of a generated batch, which is new at every step, with the exact gradient and a weight.
 
@@ -62,24 +101,18 @@ class PathMatching:
                 "path_matching.weight is above 0 and path_matching.experts is not given: name a folder of 'dim experts'"
             )
         self.experts = Experts(config.experts, data, device)
-        low, high = config.starts
-        self.experts.require_stretch(high, config.epochs, "path_matching.starts with path_matching.epochs")
+        self.experts.require_stretch(config.starts[1], config.epochs, "path_matching.starts with path_matching.epochs")
         self.config, self._first_step = config, first_step
-        settings = TrajectoryConfig(
+        self.objective = following(
+            self.experts,
             steps=config.steps,
-            epochs=config.epochs,
-            min_start=low,
-            max_start=high,
-            continuous=True,
             batch_size=config.batch_size,
+            span=config.epochs,
+            starts=config.starts,
+            step_size=config.step_size,
             augment=config.augment,
+            seed=rng.fold(seed, "path-matching", rank),
         )
-        drawing = {
-            "step_size": torch.tensor(config.step_size, device=device),
-            "seed": rng.fold(seed, "path-matching", rank),
-        }
-        following = TrajectoryMatching(self.experts.paths, self.experts.network, settings, LabelsConfig(), **drawing)
-        self.objective = Seen(following, self.experts)
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`; nothing where no step is due. The loss is returned before its weight."""
