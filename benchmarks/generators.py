@@ -2,12 +2,12 @@
 
     python benchmarks/generators.py --data-root DIR [--minutes 25] [--out runs/generators]
 
-Stage one takes four fifths of the time. From its end two runs go on for the last fifth: one with logit matching, one without,
+Stage one takes four fifths of the time, or what `--stage-one` says. From its end two runs go on: one with matching, one without,
 so that both have had the same time. Every row has coverage, FID, stream and fixed accuracy; few-step generators have one row per
 number of steps. A run, or a row, that lies finished in --out is not made again; an unfinished run is resumed. `--only-train`
 leaves the scoring to a later invocation, so that runs can be made apart. A recipe with the published matching gets that of
 `fashion-gan-small`, as the others have, at the learning rate of its stage one and a weight that was chosen on the validation
-part; `--published` adds a run with its own.
+part; the variant `published matching` has its own.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -36,12 +36,13 @@ from dim.nets.generators import Generator
 from dim.run import RUN
 from dim.sampler import sample_set, stored_bytes
 
-FIRST, STAGE_ONE = "stage one alone", 0.8
+FIRST = "stage one alone"
+Variant = Literal["matched", "no matching", "published matching"]
 WEIGHT = 100.0  # of our matching for a generator that has the published one, whose adversarial loss pulls harder
 
 
-def last(recipe: TrainConfig, published: bool = False) -> dict[str, TrainConfig]:
-    """The runs of the last fifth, whose stage two begins at the same weights."""
+def last(recipe: TrainConfig) -> dict[str, TrainConfig]:
+    """The runs whose stage two begins at the same weights."""
     matched = recipe
     if recipe.matching.distance == "pairs":
         ours: TrainConfig = load_recipe("fashion-gan-small")
@@ -49,7 +50,7 @@ def last(recipe: TrainConfig, published: bool = False) -> dict[str, TrainConfig]
         matching = dataclasses.replace(ours.matching, weight=WEIGHT)
         matched = dataclasses.replace(matched, matching=matching, pool=ours.pool)
     variants = {"matched": matched, "no matching": changed(matched, {"matching": {"weight": 0.0}})}
-    if published and matched is not recipe:
+    if matched is not recipe:
         variants["published matching"] = recipe
     return variants
 
@@ -70,6 +71,10 @@ class Arguments:
     """Run folders."""
     minutes: float = 25.0
     """Wall time of training, both stages together."""
+    stage_one: float = 0.8
+    """Part of it that stage one takes."""
+    variants: tuple[Variant, ...] = ("matched", "no matching")
+    """What goes on from there. `published matching`: that of the recipe, if it has it."""
     students: tuple[str, ...] = ("convnet:width=64",)
     """Architectures that are trained on what the generators make."""
     ipc: tuple[int, ...] = (10, 50)
@@ -84,8 +89,6 @@ class Arguments:
     """Images on each side of coverage."""
     split: str = "test"
     """Part of the data to score on; val while choosing settings."""
-    published: bool = False
-    """Also run the published matching of recipes that have it."""
     only_train: bool = False
     """Make the runs, and no scores."""
 
@@ -97,16 +100,15 @@ def steps_within(minutes: float, stage: int, config: TrainConfig, data: RealData
     return round(60 * minutes / read_json(path)["seconds_per_step"])
 
 
-def plan(variant: str, recipe: TrainConfig, data: RealData, minutes: float, folder: Path) -> TrainConfig:
-    """The configuration of a variant of the last fifth, or of what comes before, with the steps that its time allows."""
-    minutes_one, minutes_two = STAGE_ONE * minutes, (1 - STAGE_ONE) * minutes
-    steps = steps_within(minutes_one, 0, recipe, data, folder / "stage-one.json")
+def plan(variant: str, recipe: TrainConfig, data: RealData, minutes: tuple[float, float], folder: Path) -> TrainConfig:
+    """The configuration of a variant, or of what comes before, with the steps that its time in either stage allows."""
+    steps = steps_within(minutes[0], 0, recipe, data, folder / "stage-one.json")
     one = {"epochs": epochs(steps, recipe.stage_one.batch_size, data)}
     if variant == FIRST:  # says nothing of what follows, which may be chosen when it has been trained
         neutral = {"matching": MatchingConfig(weight=0.0), "pool": PoolConfig(), "stage_two": StageConfig(epochs=0.0)}
         return changed(dataclasses.replace(recipe, **neutral), {"stage_one": one})
-    config = last(recipe, published=True)[variant]
-    steps = steps_within(minutes_two, 1, config, data, folder / f"{variant.replace(' ', '-')}.json")
+    config = last(recipe)[variant]
+    steps = steps_within(minutes[1], 1, config, data, folder / f"{variant.replace(' ', '-')}.json")
     return changed(config, {"stage_one": one, "stage_two": {"epochs": epochs(steps, recipe.stage_two.batch_size, data)}})
 
 
@@ -195,20 +197,22 @@ def main(arguments: Arguments) -> None:
     suite = Suite(arguments, data, base, device)
     if not arguments.only_train:
         suite.controls()
+    minutes = (arguments.stage_one * arguments.minutes, (1 - arguments.stage_one) * arguments.minutes)
     for name, recipe in recipes.items():
         folder = Path(arguments.out) / Path(name).stem
         runs: dict[str, Path] = {}
-        for variant in (FIRST, *last(recipe, arguments.published)):
-            config = plan(variant, recipe, data, arguments.minutes, folder)
+        for variant in (FIRST, *(name for name in last(recipe) if name in arguments.variants)):
+            config = plan(variant, recipe, data, minutes, folder)
             runs[variant] = train(config, data, folder / variant.replace(" ", "-"), runs.get(FIRST))
         if arguments.only_train:
             continue
         for variant, run in list(runs.items())[1:]:
             suite.score_run(Path(name).stem, variant, run)
-        save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(load_generator(runs["matched"], device)))
+        shown = load_generator(runs.get("matched", run), device)
+        save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(shown))
     if arguments.only_train:
         return
-    about = {"minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads()}
+    about = {"minutes": minutes, "split": arguments.split, "threads": torch.get_num_threads()}
     print(save(arguments.name, {**about, "rows": suite.rows.made}, device))
 
 
