@@ -28,6 +28,7 @@ _HOMES = {
     "Teacher": "dim.teacher",
     "TrainConfig": "dim.config",
     "TrajectoryRecipe": "dim.config",
+    "anchored": "dim.sampler",
     "coverage": "dim.coverage",
     "distill": "dim.distill",
     "evaluate": "dim.evaluate",

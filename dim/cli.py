@@ -101,9 +101,12 @@ class SampleArguments:
     """Only these classes, by number or name."""
     seed: int = 0
     """Another seed gives another set."""
-    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents"] = "imagefolder"
+    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents", "generator"] = "imagefolder"
     """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
-    `export`; latents: the generator and a latent per image, which are fewer numbers than pixels (not of `diffusion`)."""
+    `export`; latents: the generator and a latent per image, which are fewer numbers than pixels (not of `diffusion`); generator:
+    no set but a generator, whose first --ipc images of a class are those of the policy, and whose streams go on around them."""
+    spread: float = 0.3
+    """--format generator: standard deviation, in latents, of later images around those of the policy; 0: they repeat."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """How images are made."""
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
@@ -271,10 +274,16 @@ def sample(arguments: Sequence[str]) -> None:
     parsed = _parse(SampleArguments, arguments, "sample")
     if parsed.ipc is None and not parsed.counts:
         raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
+    if parsed.format == "generator":
+        if not parsed.policy.steps or parsed.counts or parsed.classes:
+            expected = "expected --policy.steps, and --ipc without --counts or --classes"
+            raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
+        if not 0 <= parsed.spread < float("inf"):
+            raise InputError(f"spread is {parsed.spread}: expected 0 or more")
 
-    from dim.hub import load_generator
+    from dim.hub import load_generator, save_pretrained
     from dim.io import require_free
-    from dim.sampler import leave_together, made_once, request, sample_set_together
+    from dim.sampler import anchored, leave_together, made_once, request, sample_set_together
     from dim.teacher import with_soft_labels
 
     require_free(parsed.out, overwrite=parsed.overwrite)
@@ -298,6 +307,11 @@ def sample(arguments: Sequence[str]) -> None:
         policy = Policy(parsed.policy, teacher=teacher, data=real, features=features, **refinement)
         ipc = parsed.ipc or max(size["counts"].values())
         ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
+    if parsed.format == "generator":
+        chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
+        made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
+        print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
+        return leave_together()
     held = parsed.format == "latents"
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
     result = sample_set_together(generator, **size, **drawing)

@@ -387,16 +387,18 @@ def require_same_data(subject: DataSpec, data: DataSpec) -> None:
 
 
 def production_seconds(subject: SyntheticSet | Generator) -> float | None:
-    """Seconds it took to make a set or a generator: training or distillation, and for a set drawn from a generator its policy and
-    the drawing.
+    """Seconds it took to make a set or a generator: training or distillation, policies, and for a set the drawing.
 
     What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
     """
     if isinstance(subject, Generator):
-        return getattr(subject, "info", {}).get("about", {}).get("seconds")
-    parts = [subject.info.get("seconds")]
-    if subject.info.get("method") == "generator":
-        parts += [subject.info.get("generator", {}).get("seconds"), subject.info.get("policy_seconds", 0.0)]
+        about, parts = getattr(subject, "info", {}).get("about", {}), []
+    else:
+        about, parts = subject.info.get("generator", {}), [subject.info.get("seconds")]
+        if subject.info.get("method") != "generator":
+            return parts[0]
+        parts.append(subject.info.get("policy_seconds", 0.0))
+    parts += [about.get("seconds"), about.get("policy_seconds", 0.0)]
     return None if None in parts else sum(parts)
 
 

@@ -84,6 +84,10 @@ def model_card(generator: Generator, info: dict[str, Any]) -> str:
     spec, about = generator.spec, info["about"]
     shape = f"{spec.height}x{spec.width}x{spec.channels}"
     parameters = sum(parameter.numel() for parameter in generator.parameters())
+    around = "of all latents"
+    if generator.anchors is not None:
+        policy = f"{about.get('policy', 'chosen')}, spread {generator.spread:g}"
+        around = f"around {generator.anchors.shape[1]} images per class ({policy})"
     return f"""---
 library_name: dim-distill
 tags: [dataset-distillation, image-generation]
@@ -96,6 +100,7 @@ tags: [dataset-distillation, image-generation]
 |---|---|
 | data | {spec.name}, {spec.num_classes} classes, {shape} |
 | architecture | {info["generator"]["name"]}, {parameters:,} parameters |
+| images | {around} |
 | steps | {about.get("step")} of {about.get("total_steps")} |
 | versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
 

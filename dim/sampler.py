@@ -4,6 +4,7 @@ Image i of class k is the same image wherever it appears (see `dim.nets.generato
 which (class, index) pairs are wanted.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -142,6 +143,36 @@ def sample_set(
         **({} if ranking is None else ranking.about),
     }
     return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info, latents=moved if latents else None)
+
+
+def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, seed: int = 0) -> Generator:
+    """A generator that makes the images that a policy chose or refined, and after them others around those, without end.
+
+    Its first `ipc` images of every class, whatever the seed, are the policy's; its streams and larger sets go on around their
+    latents. So what a policy found serves any number of steps, and any training loop that takes a generator.
+
+    Args:
+        generator: from `dim.load_generator`; left as it is.
+        ranking: made for it with the same `seed` and at least this `ipc`.
+        ipc: images per class that are taken from the ranking.
+        spread: of the others, see `Generator.anchor`.
+        seed: of the set that was ranked.
+
+    Returns:
+        The generator; its `info` says which policy, and in how many seconds.
+
+    Raises:
+        InputError: if the ranking has fewer images, or the spread is negative.
+    """
+    labels, places = request(generator.spec, ipc=ipc)
+    ranking.require(ipc)
+    latents = ranking.latents_of(labels, places)
+    if latents is None:
+        latents = generator.latents(labels, ranking.numbers_of(labels, places), seed=seed)
+    result = copy.deepcopy(generator).anchor(latents.view(ipc, generator.spec.num_classes, -1).transpose(0, 1), spread)
+    about = {**generator.info["about"], **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
+    result.info = {**generator.info, "about": about}
+    return result
 
 
 def stored_bytes(generator: Generator) -> int:

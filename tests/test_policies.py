@@ -1,5 +1,7 @@
 """Sampler policies: rankings, nested sets, and what a policy needs."""
 
+import copy
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from dim.evaluate import production_seconds
 from dim.features import trained_features
 from dim.policies import Policy, filtered, graded
 from dim.sampler import sample_set
+from dim.spec import to_uint8
 from dim.teacher import load_teacher
 
 
@@ -83,7 +86,7 @@ def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, f
     assert large.info["policy_settings"]["candidates"] == 20
     assert large.info["policy_seconds"] >= 0
     large.info["generator"]["seconds"] = 100.0
-    assert production_seconds(large) == 100.0 + large.info["policy_seconds"] + large.info["seconds"]
+    assert production_seconds(large) == pytest.approx(100.0 + large.info["policy_seconds"] + large.info["seconds"])
     assert not torch.equal(large.images, plain.images[:60])
 
 
@@ -130,6 +133,34 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
     assert all(torch.equal(half.images, large.images[rank::2]) for rank, half in enumerate(halves))
     assert large.info["policy"] == "matched+refined"
     assert large.info["refinement"]["by"] == by
+
+
+@pytest.mark.parametrize("by", ["trajectory", "moments", None])
+def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generator, digits_experts, features, digits):
+    known = copy.deepcopy(generator)
+    known.info = {"about": {"seconds": 60.0, "title": "t"}, "data": None, "protocol": None}
+    refinement = RefineConfig(by=by or "moments", blocks=(1, 3), steps=2, student_steps=2, span=0.5, real=4)
+    config = PolicyConfig(steps=("matched", "refined") if by else ("matched",), candidates=8)
+    policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
+    ranking = policy.rank(known, seed=3)
+    result = dim.anchored(known, ranking, ipc=3, spread=0.5, seed=3)
+    assert known.anchors is None
+    chosen = sample_set(known, ipc=3, seed=3, ranking=ranking, latents=True)
+    for seed in (0, 3):
+        drawn = sample_set(result, ipc=7, seed=seed)
+        assert torch.equal(drawn.images[:30], chosen.images)
+        apart = (drawn.images[30:60] != chosen.images).flatten(1).any(1)
+        assert apart.all()
+    assert result.info["about"]["policy"] == ranking.about["policy"]
+    assert result.info["about"]["title"] == "t"
+    assert production_seconds(result) == 60.0 + ranking.about["policy_seconds"]
+    assert production_seconds(drawn) == pytest.approx(60.0 + ranking.about["policy_seconds"] + drawn.info["seconds"])
+    stream = dim.GeneratedLoader(result, batch_size=10, steps=6, shuffle=False)
+    images = torch.cat([images for images, _ in stream])
+    assert torch.equal(to_uint8(images[:30]), chosen.images)
+    assert len(images.flatten(1).unique(dim=0)) == 60
+    with pytest.raises(InputError, match="ipc is 9 and the policy leaves 8 candidates"):
+        dim.anchored(known, ranking, ipc=9, spread=0.5, seed=3)
 
 
 def test_a_ranking_refined_for_few_images_is_refused_for_more(generator, digits_experts, digits):

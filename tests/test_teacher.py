@@ -1,6 +1,7 @@
 """Soft labels from ensembles."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.evaluate import Evaluator
 from dim.fit import fit
+from dim.hub import load_generator
 from dim.nets.generators import build_generator
+from dim.sampler import sample_set
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 from dim.trajectory.store import ExpertStore
 
@@ -176,6 +179,18 @@ def test_commands(run, digits_experts, tmp_path, capsys):
     assert chosen.info["policy"] == "filtered+matched"
     assert main(["sample", str(run), "--ipc", "9", "--out", str(tmp_path / "many"), *teacher, *policy]) != 0
     assert "the policy leaves 8 candidates" in capsys.readouterr().err
+    anchored = ["--ipc", "3", "--out", str(tmp_path / "anchored"), "--format", "generator", "--spread", "0.25"]
+    assert main(["sample", str(run), *anchored, *teacher, *policy]) == 0
+    generator = load_generator(tmp_path / "anchored")
+    assert (generator.anchors.shape[1], float(generator.spread)) == (3, 0.25)
+    again = sample_set(generator, ipc=2, seed=7)
+    assert (again.images.int() - chosen.images.int()).abs().max() <= 1
+    assert "around 3 images per class (filtered+matched, spread 0.25)" in (tmp_path / "anchored" / "README.md").read_text()
+    for wrong in (["--ipc", "3"], ["--counts", "1=3", *policy], ["--ipc", "3", *policy, "--spread", "-1"]):
+        out = ["--out", str(tmp_path / "no"), "--format", "generator"]
+        assert main(["sample", str(run), *out, *teacher, *wrong]) != 0
+        assert re.search(r"--policy\.steps, and --ipc without|spread is -1", capsys.readouterr().err)
+    assert not (tmp_path / "no").exists()
     arguments = ["--seeds", "1", "--ipc", "1", "--track", "fixed", "stream", "--controls", "random", "oracle"]
     assert main(["evaluate", str(run), *arguments, *teacher, "--json", str(tmp_path / "scores.json")]) == 0
     rows = dim.io.read_json(tmp_path / "scores.json")["scores"]

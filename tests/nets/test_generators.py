@@ -1,5 +1,6 @@
 """Generators: published sizes, any image size, and images that depend on (seed, class, index) only."""
 
+import copy
 import dataclasses
 import itertools
 import subprocess
@@ -17,6 +18,7 @@ from dim.nets.generators import build_generator
 from dim.nets.generators.base import Generator, occurrence
 from dim.nets.generators.dim2023 import resolution_chain
 from dim.nets.generators.storage import load_generator_file, save_generator_file
+from dim.sampler import stored_bytes
 
 PUBLISHED = load_recipe("cifar10-dim2023").generator
 SMALL = GeneratorConfig(name="dim2023", width=4, latent_dim=3)
@@ -281,3 +283,41 @@ def test_gradients_reach_the_latents(spec):
     y = torch.tensor([0, 1])
     target = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda v: F.mse_loss(net(v, y), target), (z,))
+
+
+def test_images_are_made_around_anchors(net):
+    """The first are the anchors' own, whatever the seed; later ones are new, as near as the spread says."""
+    net = copy.deepcopy(net)
+    labels, indices = _all(7)
+    anchors = torch.randn(5, 3, 6, generator=torch.Generator().manual_seed(5))
+    own = net.latents(labels, indices, seed=3)
+    assert net.anchor(anchors, 0.5) is net
+    latents = net.latents(labels, indices, seed=3).view(5, 7, 6)
+    assert torch.equal(latents[:, :3], anchors)
+    torch.testing.assert_close(latents[:, 3:], anchors[:, [0, 1, 2, 0]] + 0.5 * own.view(5, 7, 6)[:, 3:])
+    first = indices < 3
+    several = [net.images(labels, indices, seed=seed) for seed in (3, 4)]
+    assert torch.equal(several[0][first], several[1][first])
+    assert (several[0] != several[1])[~first].flatten(1).any(1).all()
+    net.anchor(anchors, 0.0)
+    images = net.latents(labels, indices, seed=3).view(5, 7, 6)
+    assert torch.equal(images[:, 3:6], images[:, :3])
+    for shape in ((5, 3), (4, 3, 6), (5, 3, 5), (5, 0, 6)):
+        with pytest.raises(InputError, match=r"anchors have shape .*: expected \(5, n, 6\)"):
+            net.anchor(torch.zeros(shape), 0.5)
+    with pytest.raises(InputError, match=r"spread is -1: expected 0 or more"):
+        net.anchor(anchors, -1)
+
+
+def test_an_anchored_generator_is_stored_with_its_anchors(spec, tmp_path):
+    config = GeneratorConfig(name="gan", width=4, latent_dim=6)
+    net = build_generator(config, spec(1, 8, 3), seed=0).eval()
+    plain = stored_bytes(net)
+    net.anchor(torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(0)), 0.25)
+    assert stored_bytes(net) == plain + 3 * 2 * 6 * 4 + 4
+    path = tmp_path / "generator.safetensors"
+    save_generator_file(path, net, config=config, data=DataConfig(), protocol=ProtocolConfig(), about={})
+    again = load_generator_file(path)
+    labels = torch.arange(12) % 3
+    assert torch.equal(again.sample(labels, seed=9), net.to(memory_format=torch.channels_last).sample(labels, seed=9))
+    assert float(again.spread) == 0.25

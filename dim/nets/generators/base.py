@@ -7,6 +7,7 @@ and on the CPU a block is computed by one thread; several blocks run side by sid
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -30,15 +31,21 @@ class Generator(nn.Module):
         spec: the data it stands for.
         latent_dim: width Z of the latents.
         sampler_options: which fields of its configuration, `config`, are options of its sampler.
+        anchors: float32 (classes, n, Z), or None: see `anchor`.
+        spread: float32 (), beside them.
     """
 
     sampler_options: tuple[str, ...] = ()
     config: GeneratorConfig
+    anchors: Tensor | None
+    spread: Tensor | None
 
     def __init__(self, spec: DataSpec, latent_dim: int) -> None:
         super().__init__()
         self.spec = spec
         self.latent_dim = latent_dim
+        self.register_buffer("anchors", None)
+        self.register_buffer("spread", None)
 
     @property
     def sampler(self) -> dict[str, Any]:
@@ -72,6 +79,26 @@ class Generator(nn.Module):
         """(B, Z) float standard normal latents, (B,) int64 labels -> (B, C, H, W) float images in [-1, 1]."""
         raise NotImplementedError
 
+    def anchor(self, anchors: Tensor, spread: float) -> Self:
+        """Choose, in place, the latents around which images are made: image i of a class gets number i modulo n of its anchors,
+        the first n images exactly so, and later ones with `spread` times a Gaussian latent of their own added.
+
+        Args:
+            anchors: float (classes, n, Z).
+            spread: 0 or more; at 0 images repeat.
+
+        Raises:
+            InputError: for another shape, or a negative spread.
+        """
+        classes, width = self.spec.num_classes, self.latent_dim
+        if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[2] != width or anchors.shape[1] == 0:
+            raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected ({classes}, n, {width})")
+        if not 0 <= spread < math.inf:
+            raise InputError(f"spread is {spread}: expected 0 or more")
+        self.anchors = anchors.detach().to(self.device, torch.float32, copy=True)
+        self.spread = torch.tensor(spread, dtype=torch.float32, device=self.device)
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where its parameters are."""
@@ -79,7 +106,12 @@ class Generator(nn.Module):
 
     def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
         """Latents of images number `indices` of classes `labels`: int64 (B,), (B,) -> float32 (B, Z)."""
-        return rng.normal(rng.fold(seed, "latent"), torch.stack((labels, indices), dim=1), self.latent_dim)
+        own = rng.normal(rng.fold(seed, "latent"), torch.stack((labels, indices), dim=1), self.latent_dim)
+        if self.anchors is None:
+            return own
+        count = self.anchors.shape[1]
+        nearest = self.anchors.to(own.device)[labels, indices % count]
+        return nearest + torch.where(indices < count, 0.0, self.spread.to(own.device))[:, None] * own
 
     def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
         """Generate one image per label: the first image of a class is number 0 of that class, the next number 1, ...

@@ -91,6 +91,8 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
         raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
     config = from_dict(GeneratorConfig, metadata["generator"])
     generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0, architecture=metadata.get("architecture"))
+    if "anchors" in tensors:
+        generator.anchor(tensors["anchors"], float(tensors["spread"]))
     try:
         generator.load_state_dict(tensors)
     except RuntimeError:
