@@ -4,9 +4,10 @@
 
 Every policy has a row per size with hard labels, and one with the experts' labels; random real images and coresets have the same.
 Policies may be made by several invocations on one --out; the last, with all, finds their rows and writes the result.
-The stream rows are the generator with both kinds of labels, and the real data with both. The last rows are about storage: the
-refined set as generator, latents and labels, and pixels distilled by trajectory matching (a folder made by `dim distill`), each
-with its bytes. Every row says how many seconds its set took. A row that lies in --out is not made again.
+The stream rows are the generator with both kinds of labels, the real data with both, and the generator around refined images
+(`dim.anchored`). The last rows are about storage: the refined set as generator, latents and labels, and pixels distilled by
+trajectory matching (a folder made by `dim distill`), each with its bytes. Every row says how many seconds its set took. A row
+that lies in --out is not made again.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.nets.generators import Generator
 from dim.policies import Policy, Ranking
-from dim.sampler import sample_set
+from dim.sampler import anchored, sample_set, stored_bytes
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 
 POLICIES: dict[str, tuple[tuple[str, ...], str | None]] = {
@@ -77,6 +78,10 @@ class Arguments:
     """Policies and coresets that have no rows above IPC 10."""
     stream_ipc: tuple[int, ...] = (10,)
     """Images per class of the stream rows."""
+    anchors: int = 50
+    """Refined images per class around which a generator streams."""
+    spread: float = 0.3
+    """Of the others around them."""
     coresets: tuple[str, ...] = ("herding",)
     """Beside random real images."""
     pixels: tuple[str, ...] = ()
@@ -100,6 +105,7 @@ class Suite:
         self.evaluator = Evaluator(self.data, protocol, seeds=arguments.seeds, split=arguments.split)
         self.teacher: Teacher = load_teacher(arguments.experts, self.data, temperature=arguments.temperature)
         about = {"generator": identity(self.generator), "teacher": self.teacher.name, "protocol": to_dict(protocol)}
+        self._rankings: dict[str, Ranking] = {}
         self.rows = Rows(Path(arguments.out), {**about, "seeds": arguments.seeds, "split": arguments.split})
 
     def policy(self, name: str) -> tuple[Policy, dict[str, Any]]:
@@ -117,16 +123,20 @@ class Suite:
         wanted = [(n, "hard") for n in self.arguments.ipc] + [(n, "soft") for n in self.arguments.soft_ipc]
         return sorted((n, kind) for n, kind in wanted if n <= 10 or name not in self.arguments.small)
 
+    def ranking(self, name: str, policy: Policy, ipc: int) -> Ranking:
+        """A policy's ranking, final for so many images per class: the last that was made if that will do."""
+        last = self._rankings.get(name)
+        if last is None or (last.refined or ipc) < ipc:
+            self._rankings[name] = policy.rank(self.generator, ipc=ipc)
+        return self._rankings[name]
+
     def fixed(self, name: str) -> None:
         """Rows of a policy's sets, with hard and with soft labels."""
         sets: dict[int, SyntheticSet] = {}
-        rankings: list[Ranking] = []  # the last refined so many images per class, or all that are ever refined
 
         def drawn(ipc: int) -> SyntheticSet:
             if ipc not in sets:
-                if not rankings or (rankings[-1].refined or ipc) < ipc:
-                    rankings.append(policy.rank(self.generator, ipc=ipc))
-                ranking = rankings[-1]
+                ranking = self.ranking(name, policy, ipc)
                 sets[ipc] = sample_set(self.generator, ipc=ipc, ranking=ranking, latents=ranking.latents is not None)
                 picture = RESULTS / f"{self.arguments.name}-{name.replace(' ', '-').replace('+', '-')}.png"
                 if ipc == 10 and ranking.latents is not None:
@@ -142,6 +152,22 @@ class Suite:
                 return {**made, **scores_of(self.evaluator.fixed(subject, name))}
 
             self.rows.add(f"{name}, IPC {ipc}, {kind} labels", make, **facts)
+
+    def around(self, name: str) -> None:
+        """Stream rows of the generator around the images of a policy that refines."""
+        policy, facts = self.policy(name)
+        count, spread = self.arguments.anchors, self.arguments.spread
+        for ipc in self.arguments.stream_ipc:
+            for kind, teacher in (("hard", None), ("soft", self.teacher)):
+
+                def make(ipc: int = ipc, teacher: Teacher | None = teacher) -> dict[str, Any]:
+                    ranking = self.ranking(name, policy, count)
+                    subject = anchored(self.generator, ranking, ipc=count, spread=spread)
+                    made = {"policy_seconds": ranking.about["policy_seconds"], "bytes": {"generator": stored_bytes(subject)}}
+                    return {**made, **scores_of(self.evaluator.stream(subject, ipc, name, teacher=teacher))}
+
+                label = f"stream around {count} images {name}, IPC {ipc}, {kind} labels"
+                self.rows.add(label, make, **facts, anchors=count, spread=spread)
 
     def real(self) -> None:
         """Controls with both kinds of labels."""
@@ -186,6 +212,8 @@ def main(arguments: Arguments) -> None:
     suite.streams()
     for name in arguments.policies:
         suite.fixed(name)
+        if "refined" in POLICIES[name][0]:
+            suite.around(name)
     suite.stored()
     about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}
     print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.rows.made}, "cpu"))

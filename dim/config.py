@@ -514,9 +514,9 @@ class RefineConfig:
     """Updates of a block."""
     lr: float = 0.1
     """Adam's learning rate, which falls to 0."""
-    ages: tuple[float, float] = (0.0, 0.3)
-    """moments: youngest and oldest expert that is asked, as parts of the recorded path. trajectory: first and last start
-    point, as parts of what is left of the path before the last target."""
+    ages: tuple[float, ...] = (0.0, 0.3)
+    """The youngest, and for each block the oldest; the last is that of all later blocks. moments: experts that are asked, as
+    parts of the recorded path. trajectory: start points, as parts of what is left of the path before the last target."""
     real: int = 32
     """moments: real images of every class per update."""
     student_steps: int = 20
@@ -539,10 +539,11 @@ class RefineConfig:
             _require(getattr(self, name) >= 1, f"refine.{name}", getattr(self, name), "at least 1")
         for name in ("lr", "span", "step_size"):
             _require(getattr(self, name) > 0, f"refine.{name}", getattr(self, name), "a positive number")
-        low, high = self.ages
-        _require(0 <= low <= high <= 1, "refine.ages", self.ages, "two numbers in [0, 1], the smaller first")
-        moving = self.by == "moments" or low < high
-        _require(moving, "refine.ages", self.ages, "two different numbers, between which start points are drawn")
+        low, high = self.ages[0] if self.ages else 0.0, self.ages[1:]
+        inside = len(high) > 0 and all(0 <= low <= age <= 1 for age in high)
+        _require(inside, "refine.ages", self.ages, "two or more numbers in [0, 1], the smallest first")
+        moving = self.by == "moments" or low < min(high)
+        _require(moving, "refine.ages", self.ages, "the first below all others, as start points are drawn between them")
 
 
 @dataclass(frozen=True, kw_only=True)

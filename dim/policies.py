@@ -26,7 +26,7 @@ from dim.data.real import RealData
 from dim.errors import InputError
 from dim.features import Features
 from dim.nets.generators import Generator
-from dim.refine import build_objective, refine
+from dim.refine import build_objectives, refine
 from dim.teacher import Teacher
 from dim.trajectory.store import open_experts_of
 
@@ -153,8 +153,8 @@ class Policy:
         places = torch.stack([chosen[:count] for chosen in numbers])
         labels = torch.arange(len(numbers))[:, None].expand_as(places)
         latents = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1)
-        purpose = build_objective(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
-        return refine(generator, latents, purpose, self.refinement, ipc).cpu()
+        purposes = build_objectives(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
+        return refine(generator, latents, purposes, self.refinement, ipc).cpu()
 
 
 def filtered(sure: Tensor, keep: float) -> Tensor:

@@ -11,6 +11,7 @@ nothing of latents:
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,8 +63,8 @@ class SetMoments:
         return {"moments": loss.detach()}
 
 
-def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> Objective:
-    """The purpose that a configuration names.
+def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> list[Objective]:
+    """The purpose that a configuration names, one for every block, as far as blocks differ.
 
     Args:
         folder: made by `dim experts`.
@@ -72,34 +73,36 @@ def build_objective(config: RefineConfig, folder: str, data: RealData, *, seed: 
     Raises:
         InputError: if the store is missing, damaged, unfinished, or of other data, or shorter than a stretch.
     """
+    youngest, *oldest = config.ages
     if config.by == "moments":
-        pool = PoolConfig(source="experts", experts=folder, ages=config.ages, oldest_at_first=config.ages[1])
-        return SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed)
+        pools = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
+        return [
+            SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed) for pool in pools
+        ]
     compile = worth_compiling(config.compile, device, config.steps * config.student_steps)
     experts = Experts(folder, data, device, compiled=compile)
     if config.span >= experts.last:
         raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
-    low, high = (age * (experts.last - config.span) for age in config.ages)
-    return following(
-        experts,
-        steps=config.student_steps,
-        batch_size=config.student_batch,
-        span=config.span,
-        starts=(low, high),
-        step_size=config.step_size,
-        augment=config.augment,
-        seed=seed,
-        compile=compile,
-    )
+    left = experts.last - config.span
+    common = {
+        "steps": config.student_steps,
+        "batch_size": config.student_batch,
+        "span": config.span,
+        "step_size": config.step_size,
+        "augment": config.augment,
+        "seed": seed,
+        "compile": compile,
+    }
+    return [following(experts, starts=(youngest * left, age * left), **common) for age in oldest]
 
 
-def refine(generator: Generator, latents: Tensor, objective: Objective, config: RefineConfig, ipc: int) -> Tensor:
+def refine(generator: Generator, latents: Tensor, objectives: Sequence[Objective], config: RefineConfig, ipc: int) -> Tensor:
     """Move the latents of the first images of every class.
 
     Args:
         generator: makes images of latents; left as it is.
         latents: float (classes, n, Z), where the images start.
-        objective: what moves them.
+        objectives: what moves them, block by block; the last of these moves all later blocks.
         config: blocks, steps and learning rate.
         ipc: images per class that are wanted; the block that holds the last of them is the last that is refined.
 
@@ -116,6 +119,7 @@ def refine(generator: Generator, latents: Tensor, objective: Objective, config: 
         if begin >= min(ipc, count):
             break
         end = min(end, count)
+        objective = objectives[min(number, len(objectives) - 1)]
         labels = torch.arange(classes, device=device).repeat(end - begin)
         moving = result[:, begin:end].transpose(0, 1).flatten(0, 1).clone().requires_grad_()
         optimizer = torch.optim.Adam([moving], lr=config.lr)

@@ -7,7 +7,7 @@ from dim.config import PoolConfig, RefineConfig
 from dim.errors import InputError
 from dim.objectives import add_gradient
 from dim.pool import build_pool
-from dim.refine import SetMoments, build_objective, refine
+from dim.refine import SetMoments, build_objectives, refine
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def test_blocks_move_one_after_another_beside_the_earlier_ones(generator):
     start, purpose = latents(), Bright()
     config = RefineConfig(blocks=(1, 3), steps=5)
     weights = [parameter.clone() for parameter in generator.parameters()]
-    result = refine(generator, start, purpose, config, ipc=4)
+    result = refine(generator, start, [purpose], config, ipc=4)
     assert torch.equal(result[:, 3], start[:, 3]), "beyond the last block nothing moves"
     assert (result[:, :3] != start[:, :3]).flatten(1).any(1).all()
     assert [len(images) for images, _, _ in purpose.seen] == [10] * 5 + [30] * 5
@@ -53,15 +53,27 @@ def test_blocks_move_one_after_another_beside_the_earlier_ones(generator):
 
 def test_only_the_blocks_that_are_wanted_are_refined_and_they_are_the_same(generator):
     config = RefineConfig(blocks=(1, 3, 4), steps=3)
-    full = refine(generator, latents(), Bright(), config, ipc=4)
+    full = refine(generator, latents(), [Bright()], config, ipc=4)
     for ipc, refined in ((1, 1), (2, 3), (3, 3)):
         purpose = Bright()
-        part = refine(generator, latents(), purpose, config, ipc=ipc)
+        part = refine(generator, latents(), [purpose], config, ipc=ipc)
         assert torch.equal(part[:, :refined], full[:, :refined])
         assert torch.equal(part[:, refined:], latents()[:, refined:])
-    short = refine(generator, latents(2), Bright(), config, ipc=2)  # fewer images than the block has
+    short = refine(generator, latents(2), [Bright()], config, ipc=2)  # fewer images than the block has
     assert short.shape == (10, 2, 6)
     assert (short != latents(2)).flatten(1).any(1).all()
+
+
+def test_blocks_have_purposes_and_ages_of_their_own(generator, digits_experts, digits):
+    purposes = [Bright(), Bright()]
+    refine(generator, latents(), purposes, RefineConfig(blocks=(1, 2, 4), steps=2), ipc=4)
+    assert [[len(images) for images, _, _ in purpose.seen] for purpose in purposes] == [[10] * 2, [20] * 2 + [40] * 2]
+    config = RefineConfig(ages=(0.25, 0.5, 1.0), span=1.0, student_steps=1)
+    windows = [one._objective.window for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
+    assert [(window.low, window.high) for window in windows] == [(0.5, 1.0), (0.5, 2.0)]
+    config = RefineConfig(by="moments", ages=(0.0, 0.0, 1.0), real=2)
+    pools = [one.pool for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
+    assert [pool.window(5) for pool in pools] == [(0.0, 0.0), (0.0, 1.0)]
 
 
 def pool_of(store, data):
@@ -106,9 +118,9 @@ def test_set_moments_by_hand(digits_experts, digits):
 def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
     """The mean loss over many draws, with draws that the refinement has not had, is lower than before."""
     config = RefineConfig(by=by, blocks=(2,), steps=40, student_steps=5, span=1.0, step_size=0.05, augment="", lr=0.1)
-    purpose = build_objective(config, str(digits_experts), digits, seed=0, device=CPU)
+    (purpose,) = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     start = latents(2)
-    moved = refine(generator, start, purpose, config, ipc=2)
+    moved = refine(generator, start, [purpose], config, ipc=2)
     labels = torch.arange(10).repeat(2)
 
     def loss(table):
@@ -122,7 +134,7 @@ def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
 
 def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_experts, digits):
     config = RefineConfig(student_steps=2, student_batch=5, span=0.5, augment="")
-    purpose = build_objective(config, str(digits_experts), digits, seed=0, device=CPU)
+    (purpose,) = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     images = (torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_()
     purpose.accumulate(images, torch.arange(10).repeat(2), real=None, step=0)
     assert (images.grad != 0).flatten(1).any(1).sum() == 10
@@ -132,19 +144,22 @@ def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_ex
 def test_experts_of_whitened_images_refine_too(by, generator, record_digits, digits, tmp_path):
     store = record_digits(tmp_path / "zca", zca=True)
     config = RefineConfig(by=by, blocks=(1,), steps=2, student_steps=2, span=0.5, real=4)
-    moved = refine(generator, latents(1), build_objective(config, str(store), digits, seed=0, device=CPU), config, ipc=1)
+    moved = refine(generator, latents(1), build_objectives(config, str(store), digits, seed=0, device=CPU), config, ipc=1)
     assert (moved != latents(1)).flatten(1).any(1).sum() >= 8, "an image without a gradient stays"
 
 
 def test_refusals(digits_experts, digits, tmp_path):
     with pytest.raises(InputError, match="holds no experts"):
-        build_objective(RefineConfig(), str(tmp_path), digits, seed=0, device=CPU)
+        build_objectives(RefineConfig(), str(tmp_path), digits, seed=0, device=CPU)
     with pytest.raises(InputError, match=r"refine\.span is 3 and .* was recorded to 3: expected less"):
-        build_objective(RefineConfig(span=3.0), str(digits_experts), digits, seed=0, device=CPU)
+        build_objectives(RefineConfig(span=3.0), str(digits_experts), digits, seed=0, device=CPU)
     for settings, message in (
         ({"blocks": (3, 1)}, r"refine\.blocks is \(3, 1\): expected rising"),
         ({"blocks": ()}, r"refine\.blocks is \(\)"),
-        ({"ages": (0.5, 0.5)}, r"refine\.ages is \(0\.5, 0\.5\): expected two different"),
+        ({"ages": (0.5, 0.5)}, r"refine\.ages is \(0\.5, 0\.5\): expected the first below all others"),
+        ({"ages": (0.5,)}, r"refine\.ages is \(0\.5,\): expected two or more numbers in \[0, 1\]"),
+        ({"ages": (0.2, 0.5, 0.1)}, r"refine\.ages is .*the smallest first"),
+        ({"ages": ()}, r"refine\.ages is \(\)"),
         ({"span": 0.0}, r"refine\.span is 0\.0"),
         ({"steps": 0}, r"refine\.steps is 0"),
     ):
