@@ -132,10 +132,12 @@ def pull(config: TrainConfig, data: RealData, first: Path) -> float:
 
 def balanced(arguments: Arguments, config: TrainConfig, data: RealData, kept: Path) -> TrainConfig:
     """The configuration with the weight at which its distance pulls as hard as the recipe's; measured once, then kept."""
-    recipe = varied(arguments, OURS)
     if not kept.is_file():
-        ours, theirs = (pull(one, data, Path(arguments.first)) for one in (config, recipe))
-        write_json(kept, {"weight": config.matching.weight * theirs / ours})
+        wanted = Path(arguments.out) / "pull.json"
+        if not wanted.is_file():
+            write_json(wanted, {"pull": pull(varied(arguments, OURS), data, Path(arguments.first))})
+        ours = pull(config, data, Path(arguments.first))
+        write_json(kept, {"weight": config.matching.weight * read_json(wanted)["pull"] / ours})
     return changed(config, {"matching": {"weight": float(f"{read_json(kept)['weight']:.2g}")}})
 
 
