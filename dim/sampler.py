@@ -170,7 +170,9 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     if latents is None:
         latents = generator.latents(labels, ranking.numbers_of(labels, places), seed=seed)
     result = copy.deepcopy(generator).anchor(latents.view(ipc, generator.spec.num_classes, -1).transpose(0, 1), spread)
-    about = {**generator.info["about"], **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
+    earlier = generator.info["about"]
+    about = {**earlier, **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
+    about["policy_seconds"] = round(ranking.about.get("policy_seconds", 0.0) + earlier.get("policy_seconds", 0.0), 2)
     result.info = {**generator.info, "about": about}
     return result
 

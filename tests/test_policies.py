@@ -159,6 +159,8 @@ def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generato
     images = torch.cat([images for images, _ in stream])
     assert torch.equal(to_uint8(images[:30]), chosen.images)
     assert len(images.flatten(1).unique(dim=0)) == 60
+    twice = dim.anchored(result, ranking, ipc=2, spread=0.0, seed=3)
+    assert production_seconds(twice) == pytest.approx(60.0 + 2 * ranking.about["policy_seconds"])
     with pytest.raises(InputError, match="ipc is 9 and the policy leaves 8 candidates"):
         dim.anchored(known, ranking, ipc=9, spread=0.5, seed=3)
 
