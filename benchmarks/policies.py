@@ -124,10 +124,10 @@ class Suite:
         return sorted((n, kind) for n, kind in wanted if n <= 10 or name not in self.arguments.small)
 
     def ranking(self, name: str, policy: Policy, ipc: int) -> Ranking:
-        """A policy's ranking, final for so many images per class: the last that was made if that will do."""
+        """A policy's ranking, final for so many images per class: the last that was made, or one that goes on from it."""
         last = self._rankings.get(name)
         if last is None or (last.refined or ipc) < ipc:
-            self._rankings[name] = policy.rank(self.generator, ipc=ipc)
+            self._rankings[name] = policy.rank(self.generator, ipc=ipc, earlier=last)
         return self._rankings[name]
 
     def fixed(self, name: str) -> None:

@@ -25,6 +25,7 @@ from dim.coreset import herding
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.features import Features
+from dim.io import digest
 from dim.nets.generators import Generator
 from dim.refine import build_objectives, refine
 from dim.teacher import Teacher
@@ -43,6 +44,8 @@ class Ranking:
     """float32 (classes, n, Z): in place of the latents that those images have."""
     refined: int | None = None
     """Images per class up to which latents are final; None: all are."""
+    source: str = ""
+    """Digest of the generator, and the seed."""
 
     def require(self, ipc: int) -> None:
         """Raise InputError if a class has fewer than `ipc` candidates left."""
@@ -111,11 +114,16 @@ class Policy:
         values = (points.double() - self._mean) / self._std
         return torch.cat((values, values.square()), dim=1).cpu()
 
-    def rank(self, generator: Generator, *, seed: int = 0, ipc: int | None = None) -> Ranking:
+    def rank(self, generator: Generator, *, seed: int = 0, ipc: int | None = None, earlier: Ranking | None = None) -> Ranking:
         """Rank the first candidates of every class of a generator's set `seed`.
 
         Args:
             ipc: refine the latents of so many images per class (and the rest of their block). Default: of all blocks.
+            earlier: made by this policy for the same generator and seed and a smaller `ipc`: blocks that it refined are taken
+                over. The seconds that it took are counted.
+
+        Raises:
+            InputError: if there are fewer candidates, or `earlier` is of another policy.
         """
         started = time.perf_counter()
         count, numbers = self.config.candidates, []
@@ -135,26 +143,34 @@ class Policy:
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
         about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
         about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
-        ranking = Ranking(tuple(numbers), about)
+        source = f"{digest(generator.state_dict())} {seed}"
+        if earlier is not None and (earlier.source, earlier.numbers[0].tolist()) != (source, numbers[0].tolist()):
+            raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
+        ranking = Ranking(tuple(numbers), about, source=source)
         if "refined" in self.config.steps:
             blocks = self.refinement.blocks
             wanted = blocks[-1] if ipc is None else ipc
             ranking.require(min(wanted, self.config.candidates) if ipc is None else ipc)
-            latents = self._refined(generator, numbers, seed, wanted)
             about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
+            if earlier is not None and {**earlier.about, **about} != earlier.about:
+                raise InputError("the earlier ranking was refined otherwise: rank without it")
+            latents = self._refined(generator, numbers, seed, wanted, earlier)
             refined = next((end for end in blocks if end >= wanted), None)
-            ranking = Ranking(ranking.numbers, about, latents, None if refined == blocks[-1] else refined)
-        about["policy_seconds"] = round(time.perf_counter() - started, 2)
+            ranking = Ranking(ranking.numbers, about, latents, None if refined == blocks[-1] else refined, source)
+        before = 0.0 if earlier is None else earlier.about["policy_seconds"]
+        about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
         return ranking
 
-    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int) -> Tensor:
+    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int, earlier: Ranking | None) -> Tensor:
         """Latents of all that was ranked, (classes, n, Z): the first `ipc`, and the rest of their block, moved."""
         count = min(map(len, numbers))
         places = torch.stack([chosen[:count] for chosen in numbers])
         labels = torch.arange(len(numbers))[:, None].expand_as(places)
-        latents = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1)
+        latents, done = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1), 0
+        if earlier is not None:
+            latents, done = earlier.latents, earlier.refined or count
         purposes = build_objectives(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
-        return refine(generator, latents, purposes, self.refinement, ipc).cpu()
+        return refine(generator, latents, purposes, self.refinement, ipc, done=done).cpu()
 
 
 def filtered(sure: Tensor, keep: float) -> Tensor:

@@ -96,7 +96,15 @@ def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed:
     return [following(experts, starts=(youngest * left, age * left), **common) for age in oldest]
 
 
-def refine(generator: Generator, latents: Tensor, objectives: Sequence[Objective], config: RefineConfig, ipc: int) -> Tensor:
+def refine(
+    generator: Generator,
+    latents: Tensor,
+    objectives: Sequence[Objective],
+    config: RefineConfig,
+    ipc: int,
+    *,
+    done: int = 0,
+) -> Tensor:
     """Move the latents of the first images of every class.
 
     Args:
@@ -105,6 +113,7 @@ def refine(generator: Generator, latents: Tensor, objectives: Sequence[Objective
         objectives: what moves them, block by block; the last of these moves all later blocks.
         config: blocks, steps and learning rate.
         ipc: images per class that are wanted; the block that holds the last of them is the last that is refined.
+        done: images per class, the end of a block, whose latents were refined before; they stay as they are.
 
     Returns:
         float32 (classes, n, Z): moved in the refined blocks, and as it was in the rest.
@@ -123,7 +132,7 @@ def refine(generator: Generator, latents: Tensor, objectives: Sequence[Objective
         labels = torch.arange(classes, device=device).repeat(end - begin)
         moving = result[:, begin:end].transpose(0, 1).flatten(0, 1).clone().requires_grad_()
         optimizer = torch.optim.Adam([moving], lr=config.lr)
-        for step in range(config.steps):
+        for step in range(config.steps if end > done else 0):
             optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
             made = generator(moving, labels).float()
             cut = torch.cat((images, made.detach())).requires_grad_()

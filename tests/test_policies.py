@@ -1,6 +1,7 @@
 """Sampler policies: rankings, nested sets, and what a policy needs."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -125,6 +126,16 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
     for ipc in (1, 2, 5):
         small = sample_set(generator, ipc=ipc, seed=3, ranking=policy.rank(generator, seed=3, ipc=ipc))
         assert torch.equal(small.images, large.images[: 10 * ipc])
+    first = policy.rank(generator, seed=3, ipc=1)
+    further = policy.rank(generator, seed=3, ipc=2, earlier=first)
+    assert torch.equal(further.latents, full.latents)
+    assert further.about["policy_seconds"] > first.about["policy_seconds"]
+    with pytest.raises(InputError, match="the earlier ranking is of another generator, seed or policy"):
+        policy.rank(generator, seed=4, ipc=2, earlier=first)
+    otherwise = dataclasses.replace(refinement, lr=0.2)
+    other = Policy(config, data=digits, features=features, refinement=otherwise, experts=str(digits_experts))
+    with pytest.raises(InputError, match="the earlier ranking was refined otherwise"):
+        other.rank(generator, seed=3, ipc=2, earlier=first)
     unrefined = Policy(PolicyConfig(steps=("matched",), candidates=8), data=digits, features=features).rank(generator, seed=3)
     before = sample_set(generator, ipc=5, seed=3, ranking=unrefined)
     same = (large.images == before.images).flatten(1).all(1)

@@ -59,6 +59,10 @@ def test_only_the_blocks_that_are_wanted_are_refined_and_they_are_the_same(gener
         part = refine(generator, latents(), [purpose], config, ipc=ipc)
         assert torch.equal(part[:, :refined], full[:, :refined])
         assert torch.equal(part[:, refined:], latents()[:, refined:])
+        purpose = Bright()
+        rest = refine(generator, part, [purpose], config, ipc=4, done=refined)
+        assert torch.equal(rest, full)
+        assert [len(images) for images, _, _ in purpose.seen] == [10 * end for end in (3, 4) if end > refined for _ in range(3)]
     short = refine(generator, latents(2), [Bright()], config, ipc=2)  # fewer images than the block has
     assert short.shape == (10, 2, 6)
     assert (short != latents(2)).flatten(1).any(1).all()
