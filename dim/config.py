@@ -514,7 +514,7 @@ class RefineConfig:
     """Updates of a block."""
     lr: float = 0.1
     """Adam's learning rate, which falls to 0."""
-    ages: tuple[float, ...] = (0.0, 0.3)
+    ages: tuple[float, ...] = (0.0, 0.3, 0.3, 0.5)
     """The youngest, and for each block the oldest; the last is that of all later blocks. moments: experts that are asked, as
     parts of the recorded path. trajectory: start points, as parts of what is left of the path before the last target."""
     real: int = 32
