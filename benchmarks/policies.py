@@ -105,9 +105,11 @@ class Suite:
         protocol = dataclasses.replace(carried, students=arguments.students)
         self.evaluator = Evaluator(self.data, protocol, seeds=arguments.seeds, split=arguments.split)
         self.teacher: Teacher = load_teacher(arguments.experts, self.data, temperature=arguments.temperature)
-        about = {"generator": identity(self.generator), "teacher": self.teacher.name, "protocol": to_dict(protocol)}
+        about = {"teacher": self.teacher.name, "protocol": to_dict(protocol)}
+        about |= {"seeds": arguments.seeds, "split": arguments.split}
         self._rankings: dict[str, Ranking] = {}
-        self.rows = Rows(Path(arguments.out), {**about, "seeds": arguments.seeds, "split": arguments.split})
+        self.controls = Rows(Path(arguments.out), about)
+        self.rows = Rows(Path(arguments.out), {"generator": identity(self.generator), **about})
 
     def policy(self, name: str) -> tuple[Policy, dict[str, Any]]:
         """A policy, and what a row says of it."""
@@ -178,7 +180,7 @@ class Suite:
                 def make(ipc: int = ipc, kind: str = kind, method: str = method) -> dict[str, Any]:
                     return scores_of(self.evaluator.coreset(ipc, method, teacher=self.teacher if kind == "soft" else None))
 
-                self.rows.add(f"{method} real, IPC {ipc}, {kind} labels", make)
+                self.controls.add(f"{method} real, IPC {ipc}, {kind} labels", make)
 
     def streams(self) -> None:
         """Generator and real data, each with both kinds of labels."""
@@ -192,7 +194,7 @@ class Suite:
                     return scores_of(self.evaluator.oracle(ipc, teacher=teacher))
 
                 self.rows.add(f"stream, IPC {ipc}, {kind} labels", generated)
-                self.rows.add(f"oracle, IPC {ipc}, {kind} labels", oracle)
+                self.controls.add(f"oracle, IPC {ipc}, {kind} labels", oracle)
 
     def stored(self) -> None:
         """Distilled pixels at 8 bits, with their bytes; at 32 bits, as they are learned, a fourth as many would fit."""
@@ -219,7 +221,7 @@ def main(arguments: Arguments) -> None:
             suite.around(name)
     suite.stored()
     about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}
-    print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.rows.made}, "cpu"))
+    print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.controls.made + suite.rows.made}, "cpu"))
 
 
 if __name__ == "__main__":
