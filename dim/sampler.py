@@ -152,14 +152,14 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     latents. So what a policy found serves any number of steps, and any training loop that takes a generator.
 
     Args:
-        generator: from `dim.load_generator`; left as it is.
+        generator: left as it is.
         ranking: made for it with the same `seed` and at least this `ipc`.
         ipc: images per class that are taken from the ranking.
         spread: of the others, see `Generator.anchor`.
         seed: of the set that was ranked.
 
     Returns:
-        The generator; its `info` says which policy, and in how many seconds.
+        The generator. If it was loaded (`dim.load_generator`), its `info` says which policy, and in how many seconds.
 
     Raises:
         InputError: if the ranking has fewer images, or the spread is negative.
@@ -170,10 +170,13 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     if latents is None:
         latents = generator.latents(labels, ranking.numbers_of(labels, places), seed=seed)
     result = copy.deepcopy(generator).anchor(latents.view(ipc, generator.spec.num_classes, -1).transpose(0, 1), spread)
-    earlier = generator.info["about"]
+    info = getattr(generator, "info", None)
+    if info is None:  # never written nor loaded: there is nothing to go on from
+        return result
+    earlier = info["about"]
     about = {**earlier, **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
     about["policy_seconds"] = round(ranking.about.get("policy_seconds", 0.0) + earlier.get("policy_seconds", 0.0), 2)
-    result.info = {**generator.info, "about": about}
+    result.info = {**info, "about": about}
     return result
 
 

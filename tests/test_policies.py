@@ -164,6 +164,7 @@ def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generato
         assert apart.all()
     assert result.info["about"]["policy"] == ranking.about["policy"]
     assert result.info["about"]["title"] == "t"
+    assert torch.equal(sample_set(dim.anchored(generator, ranking, ipc=3, spread=0.5, seed=3), ipc=3).images, chosen.images)
     assert production_seconds(result) == 60.0 + ranking.about["policy_seconds"]
     assert production_seconds(drawn) == pytest.approx(60.0 + ranking.about["policy_seconds"] + drawn.info["seconds"])
     stream = dim.GeneratedLoader(result, batch_size=10, steps=6, shuffle=False)
