@@ -122,7 +122,7 @@ def test_set_moments_by_hand(digits_experts, digits):
 def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
     """The mean loss over many draws, with draws that the refinement has not had, is lower than before."""
     config = RefineConfig(by=by, blocks=(2,), steps=40, student_steps=5, span=1.0, step_size=0.05, augment="", lr=0.1)
-    (purpose,) = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
+    purpose, *_ = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     start = latents(2)
     moved = refine(generator, start, [purpose], config, ipc=2)
     labels = torch.arange(10).repeat(2)
@@ -138,7 +138,7 @@ def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
 
 def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_experts, digits):
     config = RefineConfig(student_steps=2, student_batch=5, span=0.5, augment="")
-    (purpose,) = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
+    purpose, *_ = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     images = (torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_()
     purpose.accumulate(images, torch.arange(10).repeat(2), real=None, step=0)
     assert (images.grad != 0).flatten(1).any(1).sum() == 10
