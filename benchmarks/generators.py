@@ -201,7 +201,7 @@ def main(arguments: Arguments) -> None:
     for name, recipe in recipes.items():
         folder = Path(arguments.out) / Path(name).stem
         runs: dict[str, Path] = {}
-        for variant in (FIRST, *(name for name in last(recipe) if name in arguments.variants)):
+        for variant in (FIRST, *(one for one in last(recipe) if one in arguments.variants)):
             config = plan(variant, recipe, data, minutes, folder)
             runs[variant] = train(config, data, folder / variant.replace(" ", "-"), runs.get(FIRST))
         if arguments.only_train:

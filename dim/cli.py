@@ -274,18 +274,17 @@ def sample(arguments: Sequence[str]) -> None:
     parsed = _parse(SampleArguments, arguments, "sample")
     if parsed.ipc is None and not parsed.counts:
         raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
-    if parsed.format == "generator":
-        if not parsed.policy.steps or parsed.counts or parsed.classes:
-            expected = "expected --policy.steps, and --ipc without --counts or --classes"
-            raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
-        if not 0 <= parsed.spread < float("inf"):
-            raise InputError(f"spread is {parsed.spread}: expected 0 or more")
+    if parsed.format == "generator" and (not parsed.policy.steps or parsed.counts or parsed.classes):
+        expected = "expected --policy.steps, and --ipc without --counts or --classes"
+        raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
 
     from dim.hub import load_generator, save_pretrained
     from dim.io import require_free
+    from dim.nets.generators.base import require_spread
     from dim.sampler import anchored, leave_together, made_once, request, sample_set_together
     from dim.teacher import with_soft_labels
 
+    require_spread(parsed.spread)  # before a policy has taken its time
     require_free(parsed.out, overwrite=parsed.overwrite)
     generator = load_generator(parsed.generator, _device(parsed.device)).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}

@@ -391,14 +391,17 @@ def production_seconds(subject: SyntheticSet | Generator) -> float | None:
 
     What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
     """
+
+    def of_generator(about: dict[str, Any]) -> list[float | None]:
+        return [about.get("seconds"), about.get("policy_seconds", 0.0)]
+
     if isinstance(subject, Generator):
-        about, parts = getattr(subject, "info", {}).get("about", {}), []
+        parts = of_generator(getattr(subject, "info", {}).get("about", {}))
     else:
-        about, parts = subject.info.get("generator", {}), [subject.info.get("seconds")]
-        if subject.info.get("method") != "generator":
-            return parts[0]
-        parts.append(subject.info.get("policy_seconds", 0.0))
-    parts += [about.get("seconds"), about.get("policy_seconds", 0.0)]
+        parts = [subject.info.get("seconds")]
+        if subject.info.get("method") == "generator":
+            trained, chosen = of_generator(subject.info.get("generator", {}))
+            parts = [trained, subject.info.get("policy_seconds", 0.0), *parts, chosen]
     return None if None in parts else sum(parts)
 
 

@@ -93,8 +93,7 @@ class Generator(nn.Module):
         classes, width = self.spec.num_classes, self.latent_dim
         if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[2] != width or anchors.shape[1] == 0:
             raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected ({classes}, n, {width})")
-        if not 0 <= spread < math.inf:
-            raise InputError(f"spread is {spread}: expected 0 or more")
+        require_spread(spread)
         self.anchors = anchors.detach().to(self.device, torch.float32, copy=True)
         self.spread = torch.tensor(spread, dtype=torch.float32, device=self.device)
         return self
@@ -205,6 +204,12 @@ def _one_thread_each() -> Iterator[int]:
     finally:
         if threads > 1:
             torch.set_num_threads(threads)
+
+
+def require_spread(spread: float) -> None:
+    """Raise InputError for a spread that `Generator.anchor` cannot have."""
+    if not 0 <= spread < math.inf:
+        raise InputError(f"spread is {spread}: expected 0 or more")
 
 
 def occurrence(values: Tensor) -> Tensor:
