@@ -514,6 +514,8 @@ class RefineConfig:
     """Updates of a block."""
     lr: float = 0.1
     """Adam's learning rate, which falls to 0."""
+    class_vectors: bool = True
+    """Give every image its own copy of the vector of its class, and move it too, where the generator has one (gan, dim2023)."""
     ages: tuple[float, ...] = (0.0, 0.3, 0.3, 0.5)
     """The youngest, and for each block the oldest; the last is that of all later blocks. moments: experts that are asked, as
     parts of the recorded path. trajectory: start points, as parts of what is left of the path before the last target."""

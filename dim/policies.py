@@ -41,7 +41,7 @@ class Ranking:
     about: dict[str, Any]
     """The policy, what it was given, and the seconds that it took."""
     latents: Tensor | None = None
-    """float32 (classes, n, Z): in place of the latents that those images have."""
+    """float32 (classes, n, Z) or (classes, n, Z + E), see `Generator`: in place of the latents that those images have."""
     refined: int | None = None
     """Images per class up to which latents are final; None: all are."""
     source: str = ""
@@ -61,7 +61,7 @@ class Ranking:
         return torch.stack([self.numbers[label][place] for label, place in zip(labels.tolist(), places.tolist(), strict=True)])
 
     def latents_of(self, labels: Tensor, places: Tensor) -> Tensor | None:
-        """Latents of these places if they are not those of the images' numbers: int64 (B,), (B,) -> float32 (B, Z)."""
+        """Latents of these places if they are not those of the images' numbers: int64 (B,), (B,) -> float32 (B, Z or Z + E)."""
         return None if self.latents is None else self.latents[labels, places]
 
 
@@ -162,7 +162,7 @@ class Policy:
         return ranking
 
     def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int, earlier: Ranking | None) -> Tensor:
-        """Latents of all that was ranked, (classes, n, Z): the first `ipc`, and the rest of their block, moved."""
+        """Latents of all that was ranked, (classes, n, Z or Z + E): the first `ipc`, and the rest of their block, moved."""
         count = min(map(len, numbers))
         places = torch.stack([chosen[:count] for chosen in numbers])
         labels = torch.arange(len(numbers))[:, None].expand_as(places)

@@ -250,17 +250,26 @@ class ExpertPool(ModelPool):
         first_step, steps: the generator steps that the pool serves.
         seed: seed of the run.
         device: where members are evaluated.
+        experts: those of the store, if they have been opened already.
 
     Raises:
         InputError: if the store is missing, damaged, unfinished, or of other data.
     """
 
     def __init__(
-        self, config: PoolConfig, data: RealData, *, first_step: int, steps: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        config: PoolConfig,
+        data: RealData,
+        *,
+        first_step: int,
+        steps: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        experts: Experts | None = None,
     ) -> None:
         if config.experts is None:
             raise InputError("pool.source is 'experts' and pool.experts is not given: name a folder made by 'dim experts'")
-        self.experts = Experts(config.experts, data, device)
+        self.experts = experts or Experts(config.experts, data, device)
         self.network, self.paths = self.experts.network, self.experts.paths
         self.config, self._seed, self._first_step, self._steps = config, seed, first_step, max(1, steps)
         self._serving: tuple[int, Tensor] | None = None

@@ -14,6 +14,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dim import rng
@@ -23,7 +24,7 @@ from dim.errors import InputError
 from dim.nets.generators import Generator
 from dim.objectives import Objective, add_gradient
 from dim.objectives.path_matching import following
-from dim.pool import ModelPool, build_pool
+from dim.pool import ExpertPool, ModelPool
 from dim.trajectory.experts import Experts
 from dim.trajectory.flat import worth_compiling
 
@@ -74,13 +75,13 @@ def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed:
         InputError: if the store is missing, damaged, unfinished, or of other data, or shorter than a stretch.
     """
     youngest, *oldest = config.ages
-    if config.by == "moments":
-        pools = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
-        return [
-            SetMoments(build_pool(pool, data, seed=seed, device=device), data, per_class=config.real, seed=seed) for pool in pools
-        ]
-    compile = worth_compiling(config.compile, device, config.steps * config.student_steps)
+    moments = config.by == "moments"
+    compile = not moments and worth_compiling(config.compile, device, config.steps * config.student_steps)
     experts = Experts(folder, data, device, compiled=compile)
+    if moments:
+        windows = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
+        pools = [ExpertPool(one, data, first_step=0, steps=1, seed=seed, device=device, experts=experts) for one in windows]
+        return [SetMoments(pool, data, per_class=config.real, seed=seed) for pool in pools]
     if config.span >= experts.last:
         raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
     left = experts.last - config.span
@@ -109,17 +110,21 @@ def refine(
 
     Args:
         generator: makes images of latents; left as it is.
-        latents: float (classes, n, Z), where the images start.
+        latents: float (classes, n, Z) or (classes, n, Z + E), where the images start.
         objectives: what moves them, block by block; the last of these moves all later blocks.
         config: blocks, steps and learning rate.
         ipc: images per class that are wanted; the block that holds the last of them is the last that is refined.
         done: images per class, the end of a block, whose latents were refined before; they stay as they are.
 
     Returns:
-        float32 (classes, n, Z): moved in the refined blocks, and as it was in the rest.
+        float32 (classes, n, Z + E), or (classes, n, Z) without class vectors: moved in the refined blocks, and as it was, with
+        E zeros, in the rest.
     """
-    classes, count, _ = latents.shape
-    device, result = generator.device, latents.float().clone().to(generator.device)
+    classes, count, width = latents.shape
+    device = generator.device
+    result = latents.to(device, torch.float32, copy=True)
+    if config.class_vectors:
+        result = F.pad(result, (0, generator.latent_dim + generator.class_dim - width))
     generator = copy.deepcopy(generator).requires_grad_(False).eval()
     images = torch.empty(0, *generator.spec.image_shape, device=device)
     targets = torch.empty(0, dtype=torch.int64, device=device)

@@ -35,7 +35,7 @@ class Ranked(Protocol):
         ...
 
     def latents_of(self, labels: Tensor, places: Tensor) -> Tensor | None:
-        """The same -> float32 (B, Z) latents, if they are not those of the images' numbers."""
+        """The same -> float32 (B, Z or Z + E) latents, if they are not those of the images' numbers."""
         ...
 
 

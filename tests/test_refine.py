@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dim.config import PoolConfig, RefineConfig
 from dim.errors import InputError
@@ -21,6 +22,11 @@ def latents(count: int = 4) -> torch.Tensor:
     return torch.randn(10, count, 6, generator=torch.Generator().manual_seed(2))
 
 
+def wide(table: torch.Tensor) -> torch.Tensor:
+    """With class vectors that are not moved."""
+    return F.pad(table, (0, 6))
+
+
 class Bright:
     """Wants bright images, and keeps what it was shown."""
 
@@ -38,8 +44,9 @@ def test_blocks_move_one_after_another_beside_the_earlier_ones(generator):
     config = RefineConfig(blocks=(1, 3), steps=5)
     weights = [parameter.clone() for parameter in generator.parameters()]
     result = refine(generator, start, [purpose], config, ipc=4)
-    assert torch.equal(result[:, 3], start[:, 3]), "beyond the last block nothing moves"
-    assert (result[:, :3] != start[:, :3]).flatten(1).any(1).all()
+    assert torch.equal(result[:, 3], wide(start)[:, 3]), "beyond the last block nothing moves"
+    for part in (slice(6), slice(6, 12)):
+        assert (result[:, :3, part] != wide(start)[:, :3, part]).flatten(1).any(1).all(), "latents and class vectors move"
     assert [len(images) for images, _, _ in purpose.seen] == [10] * 5 + [30] * 5
     assert [step for _, _, step in purpose.seen] == list(range(10))
     assert purpose.seen[-1][1].tolist() == list(range(10)) * 3
@@ -58,14 +65,24 @@ def test_only_the_blocks_that_are_wanted_are_refined_and_they_are_the_same(gener
         purpose = Bright()
         part = refine(generator, latents(), [purpose], config, ipc=ipc)
         assert torch.equal(part[:, :refined], full[:, :refined])
-        assert torch.equal(part[:, refined:], latents()[:, refined:])
+        assert torch.equal(part[:, refined:], wide(latents())[:, refined:])
         purpose = Bright()
         rest = refine(generator, part, [purpose], config, ipc=4, done=refined)
         assert torch.equal(rest, full)
         assert [len(images) for images, _, _ in purpose.seen] == [10 * end for end in (3, 4) if end > refined for _ in range(3)]
     short = refine(generator, latents(2), [Bright()], config, ipc=2)  # fewer images than the block has
-    assert short.shape == (10, 2, 6)
-    assert (short != latents(2)).flatten(1).any(1).all()
+    assert short.shape == (10, 2, 12)
+    assert (short != wide(latents(2))).flatten(1).any(1).all()
+
+
+def test_latents_move_alone_without_class_vectors(generator):
+    start, labels = latents(2), torch.arange(10).repeat(2)
+    alone, both = (refine(generator, start, [Bright()], RefineConfig(steps=5, class_vectors=on), ipc=2) for on in (False, True))
+    assert alone.shape == start.shape
+    assert (alone != start).flatten(1).any(1).all()
+    with torch.no_grad():
+        bright = [float(generator(moved.transpose(0, 1).flatten(0, 1), labels).mean()) for moved in (start, alone, both)]
+    assert bright == sorted(bright), "more that moves reaches farther"
 
 
 def test_blocks_have_purposes_and_ages_of_their_own(generator, digits_experts, digits):
@@ -149,7 +166,7 @@ def test_experts_of_whitened_images_refine_too(by, generator, record_digits, dig
     store = record_digits(tmp_path / "zca", zca=True)
     config = RefineConfig(by=by, blocks=(1,), steps=2, student_steps=2, span=0.5, real=4)
     moved = refine(generator, latents(1), build_objectives(config, str(store), digits, seed=0, device=CPU), config, ipc=1)
-    assert (moved != latents(1)).flatten(1).any(1).sum() >= 8, "an image without a gradient stays"
+    assert (moved != wide(latents(1))).flatten(1).any(1).sum() >= 8, "an image without a gradient stays"
 
 
 def test_refusals(digits_experts, digits, tmp_path):

@@ -32,8 +32,8 @@ class SyntheticSet(Dataset):
         soft: float32 (N, classes) target probabilities or None; then items give these in place of the label.
         info: JSON about its making: method, seed, generator, protocol, ...
         transform: applied to an item's image.
-        latents: float32 (N, Z), from which the generator in `info` makes the images, or None. Then it counts as stored in that
-            form.
+        latents: float32 (N, Z) or (N, Z + E), see `Generator`, from which the generator in `info` makes the images, or None. Then
+            it counts as stored in that form.
 
     Raises:
         InputError: if shapes disagree or a label is out of range.

@@ -303,10 +303,34 @@ def test_images_are_made_around_anchors(net):
     images = net.latents(labels, indices, seed=3).view(5, 7, 6)
     assert torch.equal(images[:, 3:6], images[:, :3])
     for shape in ((5, 3), (4, 3, 6), (5, 3, 5), (5, 0, 6)):
-        with pytest.raises(InputError, match=r"anchors have shape .*: expected \(5, n, 6\)"):
+        with pytest.raises(InputError, match=r"anchors have shape .*: expected \(5, n, 6\) or \(5, n, 11\)"):
             net.anchor(torch.zeros(shape), 0.5)
     with pytest.raises(InputError, match=r"spread is -1: expected 0 or more"):
         net.anchor(anchors, -1)
+    wide = F.pad(anchors, (0, 5), value=0.5)
+    around = net.anchor(wide, 0.5).latents(labels, indices, seed=3).view(5, 7, 11)
+    assert torch.equal(around[:, :, :6], latents)
+    assert (around[:, :, 6:] == 0.5).all(), "nothing is added to class vectors"
+
+
+@pytest.mark.parametrize("name", ["gan", "dim2023"])
+def test_latents_may_move_the_class_vectors_of_their_images(spec, name):
+    """Moved to another class's, they make that class's image."""
+    net = _trained(
+        spec(1, 16, 3), GeneratorConfig(name=name, width=8, latent_dim=6, label_scale=2.0 if name == "dim2023" else 1.0)
+    )
+    vectors = net.embedding.weight if name == "gan" else 2 * torch.eye(3)
+    labels, indices = _all(4, 3)
+    z = net.latents(labels, indices, seed=1)
+    still, other = F.pad(z, (0, net.class_dim)), (labels + 1) % 3
+    plain = net.images(labels, indices, seed=1)
+    assert torch.equal(net.images(labels, indices, seed=1, latents=still), plain)
+    moved = torch.cat((z, (vectors[other] - vectors[labels]).detach()), dim=1)
+    elsewhere = net.images(other, indices, seed=1, latents=z)
+    assert (elsewhere - plain).abs().max() > 0.01
+    torch.testing.assert_close(net.images(labels, indices, seed=1, latents=moved), elsewhere, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=rf"latents have shape \(12, 7\): expected a width of 6 or {6 + net.class_dim}"):
+        net.images(labels, indices, seed=1, latents=torch.zeros(12, 7))
 
 
 def test_an_anchored_generator_is_stored_with_its_anchors(spec, tmp_path):

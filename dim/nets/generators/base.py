@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
@@ -30,8 +31,10 @@ class Generator(nn.Module):
     Attributes:
         spec: the data it stands for.
         latent_dim: width Z of the latents.
+        class_dim: width E of the vector by which the network knows a class. A latent may carry E more values, which are added to
+            that vector for its image alone; without them nothing is added. 0: this network takes none.
         sampler_options: which fields of its configuration, `config`, are options of its sampler.
-        anchors: float32 (classes, n, Z), or None: see `anchor`.
+        anchors: float32 (classes, n, Z) or (classes, n, Z + E), or None: see `anchor`.
         spread: float32 (), beside them.
     """
 
@@ -40,10 +43,10 @@ class Generator(nn.Module):
     anchors: Tensor | None
     spread: Tensor | None
 
-    def __init__(self, spec: DataSpec, latent_dim: int) -> None:
+    def __init__(self, spec: DataSpec, latent_dim: int, class_dim: int = 0) -> None:
         super().__init__()
         self.spec = spec
-        self.latent_dim = latent_dim
+        self.latent_dim, self.class_dim = latent_dim, class_dim
         self.register_buffer("anchors", None)
         self.register_buffer("spread", None)
 
@@ -76,27 +79,42 @@ class Generator(nn.Module):
         return {}
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """(B, Z) float standard normal latents, (B,) int64 labels -> (B, C, H, W) float images in [-1, 1]."""
+        """(B, Z) or (B, Z + E) float latents, standard normal in Z, and (B,) int64 labels -> (B, C, H, W) float images in
+        [-1, 1]."""
         raise NotImplementedError
+
+    def conditioned(self, vectors: Tensor, z: Tensor) -> Tensor:
+        """What the network takes in: the vectors of the classes, moved as the latents say, beside the latents' first Z values.
+        (B, E), (B, Z) or (B, Z + E) -> (B, E + Z)."""
+        own = vectors.to(z.dtype)
+        if z.shape[1] > self.latent_dim:
+            own, z = own + z[:, self.latent_dim :], z[:, : self.latent_dim]
+        return torch.cat((own, z), dim=1)
 
     def anchor(self, anchors: Tensor, spread: float) -> Self:
         """Choose, in place, the latents around which images are made: image i of a class gets number i modulo n of its anchors,
         the first n images exactly so, and later ones with `spread` times a Gaussian latent of their own added.
 
         Args:
-            anchors: float (classes, n, Z).
-            spread: 0 or more; at 0 images repeat.
+            anchors: float (classes, n, Z) or (classes, n, Z + E).
+            spread: 0 or more; at 0 images repeat. Nothing is added to the E values about the class.
 
         Raises:
             InputError: for another shape, or a negative spread.
         """
-        classes, width = self.spec.num_classes, self.latent_dim
-        if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[2] != width or anchors.shape[1] == 0:
-            raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected ({classes}, n, {width})")
+        classes = self.spec.num_classes
+        if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[2] not in self.widths or anchors.shape[1] == 0:
+            expected = " or ".join(f"({classes}, n, {width})" for width in self.widths)
+            raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected {expected}")
         require_spread(spread)
         self.anchors = anchors.detach().to(self.device, torch.float32, copy=True)
         self.spread = torch.tensor(spread, dtype=torch.float32, device=self.device)
         return self
+
+    @property
+    def widths(self) -> list[int]:
+        """Of latents that it takes: Z, and Z + E if it takes class vectors."""
+        return sorted({self.latent_dim, self.latent_dim + self.class_dim})
 
     @property
     def device(self) -> torch.device:
@@ -104,12 +122,14 @@ class Generator(nn.Module):
         return next(self.parameters()).device
 
     def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
-        """Latents of images number `indices` of classes `labels`: int64 (B,), (B,) -> float32 (B, Z)."""
+        """Latents of images number `indices` of classes `labels`: int64 (B,), (B,) -> float32 (B, Z), or (B, Z + E) around such
+        anchors."""
         own = rng.normal(rng.fold(seed, "latent"), torch.stack((labels, indices), dim=1), self.latent_dim)
         if self.anchors is None:
             return own
         count = self.anchors.shape[1]
         nearest = self.anchors.to(own.device)[labels, indices % count]
+        own = F.pad(own, (0, nearest.shape[1] - own.shape[1]))
         return nearest + torch.where(indices < count, 0.0, self.spread.to(own.device))[:, None] * own
 
     def sample(self, labels: Tensor, seed: int = 0) -> Tensor:
@@ -135,14 +155,17 @@ class Generator(nn.Module):
             labels: int64 (B,), in [0, classes), on the CPU.
             indices: int64 (B,), 0 or more, on the CPU.
             seed: names the data set that the images belong to.
-            latents: float32 (B, Z) to use in place of those that the seed gives.
+            latents: float32 (B, Z) or (B, Z + E) to use in place of those that the seed gives.
 
         Returns:
             float32 (B, C, H, W) in [-1, 1], on the generator's device.
 
         Raises:
-            InputError: if a label or an index is out of range.
+            InputError: if a label or an index is out of range, or latents have another width.
         """
+        if latents is not None and latents.shape[1] not in self.widths:
+            expected = " or ".join(map(str, self.widths))
+            raise InputError(f"latents have shape {tuple(latents.shape)}: expected a width of {expected}")
         if len(labels) == 0:
             return torch.empty(0, *self.spec.image_shape, device=self.device)
         low, high = int(labels.min()), int(labels.max())
@@ -163,7 +186,7 @@ class Generator(nn.Module):
         label_table, index_table = label_table.to(self.device), index_table.to(self.device)
         latent_table = None
         if latents is not None:
-            latent_table = torch.zeros(count, block, self.latent_dim, device=self.device)
+            latent_table = torch.zeros(count, block, latents.shape[1], device=self.device)
             latent_table[blocks, rows] = latents.to(self.device)
 
         def run(number: int) -> Tensor:

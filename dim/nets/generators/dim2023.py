@@ -32,7 +32,7 @@ class DiM2023(Generator):
     """
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
-        super().__init__(spec, config.latent_dim)
+        super().__init__(spec, config.latent_dim, class_dim=spec.num_classes)
         self.label_scale, width = config.label_scale, config.width
         sizes = resolution_chain(spec.height, spec.width)
         self.base = (width, *sizes[0])
@@ -51,7 +51,6 @@ class DiM2023(Generator):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        labels = F.one_hot(y, self.spec.num_classes).to(z.dtype) * self.label_scale
-        inputs = torch.cat((labels, z), dim=1)
+        inputs = self.conditioned(F.one_hot(y, self.spec.num_classes) * self.label_scale, z)
         x = torch.relu(self.linear_norm(self.linear(inputs))).view(-1, *self.base)
         return torch.tanh(self.layers(x))

@@ -85,7 +85,7 @@ class GAN(Generator):
     """
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
-        super().__init__(spec, config.latent_dim)
+        super().__init__(spec, config.latent_dim, class_dim=config.latent_dim)
         sizes = halvings(spec)[::-1]
         levels = range(len(sizes) - 1, -1, -1)
         depth = len(sizes) * config.blocks
@@ -108,7 +108,7 @@ class GAN(Generator):
             scaled_init(layer, 0.7)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        inputs = torch.cat((self.embedding(y).to(z.dtype), z), dim=1)
+        inputs = self.conditioned(self.embedding(y), z)
         style = F.leaky_relu(self.mapping(inputs), 0.2)
         x = self.linear(inputs).view(-1, *self.base)
         if self.output.weight.is_contiguous(memory_format=torch.channels_last):
