@@ -510,7 +510,7 @@ class RefineConfig:
     images should be those of its real images, in experts of many ages."""
     blocks: tuple[int, ...] = (1, 10, 50)
     """Images per class at which a block ends. A block's images move together, beside the earlier ones, which stay."""
-    steps: int = 100
+    steps: int = 150
     """Updates of a block."""
     lr: float = 0.1
     """Adam's learning rate, which falls to 0."""
@@ -525,9 +525,9 @@ class RefineConfig:
     """trajectory: steps of the student (N)."""
     student_batch: int = 100
     """trajectory: images per student step, at most; the whole set while it is not larger."""
-    span: float = 1.0
+    span: float = 3.0
     """trajectory: recorded moments from start to target (M)."""
-    step_size: float = 0.02
+    step_size: float = 0.03
     """trajectory: the student's learning rate."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """trajectory: augmentation of the images, one draw per student step."""

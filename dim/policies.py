@@ -123,7 +123,7 @@ class Policy:
                 over. The seconds that it took are counted.
 
         Raises:
-            InputError: if there are fewer candidates, or `earlier` is of another policy.
+            InputError: if there are fewer candidates, or `earlier` is of another generator, seed or policy.
         """
         started = time.perf_counter()
         count, numbers = self.config.candidates, []
@@ -143,21 +143,19 @@ class Policy:
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
         about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
         about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
-        source = f"{digest(generator.state_dict())} {seed}"
-        if earlier is not None and (earlier.source, earlier.numbers[0].tolist()) != (source, numbers[0].tolist()):
-            raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
-        ranking = Ranking(tuple(numbers), about, source=source)
+        ranking, before = Ranking(tuple(numbers), about), 0.0
         if "refined" in self.config.steps:
-            blocks = self.refinement.blocks
-            wanted = blocks[-1] if ipc is None else ipc
-            ranking.require(min(wanted, self.config.candidates) if ipc is None else ipc)
             about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
-            if earlier is not None and {**earlier.about, **about} != earlier.about:
-                raise InputError("the earlier ranking was refined otherwise: rank without it")
+            source, blocks = f"{digest(generator.state_dict())} {seed}", self.refinement.blocks
+            if earlier is not None:
+                if (earlier.source, {**earlier.about, **about}) != (source, earlier.about):
+                    raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
+                before = earlier.about["policy_seconds"]
+            ranking.require(min(blocks[-1], count) if ipc is None else ipc)
+            wanted = blocks[-1] if ipc is None else ipc
             latents = self._refined(generator, numbers, seed, wanted, earlier)
-            refined = next((end for end in blocks if end >= wanted), None)
-            ranking = Ranking(ranking.numbers, about, latents, None if refined == blocks[-1] else refined, source)
-        before = 0.0 if earlier is None else earlier.about["policy_seconds"]
+            refined = next((end for end in blocks[:-1] if end >= wanted), None)
+            ranking = Ranking(ranking.numbers, about, latents, refined, source)
         about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
         return ranking
 

@@ -134,7 +134,7 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
         policy.rank(generator, seed=4, ipc=2, earlier=first)
     otherwise = dataclasses.replace(refinement, lr=0.2)
     other = Policy(config, data=digits, features=features, refinement=otherwise, experts=str(digits_experts))
-    with pytest.raises(InputError, match="the earlier ranking was refined otherwise"):
+    with pytest.raises(InputError, match="the earlier ranking is of another generator, seed or policy"):
         other.rank(generator, seed=3, ipc=2, earlier=first)
     unrefined = Policy(PolicyConfig(steps=("matched",), candidates=8), data=digits, features=features).rank(generator, seed=3)
     before = sample_set(generator, ipc=5, seed=3, ranking=unrefined)
