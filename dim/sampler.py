@@ -16,7 +16,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generators import Generator
-from dim.spec import DataSpec, to_uint8
+from dim.spec import DataSpec
 
 T = TypeVar("T")
 
@@ -126,10 +126,7 @@ def sample_set(
     labels, indices = labels[rank::world], indices[rank::world]
     moved = None if moved is None else moved[rank::world]
     started = time.perf_counter()
-    parts = []
-    for some in torch.arange(len(labels)).split(batch_size):
-        own = None if moved is None else moved[some]
-        parts.append(to_uint8(generator.images(labels[some], indices[some], seed=seed, latents=own)).cpu())
+    images = generator.pixels(labels, indices, seed=seed, latents=moved, batch_size=batch_size)
     origin = getattr(generator, "info", {})
     info = {
         "method": "generator",
@@ -142,7 +139,7 @@ def sample_set(
         "seconds": round(time.perf_counter() - started, 3),
         **({} if ranking is None else ranking.about),
     }
-    return SyntheticSet(torch.cat(parts), labels, generator.spec, info=info, latents=moved if latents else None)
+    return SyntheticSet(images, labels, generator.spec, info=info, latents=moved if latents else None)
 
 
 def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, seed: int = 0) -> Generator:

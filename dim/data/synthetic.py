@@ -13,9 +13,7 @@ from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generators.base import Generator, occurrence
 from dim.nets.generators.storage import FILE_NAME, load_generator_file
-from dim.spec import DataSpec, to_uint8, to_unit_range
-
-_BATCH = 2048
+from dim.spec import DataSpec, to_unit_range
 
 
 class SyntheticSet(Dataset):
@@ -157,7 +155,5 @@ def load_set(path: Path | str, device: torch.device | str = "cpu") -> SyntheticS
     if latents is not None:
         generator = load_generator_file(Path(path) / FILE_NAME, device)
         _require_generator(generator, info, str(Path(path) / FILE_NAME))
-        parts = zip(latents.split(_BATCH), labels.split(_BATCH), occurrence(labels).split(_BATCH), strict=True)
-        images = [generator.images(some, places, seed=0, latents=own) for own, some, places in parts]
-        content["images"] = torch.cat([to_uint8(part).cpu() for part in images])
+        content["images"] = generator.pixels(labels, occurrence(labels), seed=0, latents=latents)
     return SyntheticSet(content["images"], content["labels"], spec, soft=content.get("soft"), info=info, latents=latents)

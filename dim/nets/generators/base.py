@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dim import rng
 from dim.config import GeneratorConfig, from_dict
 from dim.errors import InputError
-from dim.spec import DataSpec
+from dim.spec import DataSpec, to_uint8
 
 BLOCK_CPU = 16
 BLOCK_ACCELERATOR = 256
@@ -202,6 +202,20 @@ class Generator(nn.Module):
         finally:
             self.train(training)
         return output[blocks.to(self.device), rows.to(self.device)]
+
+    def pixels(
+        self, labels: Tensor, indices: Tensor, *, seed: int, latents: Tensor | None = None, batch_size: int = 2048
+    ) -> Tensor:
+        """`images`, of any number, with 8 bits per channel: uint8 (B, C, H, W) on the CPU.
+
+        Args:
+            batch_size: images generated at a time; it bounds memory and changes nothing else.
+        """
+        parts = []
+        for some in torch.arange(len(labels)).split(batch_size):
+            own = None if latents is None else latents[some]
+            parts.append(to_uint8(self.images(labels[some], indices[some], seed=seed, latents=own)).cpu())
+        return torch.cat(parts)
 
 
 def _run_blocks(run, count: int, device: torch.device) -> list[Tensor]:
