@@ -525,8 +525,8 @@ class RefineConfig:
     """trajectory: steps of the student (N)."""
     student_batch: int = 100
     """trajectory: images per student step, at most; the whole set while it is not larger."""
-    span: float = 3.0
-    """trajectory: recorded moments from start to target (M)."""
+    span: tuple[float, ...] = (1.0, 3.0)
+    """trajectory: recorded moments from start to target (M), for each block; the last is that of all later blocks."""
     step_size: float = 0.03
     """trajectory: the student's learning rate."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
@@ -539,8 +539,9 @@ class RefineConfig:
         _require(bool(self.blocks) and rising, "refine.blocks", self.blocks, "rising numbers of images per class")
         for name in ("steps", "real", "student_steps", "student_batch"):
             _require(getattr(self, name) >= 1, f"refine.{name}", getattr(self, name), "at least 1")
-        for name in ("lr", "span", "step_size"):
+        for name in ("lr", "step_size"):
             _require(getattr(self, name) > 0, f"refine.{name}", getattr(self, name), "a positive number")
+        _require(bool(self.span) and min(self.span) > 0, "refine.span", self.span, "positive numbers")
         low, high = self.ages[0] if self.ages else 0.0, self.ages[1:]
         inside = len(high) > 0 and all(0 <= low <= age <= 1 for age in high)
         _require(inside, "refine.ages", self.ages, "two or more numbers in [0, 1], the smallest first")

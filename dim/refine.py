@@ -12,6 +12,7 @@ nothing of latents:
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from dim.objectives.path_matching import following
 from dim.pool import ExpertPool, ModelPool
 from dim.trajectory.experts import Experts
 from dim.trajectory.flat import worth_compiling
+
+T = TypeVar("T")
 
 
 class SetMoments:
@@ -82,19 +85,27 @@ def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed:
         windows = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
         pools = [ExpertPool(one, data, first_step=0, steps=1, seed=seed, device=device, experts=experts) for one in windows]
         return [SetMoments(pool, data, per_class=config.real, seed=seed) for pool in pools]
-    if config.span >= experts.last:
-        raise InputError(f"refine.span is {config.span:g} and {folder} was recorded to {experts.last:g}: expected less")
-    left = experts.last - config.span
+    if max(config.span) >= experts.last:
+        raise InputError(f"refine.span is {max(config.span):g} and {folder} was recorded to {experts.last:g}: expected less")
     common = {
         "steps": config.student_steps,
         "batch_size": config.student_batch,
-        "span": config.span,
         "step_size": config.step_size,
         "augment": config.augment,
         "seed": seed,
         "compile": compile,
     }
-    return [following(experts, starts=(youngest * left, age * left), **common) for age in oldest]
+    purposes = []
+    for number in range(max(len(oldest), len(config.span))):
+        age, span = of_block(oldest, number), of_block(config.span, number)
+        left = experts.last - span
+        purposes.append(following(experts, span=span, starts=(youngest * left, age * left), **common))
+    return purposes
+
+
+def of_block(values: Sequence[T], number: int) -> T:
+    """What a block has of a list that gives one value per block, the last for all later ones."""
+    return values[min(number, len(values) - 1)]
 
 
 def refine(
@@ -133,7 +144,7 @@ def refine(
         if begin >= min(ipc, count):
             break
         end = min(end, count)
-        objective = objectives[min(number, len(objectives) - 1)]
+        objective = of_block(objectives, number)
         labels = torch.arange(classes, device=device).repeat(end - begin)
         moving = result[:, begin:end].transpose(0, 1).flatten(0, 1).clone().requires_grad_()
         optimizer = torch.optim.Adam([moving], lr=config.lr)

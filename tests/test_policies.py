@@ -118,7 +118,7 @@ def test_no_policy_is_the_plain_set(generator):
 @pytest.mark.parametrize("by", ["trajectory", "moments"])
 def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts, features, digits):
     """Also where fewer images are asked for, after another policy, and beyond the last block, where images are as they were."""
-    refinement = RefineConfig(by=by, blocks=(1, 3), steps=2, student_steps=2, span=0.5, real=4)
+    refinement = RefineConfig(by=by, blocks=(1, 3), steps=2, student_steps=2, span=(0.5,), real=4)
     config = PolicyConfig(steps=("matched", "refined"), candidates=8)
     policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
     full = policy.rank(generator, seed=3)
@@ -150,7 +150,7 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
 def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generator, digits_experts, features, digits):
     known = copy.deepcopy(generator)
     known.info = {"about": {"seconds": 60.0, "title": "t"}, "data": None, "protocol": None}
-    refinement = RefineConfig(by=by or "moments", blocks=(1, 3), steps=2, student_steps=2, span=0.5, real=4)
+    refinement = RefineConfig(by=by or "moments", blocks=(1, 3), steps=2, student_steps=2, span=(0.5,), real=4)
     config = PolicyConfig(steps=("matched", "refined") if by else ("matched",), candidates=8)
     policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
     ranking = policy.rank(known, seed=3)

@@ -89,9 +89,13 @@ def test_blocks_have_purposes_and_ages_of_their_own(generator, digits_experts, d
     purposes = [Bright(), Bright()]
     refine(generator, latents(), purposes, RefineConfig(blocks=(1, 2, 4), steps=2), ipc=4)
     assert [[len(images) for images, _, _ in purpose.seen] for purpose in purposes] == [[10] * 2, [20] * 2 + [40] * 2]
-    config = RefineConfig(ages=(0.25, 0.5, 1.0), span=1.0, student_steps=1)
-    windows = [one._objective.window for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
-    assert [(window.low, window.high) for window in windows] == [(0.5, 1.0), (0.5, 2.0)]
+    for ages, span, expected in (
+        ((0.25, 0.5, 1.0), (1.0,), [(0.5, 1.0, 1.0), (0.5, 2.0, 1.0)]),
+        ((0.25, 0.5), (1.0, 2.0), [(0.5, 1.0, 1.0), (0.25, 0.5, 2.0)]),
+    ):
+        config = RefineConfig(ages=ages, span=span, student_steps=1)
+        windows = [one._objective.window for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
+        assert [(window.low, window.high, window.span) for window in windows] == expected
     config = RefineConfig(by="moments", ages=(0.0, 0.0, 1.0), real=2)
     pools = [one.pool for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
     assert [pool.window(5) for pool in pools] == [(0.0, 0.0), (0.0, 1.0)]
@@ -138,7 +142,7 @@ def test_set_moments_by_hand(digits_experts, digits):
 @pytest.mark.parametrize("by", ["moments", "trajectory"])
 def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
     """The mean loss over many draws, with draws that the refinement has not had, is lower than before."""
-    config = RefineConfig(by=by, blocks=(2,), steps=40, student_steps=5, span=1.0, step_size=0.05, augment="", lr=0.1)
+    config = RefineConfig(by=by, blocks=(2,), steps=40, student_steps=5, span=(1.0,), step_size=0.05, augment="", lr=0.1)
     purpose, *_ = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     start = latents(2)
     moved = refine(generator, start, [purpose], config, ipc=2)
@@ -154,7 +158,7 @@ def test_refinement_serves_its_purpose(by, generator, digits_experts, digits):
 
 
 def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_experts, digits):
-    config = RefineConfig(student_steps=2, student_batch=5, span=0.5, augment="")
+    config = RefineConfig(student_steps=2, student_batch=5, span=(0.5,), augment="")
     purpose, *_ = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
     images = (torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1).requires_grad_()
     purpose.accumulate(images, torch.arange(10).repeat(2), real=None, step=0)
@@ -164,7 +168,7 @@ def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_ex
 @pytest.mark.parametrize("by", ["moments", "trajectory"])
 def test_experts_of_whitened_images_refine_too(by, generator, record_digits, digits, tmp_path):
     store = record_digits(tmp_path / "zca", zca=True)
-    config = RefineConfig(by=by, blocks=(1,), steps=2, student_steps=2, span=0.5, real=4)
+    config = RefineConfig(by=by, blocks=(1,), steps=2, student_steps=2, span=(0.5,), real=4)
     moved = refine(generator, latents(1), build_objectives(config, str(store), digits, seed=0, device=CPU), config, ipc=1)
     assert (moved != wide(latents(1))).flatten(1).any(1).sum() >= 8, "an image without a gradient stays"
 
@@ -173,7 +177,7 @@ def test_refusals(digits_experts, digits, tmp_path):
     with pytest.raises(InputError, match="holds no experts"):
         build_objectives(RefineConfig(), str(tmp_path), digits, seed=0, device=CPU)
     with pytest.raises(InputError, match=r"refine\.span is 3 and .* was recorded to 3: expected less"):
-        build_objectives(RefineConfig(span=3.0), str(digits_experts), digits, seed=0, device=CPU)
+        build_objectives(RefineConfig(span=(0.5, 3.0)), str(digits_experts), digits, seed=0, device=CPU)
     for settings, message in (
         ({"blocks": (3, 1)}, r"refine\.blocks is \(3, 1\): expected rising"),
         ({"blocks": ()}, r"refine\.blocks is \(\)"),
@@ -181,7 +185,8 @@ def test_refusals(digits_experts, digits, tmp_path):
         ({"ages": (0.5,)}, r"refine\.ages is \(0\.5,\): expected two or more numbers in \[0, 1\]"),
         ({"ages": (0.2, 0.5, 0.1)}, r"refine\.ages is .*the smallest first"),
         ({"ages": ()}, r"refine\.ages is \(\)"),
-        ({"span": 0.0}, r"refine\.span is 0\.0"),
+        ({"span": (1.0, 0.0)}, r"refine\.span is \(1\.0, 0\.0\): expected positive numbers"),
+        ({"span": ()}, r"refine\.span is \(\)"),
         ({"steps": 0}, r"refine\.steps is 0"),
     ):
         with pytest.raises(InputError, match=message):
