@@ -387,21 +387,21 @@ def require_same_data(subject: DataSpec, data: DataSpec) -> None:
 
 
 def production_seconds(subject: SyntheticSet | Generator) -> float | None:
-    """Seconds it took to make a set or a generator: training or distillation, policies, and for a set the drawing.
+    """Seconds it took to make a set or a generator: training or distillation, policies with their features, and for a set the
+    drawing.
 
     What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
     """
 
-    def of_generator(about: dict[str, Any]) -> list[float | None]:
-        return [about.get("seconds"), about.get("policy_seconds", 0.0)]
-
     if isinstance(subject, Generator):
-        parts = of_generator(getattr(subject, "info", {}).get("about", {}))
+        made = [getattr(subject, "info", {}).get("about", {})]
     else:
-        parts = [subject.info.get("seconds")]
+        made = [subject.info]
         if subject.info.get("method") == "generator":
-            trained, chosen = of_generator(subject.info.get("generator", {}))
-            parts = [trained, subject.info.get("policy_seconds", 0.0), *parts, chosen]
+            made.insert(0, subject.info.get("generator", {}))
+    parts = [part for about in made for part in (about.get("seconds"), about.get("policy_seconds", 0.0))]
+    features = [about["policy_features"] for about in made if about.get("policy_features")]
+    parts += {one.get("digest"): one.get("seconds") for one in features}.values()
     return None if None in parts else sum(parts)
 
 

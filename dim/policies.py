@@ -13,7 +13,9 @@ A refinement is repeated bit by bit on one CPU with one number of threads. A GPU
 there a smaller set is the beginning of a larger one only where both are drawn from one ranking.
 """
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +41,13 @@ class Ranking:
     numbers: tuple[Tensor, ...]
     """Per class, int64 (n,): numbers of the generator's images."""
     about: dict[str, Any]
-    """The policy, what it was given, and the seconds that it took."""
+    """The policy, what it was given, and the seconds that it took beside the making of the features, which are kept."""
     latents: Tensor | None = None
     """float32 (classes, n, Z) or (classes, n, Z + E), see `Generator`: in place of the latents that those images have."""
     refined: int | None = None
     """Images per class up to which latents are final; None: all are."""
     source: str = ""
-    """Digest of the generator, and the seed."""
+    """Digest of the generator with the options of its sampler, and the seed."""
 
     def require(self, ipc: int) -> None:
         """Raise InputError if a class has fewer than `ipc` candidates left."""
@@ -91,7 +93,7 @@ class Policy:
     ) -> None:
         self.config, self.teacher, self.features = config, teacher, features
         self.refinement, self._experts, self._data = refinement or RefineConfig(), experts, data
-        self._mark = None
+        started, self._mark = time.perf_counter(), None
         if "refined" in config.steps:
             if experts is None or data is None:
                 remedy = "give --teacher.folder, made by 'dim experts', and the data"
@@ -108,6 +110,7 @@ class Policy:
             self._mean, self._std = points.mean(0), points.std(0).clamp(min=1e-6)
             labels = data.train.labels.to(points.device)
             self._targets = [self._statistics(points[labels == label]).mean(0) for label in range(data.spec.num_classes)]
+        self._prepared = time.perf_counter() - started
 
     def _statistics(self, points: Tensor) -> Tensor:
         """What is matched of features (N, F): standardised, beside their squares; float64 (N, 2 F) on the CPU."""
@@ -119,13 +122,48 @@ class Policy:
 
         Args:
             ipc: refine the latents of so many images per class (and the rest of their block). Default: of all blocks.
-            earlier: made by this policy for the same generator and seed and a smaller `ipc`: blocks that it refined are taken
-                over. The seconds that it took are counted.
+            earlier: made by this policy for the same generator and seed and a smaller `ipc`: its order and the blocks that it
+                refined are taken over. The seconds that it took are counted.
 
         Raises:
-            InputError: if there are fewer candidates, or `earlier` is of another generator, seed or policy.
+            InputError: for an `ipc` below 1, if there are fewer candidates, or if `earlier` is of another generator, seed or
+                policy.
         """
-        started = time.perf_counter()
+        if ipc is not None and ipc < 1:
+            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+        started, about = time.perf_counter(), self._about()
+        source = f"{digest(generator.state_dict(), json.dumps(generator.sampler, sort_keys=True))} {seed}"
+        if earlier is None:
+            numbers, before = self._ranked(generator, seed), self._prepared
+        elif (earlier.source, {**earlier.about, **about}) == (source, earlier.about):
+            numbers, before = earlier.numbers, earlier.about["policy_seconds"]
+        else:
+            raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
+        ranking = Ranking(numbers, about, source=source)
+        if "refined" in self.config.steps:
+            blocks = self.refinement.blocks
+            wanted = min(blocks[-1], min(map(len, numbers))) if ipc is None else ipc
+            ranking.require(wanted)
+            latents = self._refined(generator, numbers, seed, wanted, earlier)
+            # The last block is the last that is ever refined, so what lies beyond it is final as well.
+            refined = next((end for end in blocks[:-1] if end >= wanted), None)
+            ranking = Ranking(numbers, about, latents, refined, source)
+        about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
+        return ranking
+
+    def _about(self) -> dict[str, Any]:
+        """The policy, and what it was given."""
+        about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
+        if self.teacher is not None:
+            about["policy_teacher"] = self.teacher.name
+        if self.features is not None:
+            about["policy_features"] = {**self.features.to_dict(), "seconds": self.features.seconds}
+        if "refined" in self.config.steps:
+            about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
+        return about
+
+    def _ranked(self, generator: Generator, seed: int) -> tuple[Tensor, ...]:
+        """Per class, numbers of the candidates that are left, best first."""
         count, numbers = self.config.candidates, []
         for label in range(generator.spec.num_classes):
             labels, left = torch.full((count,), label), torch.arange(count)
@@ -140,26 +178,9 @@ class Policy:
                     points = self._statistics(self.features(images[left.to(images.device)]))
                     left = left[herding(points, len(points), mean=self._targets[label])]
             numbers.append(left)
-        about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
-        about |= {} if self.teacher is None else {"policy_teacher": self.teacher.name}
-        about |= {} if self.features is None else {"policy_features": self.features.to_dict()}
-        ranking, before = Ranking(tuple(numbers), about), 0.0
-        if "refined" in self.config.steps:
-            about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
-            source, blocks = f"{digest(generator.state_dict())} {seed}", self.refinement.blocks
-            if earlier is not None:
-                if (earlier.source, {**earlier.about, **about}) != (source, earlier.about):
-                    raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
-                before = earlier.about["policy_seconds"]
-            ranking.require(min(blocks[-1], count) if ipc is None else ipc)
-            wanted = blocks[-1] if ipc is None else ipc
-            latents = self._refined(generator, numbers, seed, wanted, earlier)
-            refined = next((end for end in blocks[:-1] if end >= wanted), None)
-            ranking = Ranking(ranking.numbers, about, latents, refined, source)
-        about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
-        return ranking
+        return tuple(numbers)
 
-    def _refined(self, generator: Generator, numbers: list[Tensor], seed: int, ipc: int, earlier: Ranking | None) -> Tensor:
+    def _refined(self, generator: Generator, numbers: Sequence[Tensor], seed: int, ipc: int, earlier: Ranking | None) -> Tensor:
         """Latents of all that was ranked, (classes, n, Z or Z + E): the first `ipc`, and the rest of their block, moved."""
         count = min(map(len, numbers))
         places = torch.stack([chosen[:count] for chosen in numbers])

@@ -128,14 +128,19 @@ def refine(
         done: images per class, the end of a block, whose latents were refined before; they stay as they are.
 
     Returns:
-        float32 (classes, n, Z + E), or (classes, n, Z) without class vectors: moved in the refined blocks, and as it was, with
-        E zeros, in the rest.
+        float32 (classes, n, Z + E): moved in the refined blocks, and as it was, with E zeros if it had no others, in the rest.
+        Without `config.class_vectors` it is as wide as it was, and only the first Z values move.
+
+    Raises:
+        InputError: for latents of another width, or if values stop being finite.
     """
     classes, count, width = latents.shape
+    generator.require_width(width)
     device = generator.device
     result = latents.to(device, torch.float32, copy=True)
     if config.class_vectors:
         result = F.pad(result, (0, generator.latent_dim + generator.class_dim - width))
+    moves = result.shape[2] if config.class_vectors else generator.latent_dim
     generator = copy.deepcopy(generator).requires_grad_(False).eval()
     images = torch.empty(0, *generator.spec.image_shape, device=device)
     targets = torch.empty(0, dtype=torch.int64, device=device)
@@ -146,18 +151,23 @@ def refine(
         end = min(end, count)
         objective = of_block(objectives, number)
         labels = torch.arange(classes, device=device).repeat(end - begin)
-        moving = result[:, begin:end].transpose(0, 1).flatten(0, 1).clone().requires_grad_()
+        block = result[:, begin:end].transpose(0, 1).flatten(0, 1)
+        moving, still = block[:, :moves].clone().requires_grad_(), block[:, moves:]
         optimizer = torch.optim.Adam([moving], lr=config.lr)
         for step in range(config.steps if end > done else 0):
             optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
-            made = generator(moving, labels).float()
+            made = generator(torch.cat((moving, still), dim=1), labels).float()
             cut = torch.cat((images, made.detach())).requires_grad_()
             objective.accumulate(cut, torch.cat((targets, labels)), real=None, step=number * config.steps + step)
             made.backward(cut.grad[len(images) :])
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
-            result[:, begin:end] = moving.view(end - begin, classes, -1).transpose(0, 1)
-            images, targets = torch.cat((images, generator(moving, labels).float())), torch.cat((targets, labels))
+            block = torch.cat((moving, still), dim=1)
+            if not bool(block.isfinite().all()):
+                where = f"images {begin + 1} to {end} of every class"
+                raise InputError(f"refining {where} led to values that are not finite: lower --refine.lr or --refine.step-size")
+            result[:, begin:end] = block.view(end - begin, classes, -1).transpose(0, 1)
+            images, targets = torch.cat((images, generator(block, labels).float())), torch.cat((targets, labels))
         begin = end
     return result

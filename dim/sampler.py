@@ -171,7 +171,8 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     if info is None:  # never written nor loaded: there is nothing to go on from
         return result
     earlier = info["about"]
-    about = {**earlier, **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
+    kept = {name: value for name, value in earlier.items() if not name.startswith(("policy", "refinement"))}
+    about = {**kept, **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
     about["policy_seconds"] = round(ranking.about.get("policy_seconds", 0.0) + earlier.get("policy_seconds", 0.0), 2)
     result.info = {**info, "about": about}
     return result

@@ -87,7 +87,8 @@ def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, f
     assert large.info["policy_settings"]["candidates"] == 20
     assert large.info["policy_seconds"] >= 0
     large.info["generator"]["seconds"] = 100.0
-    assert production_seconds(large) == 100.0 + large.info["policy_seconds"] + large.info["seconds"]
+    made = 100.0 + large.info["policy_seconds"] + large.info["seconds"]
+    assert production_seconds(large) == pytest.approx(made + (features.seconds if "policy_features" in large.info else 0.0))
     assert not torch.equal(large.images, plain.images[:60])
 
 
@@ -132,6 +133,8 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
     assert further.about["policy_seconds"] > first.about["policy_seconds"]
     with pytest.raises(InputError, match="the earlier ranking is of another generator, seed or policy"):
         policy.rank(generator, seed=4, ipc=2, earlier=first)
+    with pytest.raises(InputError, match="ipc is 0: expected 1 or more"):
+        policy.rank(generator, seed=3, ipc=0)
     otherwise = dataclasses.replace(refinement, lr=0.2)
     other = Policy(config, data=digits, features=features, refinement=otherwise, experts=str(digits_experts))
     with pytest.raises(InputError, match="the earlier ranking is of another generator, seed or policy"):
@@ -165,14 +168,18 @@ def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generato
     assert result.info["about"]["policy"] == ranking.about["policy"]
     assert result.info["about"]["title"] == "t"
     assert torch.equal(sample_set(dim.anchored(generator, ranking, ipc=3, spread=0.5, seed=3), ipc=3).images, chosen.images)
-    assert production_seconds(result) == 60.0 + ranking.about["policy_seconds"]
-    assert production_seconds(drawn) == pytest.approx(60.0 + ranking.about["policy_seconds"] + drawn.info["seconds"])
+    chosen_in = ranking.about["policy_seconds"]
+    assert production_seconds(result) == pytest.approx(60.0 + chosen_in + features.seconds)
+    assert production_seconds(drawn) == pytest.approx(60.0 + chosen_in + features.seconds + drawn.info["seconds"])
     stream = dim.GeneratedLoader(result, batch_size=10, steps=6, shuffle=False)
     images = torch.cat([images for images, _ in stream])
     assert torch.equal(to_uint8(images[:30]), chosen.images)
     assert len(images.flatten(1).unique(dim=0)) == 60
     twice = dim.anchored(result, ranking, ipc=2, spread=0.0, seed=3)
-    assert production_seconds(twice) == pytest.approx(60.0 + 2 * ranking.about["policy_seconds"])
+    assert production_seconds(twice) == pytest.approx(60.0 + 2 * chosen_in + features.seconds)
+    plainly = dim.anchored(result, Policy(PolicyConfig(candidates=8)).rank(result), ipc=2, spread=0.0)
+    assert plainly.info["about"]["policy"] == "plain"
+    assert not {"refinement", "refinement_experts"} & plainly.info["about"].keys()
     with pytest.raises(InputError, match="ipc is 9 and the policy leaves 8 candidates"):
         dim.anchored(known, ranking, ipc=9, spread=0.5, seed=3)
 

@@ -85,6 +85,23 @@ def test_latents_move_alone_without_class_vectors(generator):
     assert bright == sorted(bright), "more that moves reaches farther"
 
 
+def test_class_vectors_stand_still_without_that_option(generator):
+    start = torch.cat((latents(2), 0.3 * latents(2)), dim=2)
+    moved = refine(generator, start, [Bright()], RefineConfig(blocks=(1, 2), steps=3, class_vectors=False), ipc=2)
+    assert (moved[:, :, :6] != start[:, :, :6]).flatten(1).any(1).all()
+    assert torch.equal(moved[:, :, 6:], start[:, :, 6:])
+
+
+def test_values_that_are_not_finite_are_refused(generator):
+    class Broken:
+        def accumulate(self, images, targets, *, real, step):
+            add_gradient(images, torch.full_like(images, torch.nan))
+            return {}
+
+    with pytest.raises(InputError, match=r"refining images 2 to 3 of every class led to values .* lower --refine\.lr"):
+        refine(generator, latents(), [Bright(), Broken()], RefineConfig(blocks=(1, 3), steps=2), ipc=3)
+
+
 def test_blocks_have_purposes_and_ages_of_their_own(generator, digits_experts, digits):
     purposes = [Bright(), Bright()]
     refine(generator, latents(), purposes, RefineConfig(blocks=(1, 2, 4), steps=2), ipc=4)

@@ -302,9 +302,11 @@ def test_images_are_made_around_anchors(net):
     net.anchor(anchors, 0.0)
     images = net.latents(labels, indices, seed=3).view(5, 7, 6)
     assert torch.equal(images[:, 3:6], images[:, :3])
-    for shape in ((5, 3), (4, 3, 6), (5, 3, 5), (5, 0, 6)):
-        with pytest.raises(InputError, match=r"anchors have shape .*: expected \(5, n, 6\) or \(5, n, 11\)"):
+    for shape in ((5, 3), (4, 3, 6), (5, 0, 6)):
+        with pytest.raises(InputError, match=r"anchors have shape .*: expected \(5, n, 6\)"):
             net.anchor(torch.zeros(shape), 0.5)
+    with pytest.raises(InputError, match="latents are 5 wide: expected 6, or 11 with class vectors"):
+        net.anchor(torch.zeros(5, 3, 5), 0.5)
     with pytest.raises(InputError, match=r"spread is -1: expected 0 or more"):
         net.anchor(anchors, -1)
     wide = F.pad(anchors, (0, 5), value=0.5)
@@ -329,16 +331,18 @@ def test_latents_may_move_the_class_vectors_of_their_images(spec, name):
     elsewhere = net.images(other, indices, seed=1, latents=z)
     assert (elsewhere - plain).abs().max() > 0.01
     torch.testing.assert_close(net.images(labels, indices, seed=1, latents=moved), elsewhere, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=rf"latents have shape \(12, 7\): expected a width of 6 or {6 + net.class_dim}"):
-        net.images(labels, indices, seed=1, latents=torch.zeros(12, 7))
+    for take in (lambda z: net.images(labels, indices, seed=1, latents=z), lambda z: net(z, labels)):
+        with pytest.raises(InputError, match=f"latents are 7 wide: expected 6, or {6 + net.class_dim} with class vectors"):
+            take(torch.zeros(12, 7))
 
 
-def test_an_anchored_generator_is_stored_with_its_anchors(spec, tmp_path):
+@pytest.mark.parametrize("width", [6, 12])
+def test_an_anchored_generator_is_stored_with_its_anchors(spec, tmp_path, width):
     config = GeneratorConfig(name="gan", width=4, latent_dim=6)
     net = build_generator(config, spec(1, 8, 3), seed=0).eval()
     plain = stored_bytes(net)
-    net.anchor(torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(0)), 0.25)
-    assert stored_bytes(net) == plain + 3 * 2 * 6 * 4 + 4
+    net.anchor(torch.randn(3, 2, width, generator=torch.Generator().manual_seed(0)), 0.25)
+    assert stored_bytes(net) == plain + 3 * 2 * width * 4 + 4
     path = tmp_path / "generator.safetensors"
     save_generator_file(path, net, config=config, data=DataConfig(), protocol=ProtocolConfig(), about={})
     again = load_generator_file(path)

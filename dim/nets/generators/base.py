@@ -86,6 +86,7 @@ class Generator(nn.Module):
     def conditioned(self, vectors: Tensor, z: Tensor) -> Tensor:
         """What the network takes in: the vectors of the classes, moved as the latents say, beside the latents' first Z values.
         (B, E), (B, Z) or (B, Z + E) -> (B, E + Z)."""
+        self.require_width(z.shape[1])
         own = vectors.to(z.dtype)
         if z.shape[1] > self.latent_dim:
             own, z = own + z[:, self.latent_dim :], z[:, : self.latent_dim]
@@ -103,18 +104,19 @@ class Generator(nn.Module):
             InputError: for another shape, or a negative spread.
         """
         classes = self.spec.num_classes
-        if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[2] not in self.widths or anchors.shape[1] == 0:
-            expected = " or ".join(f"({classes}, n, {width})" for width in self.widths)
-            raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected {expected}")
+        if anchors.ndim != 3 or anchors.shape[0] != classes or anchors.shape[1] == 0:
+            raise InputError(f"anchors have shape {tuple(anchors.shape)}: expected ({classes}, n, {self.latent_dim})")
+        self.require_width(anchors.shape[2])
         require_spread(spread)
         self.anchors = anchors.detach().to(self.device, torch.float32, copy=True)
         self.spread = torch.tensor(spread, dtype=torch.float32, device=self.device)
         return self
 
-    @property
-    def widths(self) -> list[int]:
-        """Of latents that it takes: Z, and Z + E if it takes class vectors."""
-        return sorted({self.latent_dim, self.latent_dim + self.class_dim})
+    def require_width(self, width: int) -> None:
+        """Raise InputError for latents that are neither Z nor Z + E wide."""
+        if width not in (self.latent_dim, self.latent_dim + self.class_dim):
+            wider = f", or {self.latent_dim + self.class_dim} with class vectors" if self.class_dim else ""
+            raise InputError(f"latents are {width} wide: expected {self.latent_dim}{wider}")
 
     @property
     def device(self) -> torch.device:
@@ -163,9 +165,8 @@ class Generator(nn.Module):
         Raises:
             InputError: if a label or an index is out of range, or latents have another width.
         """
-        if latents is not None and latents.shape[1] not in self.widths:
-            expected = " or ".join(map(str, self.widths))
-            raise InputError(f"latents have shape {tuple(latents.shape)}: expected a width of {expected}")
+        if latents is not None:
+            self.require_width(latents.shape[1])
         if len(labels) == 0:
             return torch.empty(0, *self.spec.image_shape, device=self.device)
         low, high = int(labels.min()), int(labels.max())
