@@ -278,13 +278,17 @@ def sample(arguments: Sequence[str]) -> None:
         expected = "expected --policy.steps, and --ipc without --counts or --classes"
         raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
 
+    from dim.data.export import require_libraries
     from dim.hub import load_generator, save_pretrained
     from dim.io import require_free
     from dim.nets.generators.base import require_spread
-    from dim.sampler import anchored, leave_together, made_once, request, sample_set_together
+    from dim.sampler import anchored, leave_together, made_once, request, require_batch_size, sample_set_together
     from dim.teacher import with_soft_labels
 
-    require_spread(parsed.spread)  # before a policy has taken its time
+    # Before a policy has taken its time:
+    require_spread(parsed.spread)
+    require_batch_size(parsed.batch_size)
+    require_libraries(parsed.format)
     require_free(parsed.out, overwrite=parsed.overwrite)
     generator = load_generator(parsed.generator, _device(parsed.device)).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
@@ -396,11 +400,15 @@ def compare(arguments: Sequence[str]) -> None:
         data = _data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
         require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        teacher = parsed.teacher.load(data, device)
         evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
-        known += score_all(evaluator, subjects, **plan, known=known)
+        known += score_all(evaluator, subjects, **plan, teacher=teacher, known=known)
     elif parsed.controls:
         raise InputError("controls need the real data: name a set or a run beside the files of scores, or leave --controls out")
+    elif parsed.teacher.folder is not None:
+        remedy = "name a set or a run beside the files of scores, or leave --teacher.folder out"
+        raise InputError(f"a teacher labels what is scored, and files of scores hold what was: {remedy}")
     comparison = Comparison(known)
     comparison.show()
     if parsed.json:

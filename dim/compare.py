@@ -21,7 +21,7 @@ from dim.config import ProtocolConfig, from_dict, to_dict
 from dim.coreset import BY_SCORES, METHODS, End, row_name
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.evaluate import FULL, ORACLE, REAL, Evaluator, Score, Track, identity, label_kind, label_kind_of
+from dim.evaluate import FULL, ORACLE, REAL, Evaluator, Score, Track, identity, label_kind, label_kind_of, production_seconds
 from dim.io import read_json
 from dim.nets.generators import Generator
 from dim.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
@@ -95,17 +95,19 @@ def score_all(
         *,
         labels: str = "hard",
         steps: int | None = None,
+        stored: SyntheticSet | None = None,
     ) -> None:
         alike = [score for score in [*known, *rows] if score.labels == labels]
         found = _found(alike, evaluator, key, track, size, steps)
         if found is None:
             rows.extend(measure())
         elif name not in {score.name for score in found}:  # the same images by another name: a folder, and the run it came from
-            rows.extend(dataclasses.replace(score, name=name) for score in found)
+            rows.extend(_renamed(score, name, stored) for score in found)
 
     for name, subject in sets.items():
         kind = label_kind_of(subject)
-        add(name, identity(subject), "fixed", subject.ipc, partial(evaluator.fixed, subject, name), labels=kind)
+        measure = partial(evaluator.fixed, subject, name)
+        add(name, identity(subject), "fixed", subject.ipc, measure, labels=kind, stored=subject)
     for name, generator in generators.items():
         for size in ipc:
             if "stream" in tracks:
@@ -128,6 +130,14 @@ def score_all(
         steps = evaluator.full_steps(max(score.steps for score in [*known, *rows]))
         add(FULL, FULL, "full", None, partial(evaluator.full, steps), steps=steps)
     return rows
+
+
+def _renamed(score: Score, name: str, stored: SyntheticSet | None) -> Score:
+    """A row for the same images by another name, with the bytes and seconds of the set that goes by it."""
+    if stored is None:
+        return dataclasses.replace(score, name=name)
+    made = {**score.made, "seconds": production_seconds(stored)}
+    return dataclasses.replace(score, name=name, bytes=stored.bytes_stored(), made=made)
 
 
 def _found(
@@ -409,8 +419,9 @@ def _equal(first: Score | None, second: Score) -> bool:
 
 
 def _label(row: _Row) -> str:
-    """What the legend calls a line; a learned step size belongs to the method and is not said there."""
+    """What the legend calls a line: method, labels that are not hard, and protocol; a learned step size belongs to the method."""
     differs = [part for part in row.differs.split(", ") if part and not part.startswith("own step size")]
+    differs = differs if row.first.labels == "hard" else [row.first.labels, *differs]
     return f"{row.method} [{', '.join(differs)}]" if differs else row.method
 
 

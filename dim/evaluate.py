@@ -187,7 +187,10 @@ class Evaluator:
         size = {"generator": stored_bytes(generator)} | ({} if teacher is None else {"teacher": teacher.bytes})
         batch, kind = self.protocol.batch_size, label_kind(teacher)
         made = {"method": "generator", "seconds": production_seconds(generator), "digest": identity(generator)}
-        return self._score(_Source(name, "stream", ipc, steps, batch, steps * batch, size, feed, kind, made=made))
+        distinct = steps * batch
+        if generator.anchors is not None and float(generator.spread) == 0:  # images repeat
+            distinct = min(distinct, generator.anchors[..., 0].numel())
+        return self._score(_Source(name, "stream", ipc, steps, batch, distinct, size, feed, kind, made=made))
 
     def random_real(self, ipc: int, name: str = "random real", *, teacher: Teacher | None = None) -> list[Score]:
         """Control: `ipc` random real images per class, other ones for every seed; with a teacher's labels if there is one."""

@@ -111,8 +111,7 @@ def sample_set(
     Raises:
         InputError: see `request`.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: expected 1 or more")
+    require_batch_size(batch_size)
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
     moved, places = None, indices
     if ranking is not None:
@@ -140,6 +139,12 @@ def sample_set(
         **({} if ranking is None else ranking.about),
     }
     return SyntheticSet(images, labels, generator.spec, info=info, latents=moved if latents else None)
+
+
+def require_batch_size(batch_size: int) -> None:
+    """Raise InputError for a number of images that cannot be generated at a time."""
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: expected 1 or more")
 
 
 def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, seed: int = 0) -> Generator:
@@ -193,17 +198,21 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     from accelerate.utils import gather_object
 
     state = PartialState(cpu=generator.device.type == "cpu")
-    own = sample_set(generator, **request_and_seed, rank=state.process_index, world=state.num_processes)
+    wanted, _ = request(generator.spec, **{name: request_and_seed.get(name) for name in ("ipc", "counts", "classes")})
+    world = min(state.num_processes, len(wanted))  # where there are fewer images, the last processes draw none
+    own = None
+    if state.process_index < world:
+        own = sample_set(generator, **request_and_seed, rank=state.process_index, world=world)
     if state.num_processes == 1:
         return own
-    parts = gather_object([(own.images, own.labels, own.latents)])
+    parts = gather_object([None if own is None else (own.images, own.labels, own.latents)])[:world]
     if not state.is_main_process:
         return None
 
     def woven(shares: Sequence[Tensor]) -> Tensor:
         whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
         for rank, share in enumerate(shares):
-            whole[rank :: state.num_processes] = share
+            whole[rank::world] = share
         return whole
 
     images, labels, latents = zip(*parts, strict=True)

@@ -157,6 +157,17 @@ def test_the_same_images_by_another_name_are_trained_on_once(digits, generator, 
     assert [row.accuracies for row in rows[:2]] == [row.accuracies for row in rows[2:]]
 
 
+def test_the_same_images_in_another_form_have_bytes_of_their_own(digits, generator, trained):
+    images = dim.sample_set(generator, ipc=2)
+    latents = SyntheticSet(images.images, images.labels, images.spec, info=images.info, latents=torch.zeros(20, 6))
+    rows = score_all(Evaluator(digits, PROTOCOL, seeds=1), {"sets/a": images, "sets/b": latents})
+    assert len(trained) == 2
+    assert [row.name for row in rows] == ["sets/a", "sets/a", "sets/b", "sets/b"]
+    for row, subject in zip(rows[1:3], (images, latents), strict=True):
+        assert row.bytes == subject.bytes_stored()
+    assert "generator" in rows[2].bytes
+
+
 def test_controls_are_made_for_the_sizes_of_known_rows(digits, generator, trained):
     evaluator = Evaluator(digits, PROTOCOL, seeds=1)
     known = score_all(evaluator, {"sets/a": dim.sample_set(generator, ipc=2)})
@@ -390,6 +401,11 @@ def test_another_protocol_is_another_line(drawn):
         "a": 1,
         "a [epochs 500 (first row: 2)]": 1,
     }
+
+
+def test_other_labels_are_another_line(drawn):
+    Comparison([score("a-1", 1), score("a-10", 10), score("a-10", 10, labels="soft (2 experts)")]).picture()
+    assert {label: len(points) for label, points in lines(drawn[0].axes[0]).items()} == {"a": 2, "a [soft (2 experts)]": 1}
 
 
 def test_the_picture_is_a_png():

@@ -1,5 +1,6 @@
 """The evaluator: budgets, feeds, the figures of a row, controls, and students that learn."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -127,6 +128,14 @@ def test_a_stream_is_balanced_fresh_and_another_one_for_every_seed(data, generat
     assert (score.track, score.images_seen, score.distinct_images) == ("stream", 21 * 16, 21 * 16)
     stored = sum(value.numel() * value.element_size() for value in generator.state_dict().values())
     assert score.bytes == {"generator": stored}
+
+
+def test_a_stream_that_repeats_its_anchors_says_so(data, generator, fed):
+    anchors = torch.randn(10, 2, generator.latent_dim, generator=torch.Generator().manual_seed(0))
+    for spread, expected in ((0.0, 20), (0.5, 21 * 16)):
+        around = copy.deepcopy(generator).anchor(anchors, spread)
+        (score,) = Evaluator(data, PROTOCOL, seeds=1).stream(around, 10)
+        assert score.distinct_images == expected
 
 
 def test_random_real_images_are_real_balanced_and_other_ones_for_every_seed(data, fed):

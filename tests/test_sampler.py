@@ -127,17 +127,20 @@ def test_a_single_process_shares_with_nobody(generator, large):
     assert torch.equal(sample_set_together(generator, ipc=50, seed=3).images, large.images)
 
 
-def test_two_launched_processes_write_the_set_of_one(saved, tmp_path):
+@pytest.mark.parametrize("size", [["--ipc", "7"], ["--counts", "3=1"]])
+def test_two_launched_processes_write_the_set_of_one(saved, tmp_path, size):
+    """Also where there are fewer images than processes."""
     # What `accelerate launch` runs for several processes; on CPUs it does so only with MPI.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample/emit.py"]
-    command += [str(saved), "--ipc", "7", "--seed", "3", "--format", "safetensors", "--device", "cpu"]
+    command += [str(saved), *size, "--seed", "3", "--format", "safetensors", "--device", "cpu"]
     command += ["--out", str(tmp_path / "set")]
     paths = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("70 images of 10 classes") == 1
-    alone = sample_set(dim.load_generator(saved), ipc=7, seed=3)
+    many = size[0] == "--ipc"
+    assert done.stdout.count("70 images of 10 classes" if many else "1 images of 1 classes") == 1
+    alone = sample_set(dim.load_generator(saved), **({"ipc": 7} if many else {"counts": {3: 1}}), seed=3)
     together = dim.load_set(tmp_path / "set")
     assert torch.equal(together.images, alone.images)
     assert torch.equal(together.labels, alone.labels)

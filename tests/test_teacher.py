@@ -197,6 +197,15 @@ def test_commands(run, digits_experts, tmp_path, capsys):
     kinds = [(row["track"], row["name"], row["labels"][:4]) for row in rows]
     assert kinds[:2] == [("stream", str(run), "soft"), ("fixed", str(run), "soft")]
     assert [kind[2] for kind in kinds[2:]] == ["hard", "hard", "soft", "soft"]
+    again = ["compare", str(tmp_path / "scores.json"), str(run), *arguments, *teacher, "--json", str(tmp_path / "again.json")]
+    assert main(again) == 0
+    assert dim.io.read_json(tmp_path / "again.json")["scores"] == rows, "nothing is measured again"
+    assert main(["compare", str(tmp_path / "scores.json"), *teacher]) != 0
+    assert "a teacher labels what is scored, and files of scores hold what was" in capsys.readouterr().err
+    for wrong in (["--batch-size", "0"], ["--spread", "-1"]):  # before the store is looked at
+        out = ["--ipc", "1", "--out", str(tmp_path / "no"), "--teacher.folder", str(tmp_path / "none"), *wrong]
+        assert main(["sample", str(run), *out]) != 0
+        assert re.search(r"batch_size is 0|spread is -1", capsys.readouterr().err)
 
 
 def test_refusals(digits_experts, record_digits, digits, run, spec, tmp_path):

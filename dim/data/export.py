@@ -203,6 +203,12 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
 # --- the extra `export` ----------------------------------------------------------------------------------------------------
 
 
+def require_libraries(format: str) -> None:
+    """Raise InputError if a library that a format needs is not installed."""
+    for name in {"webdataset": ("webdataset",), "parquet": ("datasets", "pyarrow.parquet")}.get(format, ()):
+        _library(name, format)
+
+
 def _library(name: str, format: str) -> Any:
     try:
         return importlib.import_module(name)

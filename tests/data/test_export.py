@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import dim.data.export
-from dim.data.export import write_into
+from dim.data.export import require_libraries, write_into
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.spec import DataSpec
@@ -97,6 +97,9 @@ def test_a_format_whose_library_is_absent_names_the_extra(tmp_path, monkeypatch,
     with pytest.raises(InputError, match=r"pip install 'dim-distill\[export\]'"):
         make_set().save(tmp_path / "set", format)
     assert not (tmp_path / "set").exists()
+    with pytest.raises(InputError, match=f"format '{format}' needs the library '{library}'"):
+        require_libraries(format)
+    require_libraries("npz")
 
 
 def test_metadata_has_one_row_per_image_in_the_order_of_the_set(tmp_path):
