@@ -13,7 +13,6 @@ A refinement is repeated bit by bit on one CPU with one number of threads. A GPU
 there a smaller set is the beginning of a larger one only where both are drawn from one ranking.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from dim.config import PolicyConfig, RefineConfig, to_dict
 from dim.coreset import herding
 from dim.data.real import RealData
 from dim.errors import InputError
+from dim.evaluate import identity
 from dim.features import Features
-from dim.io import digest
 from dim.nets.generators import Generator
 from dim.refine import build_objectives, refine
 from dim.teacher import Teacher
@@ -132,7 +131,7 @@ class Policy:
         if ipc is not None and ipc < 1:
             raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
         started, about = time.perf_counter(), self._about()
-        source = f"{digest(generator.state_dict(), json.dumps(generator.sampler, sort_keys=True))} {seed}"
+        source = f"{identity(generator)} {seed}"
         if earlier is None:
             numbers, before = self._ranked(generator, seed), self._prepared
         elif (earlier.source, {**earlier.about, **about}) == (source, earlier.about):
