@@ -47,6 +47,7 @@ RANKS = {
     "hub": 11,
     "report": 11,
     "compare": 12,
+    "arguments": 12,
     "cli": 13,
 }
 
