@@ -527,6 +527,9 @@ class RefineConfig:
     """trajectory: images per student step, at most; the whole set while it is not larger."""
     span: tuple[float, ...] = (1.0, 3.0)
     """trajectory: recorded moments from start to target (M), for each block; the last is that of all later blocks."""
+    distance: tuple[Literal["endpoint", "direction"], ...] = ("endpoint", "direction")
+    """trajectory: for each block, whether students should end where experts went, or only go in that direction, however far; the
+    last is that of all later blocks."""
     step_size: float = 0.03
     """trajectory: the student's learning rate."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
@@ -542,6 +545,7 @@ class RefineConfig:
         for name in ("lr", "step_size"):
             _require(getattr(self, name) > 0, f"refine.{name}", getattr(self, name), "a positive number")
         _require(bool(self.span) and min(self.span) > 0, "refine.span", self.span, "positive numbers")
+        _require(bool(self.distance), "refine.distance", self.distance, "endpoint or direction, for one block or more")
         low, high = self.ages[0] if self.ages else 0.0, self.ages[1:]
         inside = len(high) > 0 and all(0 <= low <= age <= 1 for age in high)
         _require(inside, "refine.ages", self.ages, "two or more numbers in [0, 1], the smallest first")
@@ -669,6 +673,9 @@ class TrajectoryConfig:
     gradient: Literal["adjoint", "unroll", "frozen"] = "adjoint"
     """`adjoint`: exact, constant activation memory. `unroll`: exact, one graph over all steps (MTT and DATM as published).
     `frozen`: TESLA's formula, which leaves out how a step changes the next ones."""
+    distance: Literal["endpoint", "direction"] = "endpoint"
+    """`endpoint`: squared distance of where the student ends to where the expert went. `direction`: the same at the best length
+    of the student's displacement, so that only its direction counts; then the step size is not learned."""
     order: Literal["auto", "reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"] = "auto"
     """How the second derivative is taken; all three are exact, and `auto` takes the fastest."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
@@ -805,6 +812,10 @@ class TrajectoryRecipe(RecordConfig):
     step_size: StepSizeConfig = field(default_factory=StepSizeConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     protocol: ProtocolConfig = field(default_factory=lambda: ProtocolConfig(batch_size=256))
+
+    def __post_init__(self) -> None:
+        fixed = self.trajectory.distance == "endpoint" or self.step_size.lr == 0
+        _require(fixed, "step_size.lr", self.step_size.lr, "0 with trajectory.distance 'direction', which asks for no length")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

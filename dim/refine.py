@@ -96,10 +96,11 @@ def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed:
         "compile": compile,
     }
     purposes = []
-    for number in range(max(len(oldest), len(config.span))):
+    for number in range(max(len(oldest), len(config.span), len(config.distance))):
         age, span = of_block(oldest, number), of_block(config.span, number)
         left = experts.last - span
-        purposes.append(following(experts, span=span, starts=(youngest * left, age * left), **common))
+        window = {"span": span, "starts": (youngest * left, age * left)}
+        purposes.append(following(experts, **window, distance=of_block(config.distance, number), **common))
     return purposes
 
 

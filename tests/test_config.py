@@ -283,6 +283,8 @@ def test_values_out_of_range_are_refused(values):
         ({"trajectory": {"gradient": "unroll", "compile": "on"}}, "trajectory.gradient"),
         ({"trajectory": {"gradient": "unroll", "offload": True}}, "trajectory.gradient"),
         ({"trajectory": {"gradient": "exact"}}, "trajectory.gradient"),
+        ({"trajectory": {"distance": "angle"}}, "trajectory.distance"),
+        ({"trajectory": {"distance": "direction"}}, "step_size.lr"),
         ({"trajectory": {"path": "straight"}}, "trajectory.path"),
         ({"trajectory": {"order": "forward"}}, "trajectory.order"),
         ({"images": {"ipc": 0}}, "images.ipc"),
@@ -323,6 +325,7 @@ def test_values_of_trajectory_recipes_out_of_range_are_refused(values, name):
             }
         },
         {"images": {"ipc": 1, "lr": 0, "momentum": 0}, "labels": {"lr": 0}, "step_size": {"lr": 0}},
+        {"trajectory": {"distance": "direction"}, "step_size": {"lr": 0}},
         {"distill": {"iterations": 0, "log_steps": 1, "skip_above": 0}},
     ],
 )

@@ -106,13 +106,16 @@ def test_blocks_have_purposes_and_ages_of_their_own(generator, digits_experts, d
     purposes = [Bright(), Bright()]
     refine(generator, latents(), purposes, RefineConfig(blocks=(1, 2, 4), steps=2), ipc=4)
     assert [[len(images) for images, _, _ in purpose.seen] for purpose in purposes] == [[10] * 2, [20] * 2 + [40] * 2]
-    for ages, span, expected in (
-        ((0.25, 0.5, 1.0), (1.0,), [(0.5, 1.0, 1.0), (0.5, 2.0, 1.0)]),
-        ((0.25, 0.5), (1.0, 2.0), [(0.5, 1.0, 1.0), (0.25, 0.5, 2.0)]),
+    one, two = ("endpoint",), ("endpoint", "direction")
+    for ages, span, distance, expected in (
+        ((0.25, 0.5, 1.0), (1.0,), one, [(0.5, 1.0, 1.0, "endpoint"), (0.5, 2.0, 1.0, "endpoint")]),
+        ((0.25, 0.5), (1.0, 2.0), one, [(0.5, 1.0, 1.0, "endpoint"), (0.25, 0.5, 2.0, "endpoint")]),
+        ((0.25, 0.5), (1.0,), two, [(0.5, 1.0, 1.0, "endpoint"), (0.5, 1.0, 1.0, "direction")]),
     ):
-        config = RefineConfig(ages=ages, span=span, student_steps=1)
-        windows = [one._objective.window for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
-        assert [(window.low, window.high, window.span) for window in windows] == expected
+        config = RefineConfig(ages=ages, span=span, distance=distance, student_steps=1)
+        made = [purpose._objective for purpose in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
+        found = [(one.window.low, one.window.high, one.window.span, one.config.distance) for one in made]
+        assert found == expected
     config = RefineConfig(by="moments", ages=(0.0, 0.0, 1.0), real=2)
     pools = [one.pool for one in build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)]
     assert [pool.window(5) for pool in pools] == [(0.0, 0.0), (0.0, 1.0)]

@@ -1,5 +1,7 @@
 """Trajectory matching of a generator's weights: students trained on what it makes should go where experts went."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,7 @@ def following(
     step_size: float,
     augment: str,
     seed: int,
+    distance: Literal["endpoint", "direction"] = "endpoint",
     compile: bool = False,
 ) -> Seen:
     """`TrajectoryMatching` of natural images with hard labels and a fixed step size, from start points anywhere in a window.
@@ -51,6 +54,7 @@ def following(
         step_size: the student's learning rate.
         augment: augmentation of the images, one draw per student step.
         seed: of every draw.
+        distance: between where the student and the expert end, or go; see `dim.trajectory.hypergrad`.
         compile: compile the derivatives.
     """
     settings = TrajectoryConfig(
@@ -60,6 +64,7 @@ def following(
         min_start=starts[0],
         max_start=starts[1],
         continuous=True,
+        distance=distance,
         augment=augment,
     )
     size = torch.tensor(step_size, device=experts.network.device)

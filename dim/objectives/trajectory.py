@@ -29,7 +29,7 @@ def window_of(config: TrajectoryConfig) -> Window:
 
 class TrajectoryMatching:
     """Every step draws experts and a stretch of their paths, lets a student take its N steps, and differentiates the distance
-    to the target in the images, in label logits, and in the step size.
+    to the target (or from the direction to it) in the images, in label logits, and in the step size.
 
     Args:
         paths: one per expert.
@@ -106,6 +106,7 @@ class TrajectoryMatching:
                 self.step_size.detach(),
                 batches,
                 method=self.config.gradient,
+                distance=self.config.distance,
                 transform=(lambda index, x, draws=draws: self._augment.apply(x, draws[index]))
                 if self._augment.families
                 else None,

@@ -6,6 +6,12 @@ expert went (Cazenavette et al. 2022, eq. 2):
 
     L = |theta_N - theta_target|^2 / |theta_start - theta_target|^2
 
+which is the distance `endpoint`. It asks a student of a few steps to go as far as the expert did in many, so it wants images
+whose gradients are large. `direction` asks for the way only, and is L at the best of all lengths of the student's whole
+displacement d = theta_N - theta_start, beside the expert's e = theta_target - theta_start:
+
+    L = min over a >= 0 of |a d - e|^2 / |e|^2 = 1 - cos^2(d, e), or 1 where the student went the opposite way
+
 Three ways to differentiate it:
 
 - `unroll` (MTT, DATM): one graph over all N steps. Exact; memory grows by every activation of every step.
@@ -35,8 +41,10 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Transform = Callable[[int, Tensor], Tensor]
 """(step, batch of images) -> the images as the student sees them; the same at every call, once differentiable."""
 Method = Literal["unroll", "adjoint", "frozen"]
+Distance = Literal["endpoint", "direction"]
 Order = Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"]
 METHODS = ("unroll", "adjoint", "frozen")
+DISTANCES = ("endpoint", "direction")
 ORDERS = ("reverse-over-forward", "reverse-over-reverse", "forward-over-reverse")
 
 
@@ -45,7 +53,7 @@ class Hypergradient:
     """What `hypergradient` returns; all tensors are detached."""
 
     loss: Tensor
-    """Scalar: squared distance to the target over the squared distance that the expert covered."""
+    """Scalar: squared distance to the target over the squared distance that the expert covered; in [0, 1] for `direction`."""
     images: Tensor
     """dL/dimages, like the images."""
     targets: Tensor | None
@@ -164,6 +172,7 @@ def hypergradient(
     batches: Sequence[Tensor],
     *,
     method: Method = "adjoint",
+    distance: Distance = "endpoint",
     transform: Transform | None = None,
     offload: bool = False,
 ) -> Hypergradient:
@@ -179,6 +188,7 @@ def hypergradient(
         step_size: beta, a positive scalar.
         batches: one int64 index tensor per student step, into `images`; repeats are allowed.
         method: `adjoint` (default), `unroll` or `frozen`.
+        distance: `endpoint` (default) or `direction`.
         transform: augmentation of a step's batch, replayed: it is called once or twice per step with the same step number
             and must do the same each time. It stays outside the derivative in theta, so it is differentiated once.
         offload: keep the N weight vectors in host memory (`adjoint` on an accelerator).
@@ -187,10 +197,12 @@ def hypergradient(
         The loss and its gradients, detached. Sums over steps are kept in float32 or better.
 
     Raises:
-        InputError: for an unknown method, no batches, shapes that disagree, or a step size that is not positive.
+        InputError: for an unknown method or distance, no batches, shapes that disagree, or a step size that is not positive.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}. {nearest(method, METHODS)}")
+    if distance not in DISTANCES:
+        raise InputError(f"unknown distance {distance!r}. {nearest(distance, DISTANCES)}")
     if theta_start.shape != theta_target.shape or theta_start.ndim not in (1, 2):
         shapes = f"{tuple(theta_start.shape)} and {tuple(theta_target.shape)}"
         raise InputError(f"theta_start and theta_target have shapes {shapes}: expected (P,) or (E, P), both alike")
@@ -203,14 +215,14 @@ def hypergradient(
         raise InputError(f"step_size is {float(beta)}: expected a positive number")
     if method == "unroll":
         plain = loss.loss if isinstance(loss, Derivatives) else loss
-        return _unroll(plain, theta_start, theta_target, images, targets, beta, batches, transform)
+        return _unroll(plain, theta_start, theta_target, images, targets, beta, batches, transform, distance)
     derivatives = loss if isinstance(loss, Derivatives) else Derivatives(loss, frozen=method == "frozen")
     steps = _Steps(images.detach(), targets.detach(), batches, transform)
     if method == "frozen":
-        return _frozen(derivatives, theta_start.detach(), theta_target.detach(), steps, beta)
+        return _frozen(derivatives, theta_start.detach(), theta_target.detach(), steps, beta, distance)
     if derivatives.frozen:
         raise InputError("these derivatives were made with frozen=True: make them without it for method 'adjoint'")
-    return _adjoint(derivatives, theta_start.detach(), theta_target.detach(), steps, beta, offload)
+    return _adjoint(derivatives, theta_start.detach(), theta_target.detach(), steps, beta, offload, distance)
 
 
 class _Steps:
@@ -260,22 +272,34 @@ def _count(theta: Tensor) -> int:
     return 1 if theta.ndim == 1 else len(theta)
 
 
-def _end(theta: Tensor, start: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _end(theta: Tensor, start: Tensor, target: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
     """The loss (mean over students) and its gradient at the last weights, of each student's own loss."""
-    wide = _wide(theta)
-    gap = theta.to(wide) - target.to(wide)
-    covered = (start.to(wide) - target.to(wide)).square().sum(-1, keepdim=True)
-    return (gap.square().sum(-1, keepdim=True) / covered).mean(), 2 * gap / covered
+    start, end, target = (weights.to(_wide(theta)) for weights in (start, theta, target))
+    covered = (start - target).square().sum(-1, keepdim=True)
+    length, gap = torch.ones_like(covered), end - target
+    if distance == "direction":
+        # The best length is a minimum, so that the gradient sees it as a constant. It is 0 for a student that stood still.
+        moved, wanted = end - start, target - start
+        own = moved.square().sum(-1, keepdim=True).clamp(min=torch.finfo(end.dtype).tiny)
+        length = ((moved * wanted).sum(-1, keepdim=True) / own).clamp(min=0)
+        gap = length * moved - wanted
+    return (gap.square().sum(-1, keepdim=True) / covered).mean(), 2 * length * gap / covered
 
 
 def _adjoint(
-    derivatives: Derivatives, start: Tensor, target: Tensor, steps: _Steps, beta: Tensor, offload: bool
+    derivatives: Derivatives,
+    start: Tensor,
+    target: Tensor,
+    steps: _Steps,
+    beta: Tensor,
+    offload: bool,
+    distance: Distance,
 ) -> Hypergradient:
     theta, kept = start, []
     for step in range(len(steps)):
         kept.append(theta.to("cpu", non_blocking=False) if offload else theta)
         theta = theta - beta * derivatives.gradient(theta, *steps.at(step)).to(theta.dtype)
-    loss, adjoint = _end(theta, start, target)
+    loss, adjoint = _end(theta, start, target, distance)
     step_size = torch.zeros((), dtype=_wide(theta), device=theta.device)
     for step in reversed(range(len(steps))):
         theta = kept.pop().to(start.device)
@@ -287,11 +311,13 @@ def _adjoint(
     return steps.gradients(loss, step_size, _count(start))
 
 
-def _frozen(derivatives: Derivatives, start: Tensor, target: Tensor, steps: _Steps, beta: Tensor) -> Hypergradient:
+def _frozen(
+    derivatives: Derivatives, start: Tensor, target: Tensor, steps: _Steps, beta: Tensor, distance: Distance
+) -> Hypergradient:
     theta = start
     for step in range(len(steps)):
         theta = theta - beta * derivatives.gradient(theta, *steps.at(step)).to(theta.dtype)
-    loss, adjoint = _end(theta, start, target)
+    loss, adjoint = _end(theta, start, target, distance)
     # L depends on beta through theta_N = theta_0 - beta * sum of g_i, whose sum is known.
     step_size = (adjoint * (theta - start)).sum() / beta
     theta = start
@@ -313,6 +339,7 @@ def _unroll(
     beta: Tensor,
     batches: Sequence[Tensor],
     transform: Transform | None,
+    distance: Distance,
 ) -> Hypergradient:
     images = images.detach().requires_grad_()
     soft = targets.is_floating_point()
@@ -328,7 +355,7 @@ def _unroll(
             for x, batch in zip(seen, batches, strict=True):
                 value = loss(theta, x, targets[batch])
                 theta = theta - beta * torch.autograd.grad(value, theta, create_graph=True)[0]
-            total = total + _end(theta, first.detach(), goal.detach())[0] / len(students)
+            total = total + _end(theta, first.detach(), goal.detach(), distance)[0] / len(students)
         wanted = [images, beta, *([targets] if soft else [])]
         parts = torch.autograd.grad(total, wanted, materialize_grads=True)
     return Hypergradient(total.detach(), parts[0], parts[2] if soft else None, parts[1])

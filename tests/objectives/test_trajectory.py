@@ -119,6 +119,23 @@ def test_gradients_are_those_of_the_hypergradient(network, paths, images, kind, 
             assert targets.grad is None
 
 
+def test_the_direction_alone_is_matched_where_that_is_asked(network, paths, images):
+    matching, labels, losses = objective(paths, network, distance="direction", batch_size=4), targets_of("hard"), []
+    for step in range(10):
+        images.grad = None
+        losses += matching.accumulate(images, labels, real=None, step=step).values()
+        path = expert_of(matching, step)
+        begin, end = matching.window.draw(3, step, 0, path.last)
+        start, goal, theta = path.theta(begin), path.theta(end), path.theta(begin)
+        for batch in matching.batches(COUNT, step):
+            leaf = theta.clone().requires_grad_()
+            theta = theta - 0.05 * torch.autograd.grad(network.loss(leaf, images.detach()[batch], labels[batch]), leaf)[0]
+        cosine = torch.nn.functional.cosine_similarity(theta - start, goal - start, dim=0).clamp(min=0)
+        torch.testing.assert_close(losses[-1], 1 - cosine**2)
+        assert bool(images.grad.any()) == bool(losses[-1] < 1)
+    assert min(losses) < 1
+
+
 def unrolled(network, path, begin, end, images, loss_of, beta, batches):
     """The loss by plain autograd through a student's steps."""
     start, goal = path.theta(begin), path.theta(end)

@@ -10,7 +10,7 @@ from dim import rng
 from dim.augment import Augment
 from dim.errors import InputError
 from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.hypergrad import METHODS, ORDERS, Derivatives, hypergradient
+from dim.trajectory.hypergrad import DISTANCES, METHODS, ORDERS, Derivatives, hypergradient
 
 ONE_OF, ALL = "color|crop|cutout|flip|scale|rotate", "color_crop_cutout_flip_scale_rotate"
 DRAWN, UNDRAWN = 7, 2  # images that batches are drawn from, and images that they leave out
@@ -50,6 +50,17 @@ def _replayed(strategy: str, network, batches):
     augment = Augment(strategy, network.spec)
     draws = [augment.draw(len(batch), rng.generator(0, "test", step)) for step, batch in enumerate(batches)]
     return lambda step, images: augment.apply(images, draws[step])
+
+
+def _towards(loss, problem: dict, transform, way: float = 3.0) -> dict:
+    """With the target roughly where the student goes, `way` times as far."""
+    start = theta = problem["theta_start"]
+    for step, batch in enumerate(problem["batches"]):
+        leaf = theta.clone().requires_grad_()
+        loss(leaf, transform(step, problem["images"][batch]), problem["targets"][batch]).backward()
+        theta = theta - problem["step_size"] * leaf.grad
+    noise = torch.randn(len(start), generator=torch.Generator().manual_seed(7), dtype=start.dtype)
+    return problem | {"theta_target": start + way * (theta - start) + (theta - start).norm() * noise / noise.norm()}
 
 
 def _parts(result) -> dict[str, torch.Tensor]:
@@ -109,6 +120,19 @@ def test_the_adjoint_equals_one_graph_over_all_steps(network, steps, labels, str
         assert max(gaps.values()) < 1e-10, f"{order}: {gaps}"
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_adjoint_of_a_direction_equals_one_graph_over_all_steps(network, steps):
+    problem = _problem(network, steps)
+    transform = _replayed(ALL, network, problem["batches"])
+    problem, options = _towards(network.loss, problem, transform), {"transform": transform, "distance": "direction"}
+    exact = _parts(hypergradient(network.loss, **problem, method="unroll", **options))
+    gaps = _gaps(_parts(hypergradient(network.loss, **problem, **options)), exact)
+    if steps == 1:  # one step goes the same way at every step size
+        gaps.pop("step_size")
+        assert float(exact["step_size"].abs()) < 1e-10
+    assert max(gaps.values()) < 1e-8
+
+
 def test_learned_label_logits(network):
     problem = _problem(network, 5)
     loss = network.loss_of_label_logits
@@ -118,14 +142,17 @@ def test_learned_label_logits(network):
     assert max(_gaps(_parts(exact), _parts(of_probabilities)).values()) > 1e-2
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("labels", ["hard", "soft"])
-def test_students_side_by_side_give_the_mean(network, labels):
+def test_students_side_by_side_give_the_mean(network, labels, distance):
     problem = _problem(network, 5, labels, students=3)
-    transform = _replayed(ALL, network, problem["batches"])
-    exact = _mean(hypergradient(network.loss, **one, method="unroll", transform=transform) for one in _each(problem))
-    results = {"unroll": hypergradient(network.loss, **problem, method="unroll", transform=transform)}
+    options = {"transform": _replayed(ALL, network, problem["batches"]), "distance": distance}
+    toward = [_towards(network.loss, one, options["transform"])["theta_target"] for one in _each(problem)]
+    problem["theta_target"] = torch.stack(toward)
+    exact = _mean(hypergradient(network.loss, **one, method="unroll", **options) for one in _each(problem))
+    results = {"unroll": hypergradient(network.loss, **problem, method="unroll", **options)}
     for order in ORDERS:
-        results[order] = hypergradient(Derivatives(network.loss, order=order), **problem, transform=transform)
+        results[order] = hypergradient(Derivatives(network.loss, order=order), **problem, **options)
     for name, result in results.items():
         gaps = _gaps(_parts(result), exact)
         assert max(gaps.values()) < 1e-10, f"{name}: {gaps}"
@@ -195,28 +222,61 @@ def _wave(step: int, images: torch.Tensor) -> torch.Tensor:
     return torch.sin((1 + 0.3 * step) * images)
 
 
-def _distance(theta_start, theta_target, images, targets, step_size, batches) -> float:
+def _distance(theta_start, theta_target, images, targets, step_size, batches, kind: str = "endpoint") -> float:
     """The loss, from plain gradient descent."""
     theta = theta_start
     for step, batch in enumerate(batches):
         leaf = theta.clone().requires_grad_()
         _mlp(leaf, _wave(step, images[batch]), targets[batch]).backward()
         theta = theta - step_size * leaf.grad
+    if kind == "direction":
+        return 1 - float(F.cosine_similarity(theta - theta_start, theta_target - theta_start, dim=0).clamp(min=0)) ** 2
     return float((theta - theta_target).square().sum() / (theta_start - theta_target).square().sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_a_direction_knows_no_length(labels, method):
+    problem = _towards(_mlp, _smooth(labels=labels), _wave)
+    result = _parts(hypergradient(_mlp, **problem, method=method, transform=_wave, distance="direction"))
+    far = problem | {"theta_target": problem["theta_start"] + 5 * (problem["theta_target"] - problem["theta_start"])}
+    farther = _parts(hypergradient(_mlp, **far, method=method, transform=_wave, distance="direction"))
+    assert result.keys() == farther.keys()
+    assert all(torch.allclose(farther[name], result[name], rtol=1e-9, atol=1e-12) for name in result)
+    endpoint, farther = (_parts(hypergradient(_mlp, **one, method=method, transform=_wave)) for one in (problem, far))
+    assert not torch.allclose(farther["images"], endpoint["images"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_that_goes_the_opposite_way_or_stands_still_has_no_direction(method):
+    opposite = _towards(_mlp, _smooth(), _wave, way=-3.0)
+    result = hypergradient(_mlp, **opposite, method=method, transform=_wave, distance="direction")
+    assert float(result.loss) == pytest.approx(1.0)
+    assert not result.images.any()
+
+    def flat(theta, x, y):
+        return 0 * _mlp(theta, x, y)
+
+    result = hypergradient(flat, **_smooth(), method=method, distance="direction")
+    assert float(result.loss) == 1.0
+    assert not result.images.any()
+    assert not result.step_size.any()
 
 
 @pytest.mark.parametrize("method", ["unroll", "adjoint"])
 @pytest.mark.parametrize("name", ["images", "targets", "step_size"])
 @pytest.mark.parametrize("steps", [1, 6])
-def test_the_gradient_is_the_slope_of_the_loss(steps, name, method):
-    problem = _smooth(steps)
-    result = hypergradient(_mlp, **problem, method=method, transform=_wave)
-    assert float(result.loss) == pytest.approx(_distance(**problem), rel=1e-12)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_gradient_is_the_slope_of_the_loss(distance, steps, name, method):
+    problem = _towards(_mlp, _smooth(steps), _wave)
+    result = hypergradient(_mlp, **problem, method=method, transform=_wave, distance=distance)
+    assert float(result.loss) == pytest.approx(_distance(**problem, kind=distance), rel=1e-12)
+    assert 0.01 < float(result.loss) < 0.999
     gradient, centre = getattr(result, name), torch.as_tensor(problem[name], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         direction = torch.randn(centre.shape, generator=generator, dtype=torch.float64)
-        ahead, behind = (_distance(**problem | {name: centre + width * direction}) for width in (1e-5, -1e-5))
+        ahead, behind = (_distance(**problem | {name: centre + w * direction}, kind=distance) for w in (1e-5, -1e-5))
         assert float((gradient * direction).sum()) == pytest.approx((ahead - behind) / 2e-5, rel=1e-6, abs=1e-9)
 
 
@@ -361,6 +421,7 @@ def test_compiled_derivatives_equal_eager_ones(spec):
     [
         ({"method": "adjont"}, r"unknown method 'adjont'\. Did you mean 'adjoint'\?"),
         ({"method": "xyz"}, r"unknown method 'xyz'\. Known: adjoint, frozen, unroll\."),
+        ({"distance": "directions"}, r"unknown distance 'directions'\. Did you mean 'direction'\?"),
         ({"theta_target": torch.zeros(95)}, r"\(96,\) and \(95,\): expected \(P,\) or \(E, P\)"),
         ({"theta_target": torch.zeros(2, 96)}, r"\(96,\) and \(2, 96\)"),
         ({"theta_start": torch.zeros(1, 1, 96), "theta_target": torch.zeros(1, 1, 96)}, r"\(1, 1, 96\) and \(1, 1, 96\)"),
