@@ -314,6 +314,8 @@ class PathMatchingConfig:
     """Generated images per student step; 0: all of the batch."""
     step_size: float = 0.01
     """The student's learning rate."""
+    distance: Literal["endpoint", "direction"] = "endpoint"
+    """Between student and expert: of where they end, or of the directions in which they go, however far."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of the images, one draw per student step."""
 

@@ -40,7 +40,7 @@ def following(
     step_size: float,
     augment: str,
     seed: int,
-    distance: Literal["endpoint", "direction"] = "endpoint",
+    distance: Literal["endpoint", "direction"],
     compile: bool = False,
 ) -> Seen:
     """`TrajectoryMatching` of natural images with hard labels and a fixed step size, from start points anywhere in a window.
@@ -115,6 +115,7 @@ class PathMatching:
             span=config.epochs,
             starts=config.starts,
             step_size=config.step_size,
+            distance=config.distance,
             augment=config.augment,
             seed=rng.fold(seed, "path-matching", rank),
         )

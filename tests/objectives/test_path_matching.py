@@ -29,11 +29,11 @@ def batch(data, count: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
     return images.requires_grad_(), torch.arange(count) % 10
 
 
-@pytest.mark.parametrize("zca", [False, True])
-def test_adds_the_weighted_gradient_of_the_loss(zca, digits_experts, record_digits, digits, tmp_path):
+@pytest.mark.parametrize(("distance", "zca"), [("endpoint", False), ("endpoint", True), ("direction", False)])
+def test_adds_the_weighted_gradient_of_the_loss(distance, zca, digits_experts, record_digits, digits, tmp_path):
     """Against a central difference of the loss along the gradient, also through the whitening that students see."""
     store = record_digits(tmp_path / "zca", zca=True) if zca else digits_experts
-    matching = make(store, digits)
+    matching = make(store, digits, distance=distance)
     images, labels = batch(digits)
     images.grad = torch.ones_like(images)
     losses = matching.accumulate(images, labels, real=images, step=STEP)
@@ -70,6 +70,16 @@ def test_a_loss_of_one_means_that_the_student_stays(digits_experts, digits):
     images, labels = batch(digits)
     losses = make(digits_experts, digits, step_size=1e-12).accumulate(images, labels, real=images, step=STEP)
     assert float(losses["trajectory"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_direction_does_not_depend_on_the_step_size(digits_experts, digits):
+    images, labels = batch(digits)
+    losses = []
+    for step_size in (1e-4, 2e-4):
+        matching = make(digits_experts, digits, steps=1, step_size=step_size, distance="direction")
+        losses.append(float(matching.accumulate(images, labels, real=images, step=STEP)["trajectory"]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0] < 0.99
 
 
 def test_is_due_at_every_so_many_steps(digits_experts, digits):
