@@ -3,7 +3,8 @@
     python benchmarks/trajectory.py --suite mnist-ipc1 --data-root DIR [--out runs/trajectory]
 
 Experts are recorded once per optimiser and shared; a run that lies finished in --out is not made again. MTT is run with each
-way of taking the gradient, at equal iterations and at the time that the adjoint took.
+way of taking the gradient, at equal iterations and at the time that the adjoint took, and with --directions also by the direction
+of the student's displacement, at the recipe's step size.
 """
 
 import dataclasses
@@ -45,6 +46,10 @@ class Arguments:
     """Which recipes."""
     gradients: bool = True
     """Also run MTT with every way of taking the gradient."""
+    directions: bool = False
+    """Also run MTT with `trajectory.distance` `direction`."""
+    name: str | None = None
+    """Of the result. Default: `trajectory-` and the suite."""
     split: str = "test"
     """Part of the data to score on; val while choosing settings."""
     iterations: int | None = None
@@ -176,7 +181,12 @@ def main(arguments: Arguments) -> None:
             affordable = max(1, round(base.distill.iterations * seconds["mtt"] / taken))
             equal = dataclasses.replace(changed, distill=dataclasses.replace(changed.distill, iterations=affordable))
             suite.run(f"mtt-{gradient}-equal-time", equal)
-    name = f"trajectory-{arguments.suite}" + ("" if arguments.split == "test" else f"-{arguments.split}")
+    if arguments.directions and "mtt" in suite.recipes:
+        base = suite.recipes["mtt"]
+        trajectory = dataclasses.replace(base.trajectory, distance="direction")
+        step_size = dataclasses.replace(base.step_size, lr=0.0)
+        suite.run("mtt-direction", dataclasses.replace(base, trajectory=trajectory, step_size=step_size))
+    name = (arguments.name or f"trajectory-{arguments.suite}") + ("" if arguments.split == "test" else f"-{arguments.split}")
     print(save(name, {"ipc": ipc, "rows": suite.rows}, arguments.device))
 
 
