@@ -44,6 +44,7 @@ POLICIES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "filtered+matched": (("filtered", "matched"), None),
     "matched+refined by moments": (("matched", "refined"), "moments"),
     "matched+refined by trajectory": (("matched", "refined"), "trajectory"),
+    "matched+refined by trajectory to endpoints": (("matched", "refined"), "trajectory"),
 }
 
 
@@ -75,8 +76,8 @@ class Arguments:
     """Images per class of the fixed rows with hard labels."""
     soft_ipc: tuple[int, ...] = (1, 10, 50)
     """Images per class of the fixed rows with soft labels."""
-    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "herding")
-    """Policies and coresets that have no rows above IPC 10."""
+    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "matched+refined by trajectory to endpoints", "herding")
+    """Policies and coresets that have no rows above IPC 10, and no streams around them."""
     stream_ipc: tuple[int, ...] = (10,)
     """Images per class of the stream rows."""
     anchors: int = 50
@@ -116,6 +117,8 @@ class Suite:
         steps, by = POLICIES[name]
         config = PolicyConfig(steps=steps, candidates=self.arguments.candidates)
         refinement = dataclasses.replace(self.arguments.refine, by=by or "trajectory")
+        if name.endswith("to endpoints"):
+            refinement = dataclasses.replace(refinement, distance=("endpoint",))
         features = trained_features(self.data) if "matched" in steps else None
         given = {"teacher": self.teacher, "data": self.data, "features": features, "experts": self.arguments.experts}
         facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if by else None}
@@ -217,7 +220,7 @@ def main(arguments: Arguments) -> None:
     suite.streams()
     for name in arguments.policies:
         suite.fixed(name)
-        if "refined" in POLICIES[name][0]:
+        if "refined" in POLICIES[name][0] and name not in arguments.small:
             suite.around(name)
     suite.stored()
     about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}
