@@ -76,8 +76,8 @@ class Arguments:
     """Images per class of the fixed rows with hard labels."""
     soft_ipc: tuple[int, ...] = (1, 10, 50)
     """Images per class of the fixed rows with soft labels."""
-    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "matched+refined by trajectory to endpoints", "herding")
-    """Policies and coresets that have no rows above IPC 10, and no streams around them."""
+    small: tuple[str, ...] = ("filtered", "graded", "filtered+matched", "herding")
+    """Policies and coresets that have no rows above IPC 10."""
     stream_ipc: tuple[int, ...] = (10,)
     """Images per class of the stream rows."""
     anchors: int = 50
@@ -220,7 +220,7 @@ def main(arguments: Arguments) -> None:
     suite.streams()
     for name in arguments.policies:
         suite.fixed(name)
-        if "refined" in POLICIES[name][0] and name not in arguments.small:
+        if "refined" in POLICIES[name][0]:
             suite.around(name)
     suite.stored()
     about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}

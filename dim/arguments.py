@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -311,7 +312,8 @@ def _first_lines(box: str, command: str) -> str:
             break
         if text and not text.strip("─").startswith(" ") and "─" not in text:
             lines.append(text)
-    return f"{' '.join(lines)} (see 'dim {command} --help')"
+    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", " ".join(lines))
+    return f"{message} (see 'dim {command} --help')"
 
 
 def _option_names(cls: type, prefix: str = "--") -> list[str]:

@@ -296,7 +296,7 @@ class PoolConfig:
 @dataclass(frozen=True, kw_only=True)
 class PathMatchingConfig:
     """Trajectory matching of the generator (stage two): a student that is trained on a generated batch, from a point of a
-    recorded expert's path, should end where the expert went."""
+    recorded expert's path, should end where the expert went, or go that way (`distance`)."""
 
     weight: float = 0.0
     """Weight beside the other losses. 0 turns it off."""
@@ -315,7 +315,8 @@ class PathMatchingConfig:
     step_size: float = 0.01
     """The student's learning rate."""
     distance: Literal["endpoint", "direction"] = "endpoint"
-    """Between student and expert: of where they end, or of the directions in which they go, however far."""
+    """What is compared between student and expert: where they end, or only the direction in which they went. The gradient of the
+    second grows as the student's way shrinks, so that the weight is another one."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of the images, one draw per student step."""
 
@@ -648,7 +649,7 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryConfig:
-    """Matching a stretch of an expert's path: a student starts on it and should end where the expert went."""
+    """Matching a stretch of an expert's path: a student starts on it and should end where the expert went, or go that way."""
 
     steps: int = 50
     """Student steps per iteration (N)."""
@@ -677,7 +678,8 @@ class TrajectoryConfig:
     `frozen`: TESLA's formula, which leaves out how a step changes the next ones."""
     distance: Literal["endpoint", "direction"] = "endpoint"
     """`endpoint`: squared distance of where the student ends to where the expert went. `direction`: the same at the best length
-    of the student's displacement, so that only its direction counts; then the step size is not learned."""
+    of the student's displacement, so that only its direction counts. Its gradient grows as the student's way shrinks, so that
+    the learning rate is another one; the step size cannot be learned by it."""
     order: Literal["auto", "reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"] = "auto"
     """How the second derivative is taken; all three are exact, and `auto` takes the fastest."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
@@ -816,8 +818,11 @@ class TrajectoryRecipe(RecordConfig):
     protocol: ProtocolConfig = field(default_factory=lambda: ProtocolConfig(batch_size=256))
 
     def __post_init__(self) -> None:
-        fixed = self.trajectory.distance == "endpoint" or self.step_size.lr == 0
-        _require(fixed, "step_size.lr", self.step_size.lr, "0 with trajectory.distance 'direction', which asks for no length")
+        if self.trajectory.distance == "direction":
+            unlearned = "0 with trajectory.distance 'direction', by which a step size cannot be learned"
+            _require(self.step_size.lr == 0, "step_size.lr", self.step_size.lr, unlearned)
+            reachable = "below 1 with trajectory.distance 'direction', whose loss is at most 1 (0: skip nothing)"
+            _require(self.distill.skip_above < 1, "distill.skip_above", self.distill.skip_above, reachable)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -285,6 +285,10 @@ def test_values_out_of_range_are_refused(values):
         ({"trajectory": {"gradient": "exact"}}, "trajectory.gradient"),
         ({"trajectory": {"distance": "angle"}}, "trajectory.distance"),
         ({"trajectory": {"distance": "direction"}}, "step_size.lr"),
+        (
+            {"trajectory": {"distance": "direction"}, "step_size": {"lr": 0}, "distill": {"skip_above": 1}},
+            "distill.skip_above",
+        ),
         ({"trajectory": {"path": "straight"}}, "trajectory.path"),
         ({"trajectory": {"order": "forward"}}, "trajectory.order"),
         ({"images": {"ipc": 0}}, "images.ipc"),
@@ -325,7 +329,7 @@ def test_values_of_trajectory_recipes_out_of_range_are_refused(values, name):
             }
         },
         {"images": {"ipc": 1, "lr": 0, "momentum": 0}, "labels": {"lr": 0}, "step_size": {"lr": 0}},
-        {"trajectory": {"distance": "direction"}, "step_size": {"lr": 0}},
+        {"trajectory": {"distance": "direction"}, "step_size": {"lr": 0}, "distill": {"skip_above": 0.99}},
         {"distill": {"iterations": 0, "log_steps": 1, "skip_above": 0}},
     ],
 )

@@ -207,6 +207,7 @@ def test_refusals(digits_experts, digits, tmp_path):
         ({"ages": ()}, r"refine\.ages is \(\)"),
         ({"span": (1.0, 0.0)}, r"refine\.span is \(1\.0, 0\.0\): expected positive numbers"),
         ({"span": ()}, r"refine\.span is \(\)"),
+        ({"distance": ()}, r"refine\.distance is \(\): expected endpoint or direction, for one block or more"),
         ({"steps": 0}, r"refine\.steps is 0"),
     ):
         with pytest.raises(InputError, match=message):

@@ -54,7 +54,7 @@ def following(
         step_size: the student's learning rate.
         augment: augmentation of the images, one draw per student step.
         seed: of every draw.
-        distance: between where the student and the expert end, or go; see `dim.trajectory.hypergrad`.
+        distance: what is compared: where student and expert end, or only the direction in which they went.
         compile: compile the derivatives.
     """
     settings = TrajectoryConfig(

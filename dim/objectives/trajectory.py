@@ -29,7 +29,7 @@ def window_of(config: TrajectoryConfig) -> Window:
 
 class TrajectoryMatching:
     """Every step draws experts and a stretch of their paths, lets a student take its N steps, and differentiates the distance
-    to the target (or from the direction to it) in the images, in label logits, and in the step size.
+    to the target, or that between the directions, in the images, in label logits, and in the step size.
 
     Args:
         paths: one per expert.

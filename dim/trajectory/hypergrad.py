@@ -188,7 +188,9 @@ def hypergradient(
         step_size: beta, a positive scalar.
         batches: one int64 index tensor per student step, into `images`; repeats are allowed.
         method: `adjoint` (default), `unroll` or `frozen`.
-        distance: `endpoint` (default) or `direction`.
+        distance: `endpoint` (default) or `direction`. The second is taken from the difference of the last and the first weights:
+            in float32 its gradient in the images loses digits where a student hardly moves. Its gradient in the step size is 0
+            for one step and small for more, and not one to learn by.
         transform: augmentation of a step's batch, replayed: it is called once or twice per step with the same step number
             and must do the same each time. It stays outside the derivative in theta, so it is differentiated once.
         offload: keep the N weight vectors in host memory (`adjoint` on an accelerator).

@@ -72,7 +72,7 @@ def test_a_loss_of_one_means_that_the_student_stays(digits_experts, digits):
     assert float(losses["trajectory"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_direction_does_not_depend_on_the_step_size(digits_experts, digits):
+def test_the_direction_of_one_step_does_not_depend_on_the_step_size(digits_experts, digits):
     images, labels = batch(digits)
     losses = []
     for step_size in (1e-4, 2e-4):

@@ -119,21 +119,31 @@ def test_gradients_are_those_of_the_hypergradient(network, paths, images, kind, 
             assert targets.grad is None
 
 
-def test_the_direction_alone_is_matched_where_that_is_asked(network, paths, images):
-    matching, labels, losses = objective(paths, network, distance="direction", batch_size=4), targets_of("hard"), []
-    for step in range(10):
-        images.grad = None
-        losses += matching.accumulate(images, labels, real=None, step=step).values()
-        path = expert_of(matching, step)
-        begin, end = matching.window.draw(3, step, 0, path.last)
-        start, goal, theta = path.theta(begin), path.theta(end), path.theta(begin)
-        for batch in matching.batches(COUNT, step):
+def test_the_direction_alone_is_matched_where_that_is_asked(network, images):
+    """Along a path that leads where the student goes, and three times as far."""
+    labels, start = targets_of("hard"), network.initial(0)
+
+    def student(matching: TrajectoryMatching) -> torch.Tensor:
+        theta = start
+        for batch in matching.batches(COUNT, 0):
             leaf = theta.clone().requires_grad_()
             theta = theta - 0.05 * torch.autograd.grad(network.loss(leaf, images.detach()[batch], labels[batch]), leaf)[0]
-        cosine = torch.nn.functional.cosine_similarity(theta - start, goal - start, dim=0).clamp(min=0)
-        torch.testing.assert_close(losses[-1], 1 - cosine**2)
-        assert bool(images.grad.any()) == bool(losses[-1] < 1)
-    assert min(losses) < 1
+        return theta - start
+
+    settings = {"distance": "direction", "batch_size": 4, "max_start": 1, "epochs": 1}
+    moved = student(objective([Line(torch.stack((start, start)))], network, **settings))
+    noise = torch.randn(network.size, generator=torch.Generator().manual_seed(1))
+    wanted = 3 * moved + moved.norm() * noise / noise.norm()
+    matching = objective([Line(torch.stack((start, start + wanted)))], network, **settings)
+    losses = matching.accumulate(images, labels, real=None, step=0)
+    cosine = torch.nn.functional.cosine_similarity(moved, wanted, dim=0)
+    assert cosine > 0.9
+    torch.testing.assert_close(losses["trajectory"], 1 - cosine**2)
+    expected = hypergradient(
+        network.loss, start, start + wanted, images.detach(), labels, 0.05, matching.batches(COUNT, 0), distance="direction"
+    )
+    torch.testing.assert_close(images.grad, expected.images)
+    assert images.grad.abs().max() > 0
 
 
 def unrolled(network, path, begin, end, images, loss_of, beta, batches):
