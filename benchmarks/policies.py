@@ -36,15 +36,16 @@ from dim.sampler import anchored, sample_set, stored_bytes
 from dim.spec import to_uint8
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 
-POLICIES: dict[str, tuple[tuple[str, ...], str | None]] = {
-    "plain": ((), None),
-    "filtered": (("filtered",), None),
-    "graded": (("graded",), None),
-    "matched": (("matched",), None),
-    "filtered+matched": (("filtered", "matched"), None),
-    "matched+refined by moments": (("matched", "refined"), "moments"),
-    "matched+refined by trajectory": (("matched", "refined"), "trajectory"),
-    "matched+refined by trajectory to endpoints": (("matched", "refined"), "trajectory"),
+# Their steps, and how the refinement of each differs from the one that was asked for.
+POLICIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain": ((), {}),
+    "filtered": (("filtered",), {}),
+    "graded": (("graded",), {}),
+    "matched": (("matched",), {}),
+    "filtered+matched": (("filtered", "matched"), {}),
+    "matched+refined by moments": (("matched", "refined"), {"by": "moments"}),
+    "matched+refined by trajectory": (("matched", "refined"), {"by": "trajectory"}),
+    "matched+refined by trajectory to endpoints": (("matched", "refined"), {"by": "trajectory", "distance": ("endpoint",)}),
 }
 
 
@@ -114,14 +115,12 @@ class Suite:
 
     def policy(self, name: str) -> tuple[Policy, dict[str, Any]]:
         """A policy, and what a row says of it."""
-        steps, by = POLICIES[name]
+        steps, changes = POLICIES[name]
         config = PolicyConfig(steps=steps, candidates=self.arguments.candidates)
-        refinement = dataclasses.replace(self.arguments.refine, by=by or "trajectory")
-        if name.endswith("to endpoints"):
-            refinement = dataclasses.replace(refinement, distance=("endpoint",))
+        refinement = dataclasses.replace(self.arguments.refine, **changes)
         features = trained_features(self.data) if "matched" in steps else None
         given = {"teacher": self.teacher, "data": self.data, "features": features, "experts": self.arguments.experts}
-        facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if by else None}
+        facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if "refined" in steps else None}
         return Policy(config, **given, refinement=refinement), facts
 
     def sizes(self, name: str) -> list[tuple[int, str]]:

@@ -1,7 +1,5 @@
 """Trajectory matching of a generator's weights: students trained on what it makes should go where experts went."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from dim.errors import InputError
 from dim.objectives import Objective, add_gradient
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.trajectory.experts import Experts
+from dim.trajectory.hypergrad import Distance
 
 
 class Seen:
@@ -40,7 +39,7 @@ def following(
     step_size: float,
     augment: str,
     seed: int,
-    distance: Literal["endpoint", "direction"],
+    distance: Distance,
     compile: bool = False,
 ) -> Seen:
     """`TrajectoryMatching` of natural images with hard labels and a fixed step size, from start points anywhere in a window.

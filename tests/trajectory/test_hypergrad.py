@@ -52,15 +52,25 @@ def _replayed(strategy: str, network, batches):
     return lambda step, images: augment.apply(images, draws[step])
 
 
-def _towards(loss, problem: dict, transform, way: float = 3.0) -> dict:
-    """With the target roughly where the student goes, `way` times as far."""
-    start = theta = problem["theta_start"]
+def _last(loss, problem: dict, transform) -> torch.Tensor:
+    """Where plain gradient descent takes a student."""
+    theta = problem["theta_start"]
     for step, batch in enumerate(problem["batches"]):
         leaf = theta.clone().requires_grad_()
         loss(leaf, transform(step, problem["images"][batch]), problem["targets"][batch]).backward()
         theta = theta - problem["step_size"] * leaf.grad
+    return theta
+
+
+def _towards(loss, problem: dict, transform, way: float = 3.0) -> dict:
+    """With the target roughly where the student goes, `way` times as far; for each of several students its own."""
+    start = problem["theta_start"]
+    if start.ndim == 2:
+        goals = [_towards(loss, one, transform, way)["theta_target"] for one in _each(problem)]
+        return problem | {"theta_target": torch.stack(goals)}
+    moved = _last(loss, problem, transform) - start
     noise = torch.randn(len(start), generator=torch.Generator().manual_seed(7), dtype=start.dtype)
-    return problem | {"theta_target": start + way * (theta - start) + (theta - start).norm() * noise / noise.norm()}
+    return problem | {"theta_target": start + way * moved + moved.norm() * noise / noise.norm()}
 
 
 def _parts(result) -> dict[str, torch.Tensor]:
@@ -147,9 +157,8 @@ def test_learned_label_logits(network):
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_students_side_by_side_give_the_mean(network, labels, distance):
     problem = _problem(network, 5, labels, students=3)
-    options = {"transform": _replayed(ALL, network, problem["batches"]), "distance": distance}
-    toward = [_towards(network.loss, one, options["transform"])["theta_target"] for one in _each(problem)]
-    problem["theta_target"] = torch.stack(toward)
+    transform = _replayed(ALL, network, problem["batches"])
+    problem, options = _towards(network.loss, problem, transform), {"transform": transform, "distance": distance}
     exact = _mean(hypergradient(network.loss, **one, method="unroll", **options) for one in _each(problem))
     results = {"unroll": hypergradient(network.loss, **problem, method="unroll", **options)}
     for order in ORDERS:
@@ -225,11 +234,8 @@ def _wave(step: int, images: torch.Tensor) -> torch.Tensor:
 
 def _distance(theta_start, theta_target, images, targets, step_size, batches, kind: str = "endpoint") -> float:
     """The loss, from plain gradient descent."""
-    theta = theta_start
-    for step, batch in enumerate(batches):
-        leaf = theta.clone().requires_grad_()
-        _mlp(leaf, _wave(step, images[batch]), targets[batch]).backward()
-        theta = theta - step_size * leaf.grad
+    walk = {"theta_start": theta_start, "images": images, "targets": targets, "step_size": step_size, "batches": batches}
+    theta = _last(_mlp, walk, _wave)
     if kind == "direction":
         return 1 - float(F.cosine_similarity(theta - theta_start, theta_target - theta_start, dim=0).clamp(min=0)) ** 2
     return float((theta - theta_target).square().sum() / (theta_start - theta_target).square().sum())
@@ -340,8 +346,7 @@ def test_single_precision_stays_single(network, distance, method, students):
     problem = _problem(network, 5, students=students)
     transform = _replayed(ALL, network, problem["batches"])
     if distance == "direction":
-        each = [_towards(network.loss, one, transform)["theta_target"] for one in (_each(problem) if students else [problem])]
-        problem["theta_target"] = torch.stack(each) if students else each[0]
+        problem = _towards(network.loss, problem, transform)
     single = {k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in problem.items()}
     options = {"method": method, "transform": transform, "distance": distance}
     exact, result = (_parts(hypergradient(network.loss, **values, **options)) for values in (problem, single))
