@@ -182,7 +182,8 @@ class _Inception(nn.Module):
                 found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
                 wants = f"expected the state of torchvision's inception_v3, {tuple(shape)}"
                 raise InputError(f"{path}: {name!r} is {found}: {wants}; make the file again, or take 'auto'")
-        net.load_state_dict({name: tensors[name].float() for name in wanted}, assign=True)
+        # Clones, as kernels of some processors round by alignment, and a slice of a file may lie anywhere.
+        net.load_state_dict({name: tensors[name].float().clone() for name in wanted}, assign=True)
         net.fc = nn.Identity()
         self.net = net
 

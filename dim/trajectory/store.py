@@ -167,9 +167,12 @@ class ExpertStore:
         return len(self.records) == self.layout.experts
 
     def weights(self, expert: int, position: int) -> Tensor:
-        """Checkpoint number `position` of an expert, float32 (P,), a copy."""
-        array = self._array()
-        return torch.from_numpy(array[expert, position].copy()).view(self._torch_dtype).float()
+        """Checkpoint number `position` of an expert, float32 (P,), a copy in memory that PyTorch aligned: kernels of some
+        processors round by alignment, and a slice of a file may lie anywhere."""
+        stored = self._array()[expert, position]
+        theta = torch.empty(self.layout.parameters, dtype=self._torch_dtype)
+        theta.view(torch.uint8).numpy()[:] = stored.view(np.uint8)
+        return theta.float()
 
     def write(self, expert: int, position: int, theta: Tensor) -> None:
         """Store a checkpoint, float (P,); the live weights may change afterwards.

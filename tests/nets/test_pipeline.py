@@ -265,6 +265,14 @@ def test_a_file_needs_neither_the_folder_nor_the_hub(pretrained, spec, tmp_path,
     assert load_tensors(tmp_path / "export" / "generator.safetensors")[1]["architecture"] == loaded.architecture()
 
 
+@pytest.mark.parametrize("kind", ["transformer", "unet"])
+def test_weights_have_memory_of_their_own(pretrained, spec, tmp_path, kind):
+    """Slices of a file lie at any address, and kernels round by alignment."""
+    net = build_generator(config_of(pretrained(tmp_path / "tiny", kind=kind)), spec(3, 8, 3), seed=0)
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    assert {name: tensor.data_ptr() % 64 for name, tensor in tensors.items() if tensor.data_ptr() % 64} == {}
+
+
 def test_a_hub_id_is_kept(folder, spec, tmp_path):
     net = build_generator(config_of(folder), spec(3, 8, 3), seed=0)
     path = tmp_path / "g.safetensors"

@@ -70,13 +70,25 @@ def open_pipeline(name: str | None) -> Parts:
             model, report = cls.from_pretrained(name, subfolder=part, **options)
             if report["missing_keys"]:  # diffusers would leave them as they were initialised
                 raise ValueError(f"it lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}")
-        models.append(model)
+        models.append(own_memory(model))
     with _readable(name, "scheduler", _SCHEDULERS):
         cls = getattr(diffusers, parts["scheduler"], None)
         if not (inspect.isclass(cls) and issubclass(cls, SchedulerMixin)):
             raise ValueError(f"diffusers has no scheduler {parts['scheduler']}")
         scheduler = to_ddim(cls.from_pretrained(name, subfolder="scheduler"))
     return Parts(kind, *models, scheduler)
+
+
+@torch.no_grad()
+def own_memory(model: nn.Module) -> nn.Module:
+    """Give weights and buffers memory of their own, in place.
+
+    Weights that are read from a file are slices of it, at any address, and kernels of some processors round differently at
+    other alignments. From memory of its own, which PyTorch aligns, the same network gives the same bits wherever it was read.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def to_ddim(scheduler: SchedulerMixin) -> DDIMScheduler:
