@@ -14,14 +14,14 @@ from pathlib import Path
 import tyro
 from common import RESULTS, save
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import load_recipe, to_dict
 from dim.data.real import load_data
-from dim.evaluate import Evaluator, Score
-from dim.fit import fit, make_accelerator
-from dim.host import keep_freed_memory
 from dim.hub import load_generator
-from dim.report import format_accuracy, print_scores, real_grid, scores_to_json
+from dim.runs.train import fit, make_accelerator
 from dim.sampler import sample_set
+from dim.score.evaluate import Evaluator, Score
+from dim.score.report import format_accuracy, print_scores, real_grid, scores_to_json
 
 
 @dataclass(frozen=True, kw_only=True)

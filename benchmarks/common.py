@@ -13,12 +13,12 @@ import torch
 
 from dim.config import TrainConfig
 from dim.data.real import RealData
-from dim.evaluate import Score
-from dim.fit import fit
 from dim.io import atomic_folder, digest, read_json, write_json
 from dim.provenance import hardware, versions
-from dim.report import format_accuracy
-from dim.run import CHECKPOINT, RUN, read_metrics, run_description
+from dim.run_folder import CHECKPOINT, RUN, read_metrics, run_description
+from dim.runs.train import fit
+from dim.score.evaluate import Score
+from dim.score.report import format_accuracy
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import tyro
 from common import RESULTS, save
 
-from dim.coverage import Coverage
-from dim.evaluate import real_data_of
-from dim.grid import save_png
-from dim.host import keep_freed_memory
+from dim.commands.malloc import keep_freed_memory
 from dim.hub import load_generator
-from dim.report import coverage_to_json, print_coverage
+from dim.pictures import save_png
+from dim.score.coverage import Coverage
+from dim.score.evaluate import real_data_of
+from dim.score.report import coverage_to_json, print_coverage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,18 +23,18 @@ import torch
 import tyro
 from common import RESULTS, Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig, load_recipe
-from dim.coverage import Coverage
 from dim.data.real import RealData, load_data
-from dim.evaluate import Evaluator
-from dim.fit import fit, make_accelerator, sample_grid
-from dim.grid import save_png
-from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
-from dim.nets.generators import Generator
-from dim.run import RUN
+from dim.nets.generator import Generator
+from dim.pictures import save_png
+from dim.run_folder import RUN
+from dim.runs.train import fit, make_accelerator, sample_grid
 from dim.sampler import sample_set, stored_bytes
+from dim.score.coverage import Coverage
+from dim.score.evaluate import Evaluator
 
 FIRST = "stage one alone"
 Variant = Literal["matched", "no matching", "published matching"]

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from dim import rng
 from dim.augment import Augment
+from dim.commands.malloc import keep_freed_memory
 from dim.config import DataConfig
 from dim.data.real import load_data, per_class_indices
-from dim.host import keep_freed_memory
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.hypergrad import Derivatives, Hypergradient, Loss, hypergradient
 

@@ -22,16 +22,16 @@ import tyro
 from common import Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
 
 from dim import rng
+from dim.commands.malloc import keep_freed_memory
 from dim.config import TrainConfig, from_dict, load_recipe
 from dim.data.real import EpochBatches, RealData, load_data
-from dim.evaluate import Evaluator
-from dim.fit import Trainer, fit, make_accelerator
-from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
-from dim.nets.generators import Generator
-from dim.run import RUN, read_run
+from dim.nets.generator import Generator
+from dim.run_folder import RUN, read_run
+from dim.runs.train import Trainer, fit, make_accelerator
 from dim.sampler import sample_set
+from dim.score.evaluate import Evaluator
 
 FAITHFUL = {"source": "fresh", "images": "real", "upkeep_steps": 16, "upkeep_every": 1}
 EXPERTS = {"source": "experts", "images": "real"}

@@ -21,18 +21,18 @@ import torch
 import tyro
 from common import RESULTS, Rows, save, scores_of
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import PolicyConfig, ProtocolConfig, RefineConfig, from_dict, to_dict
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet, load_set
-from dim.distill import set_grid
-from dim.evaluate import Evaluator, Score, identity, real_data_of
-from dim.features import trained_features
-from dim.grid import save_png
-from dim.host import keep_freed_memory
+from dim.emit.policy import Policy, Ranking
+from dim.features.spaces import trained_features
 from dim.hub import load_generator
-from dim.nets.generators import Generator
-from dim.policies import Policy, Ranking
-from dim.sampler import anchored, sample_set, stored_bytes
+from dim.nets.generator import Generator
+from dim.pictures import save_png
+from dim.runs.distill import set_grid
+from dim.sampler import anchored, identity, sample_set, stored_bytes
+from dim.score.evaluate import Evaluator, Score, real_data_of
 from dim.spec import to_uint8
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 

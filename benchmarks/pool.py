@@ -17,13 +17,13 @@ from typing import Any
 import tyro
 from common import begin_from, changed, save
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import TrainConfig, load_recipe, to_dict
 from dim.data.real import RealData, load_data
-from dim.evaluate import Evaluator
-from dim.fit import fit, make_accelerator
-from dim.host import keep_freed_memory
 from dim.hub import load_generator
+from dim.runs.train import fit, make_accelerator
 from dim.sampler import sample_set
+from dim.score.evaluate import Evaluator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ import torch
 import tyro
 from common import RESULTS, save
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
 from dim.data.real import load_data
-from dim.distill import Distiller
-from dim.host import keep_freed_memory
 from dim.io import read_json
+from dim.runs.distill import Distiller
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore
 

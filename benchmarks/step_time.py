@@ -18,12 +18,12 @@ import torch
 import tyro
 from common import save
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import PoolConfig, TrainConfig, load_recipe, to_dict
 from dim.data.real import EpochBatches, RealData, load_data
-from dim.fit import Trainer, make_accelerator
-from dim.host import keep_freed_memory
 from dim.objectives.logit import PoolMatching
 from dim.pool import FreshPool, build_pool
+from dim.runs.train import Trainer, make_accelerator
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,16 +16,16 @@ from typing import Any
 import tyro
 from common import save
 
+from dim.commands.malloc import keep_freed_memory
 from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
 from dim.data.real import RealData, load_data
 from dim.data.synthetic import SyntheticSet, load_set
-from dim.distill import distill
 from dim.errors import InputError
-from dim.evaluate import Evaluator, Score
-from dim.grid import save_png
-from dim.host import keep_freed_memory
-from dim.report import format_accuracy
-from dim.run import read_metrics
+from dim.pictures import save_png
+from dim.run_folder import read_metrics
+from dim.runs.distill import distill
+from dim.score.evaluate import Evaluator, Score
+from dim.score.report import format_accuracy
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore, to_waypoints
 

@@ -6,33 +6,31 @@ The main objects, all importable from here: `load_generator`, `sample_set`, `loa
 """
 
 import importlib
-import sys
-import types
 from typing import Any
 
 __version__ = "0.1.0"
 
 # Loaded on first use, so that `dim --help` does not wait for PyTorch.
 _HOMES = {
-    "Coverage": "dim.coverage",
-    "CoverageScore": "dim.coverage",
+    "Coverage": "dim.score.coverage",
+    "CoverageScore": "dim.score.coverage",
     "DataSpec": "dim.spec",
-    "Evaluator": "dim.evaluate",
+    "Evaluator": "dim.score.evaluate",
     "ExpertStore": "dim.trajectory.store",
     "GeneratedDataset": "dim.data.loader",
     "GeneratedLoader": "dim.data.loader",
-    "Generator": "dim.nets.generators",
+    "Generator": "dim.nets.generator",
     "InputError": "dim.errors",
-    "Score": "dim.evaluate",
+    "Score": "dim.score.evaluate",
     "SyntheticSet": "dim.data.synthetic",
     "Teacher": "dim.teacher",
     "TrainConfig": "dim.config",
     "TrajectoryRecipe": "dim.config",
     "anchored": "dim.sampler",
-    "coverage": "dim.coverage",
-    "distill": "dim.distill",
-    "evaluate": "dim.evaluate",
-    "fit": "dim.fit",
+    "coverage": "dim.score.coverage",
+    "distill": "dim.runs.distill",
+    "evaluate": "dim.score.evaluate",
+    "fit": "dim.runs.train",
     "from_dataset": "dim.data.real",
     "load_data": "dim.data.real",
     "load_generator": "dim.hub",
@@ -57,14 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(types.ModuleType):
-    """`dim.fit`, `dim.evaluate` and `dim.coverage` are functions; importing the modules of these names would set them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

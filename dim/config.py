@@ -405,7 +405,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How small classifiers are trained on the training part to score its images for a coreset (`dim.coreset`)."""
+    """How small classifiers are trained on the training part to score its images for a coreset (`dim.features.coreset`)."""
 
     student: str = "convnet:width=16"
     """Architecture."""

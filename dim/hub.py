@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from dim.errors import InputError
-from dim.fit import sample_grid
-from dim.grid import save_png
 from dim.io import atomic_folder
-from dim.nets.generators import Generator
-from dim.nets.generators.storage import FILE_NAME, load_generator_file, save_again
+from dim.nets.generator import Generator
+from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
+from dim.pictures import save_png
+from dim.runs.train import sample_grid
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Generator:

@@ -1,10 +1,11 @@
 """From a generator to sets and streams: which images of which classes, in which order.
 
-Image i of class k is the same image wherever it appears (see `dim.nets.generators.base`); this module only decides
+Image i of class k is the same image wherever it appears (see `dim.nets.generator`); this module only decides
 which (class, index) pairs are wanted.
 """
 
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -15,14 +16,14 @@ from torch import Tensor
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest
-from dim.nets.generators import Generator
+from dim.nets.generator import Generator
 from dim.spec import DataSpec
 
 T = TypeVar("T")
 
 
 class Ranked(Protocol):
-    """A choice among the images of every class, as `dim.policies.Ranking` makes it."""
+    """A choice among the images of every class, as `dim.emit.policy.Ranking` makes it."""
 
     about: dict[str, Any]
 
@@ -101,7 +102,7 @@ def sample_set(
     Args:
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
-        ranking: take images in this order, made for the same generator and seed (`dim.policies`). Default: 0, 1, 2, ...
+        ranking: take images in this order, made for the same generator and seed (`dim.emit.policy`). Default: 0, 1, 2, ...
         latents: hold a latent per image too, so that the set can be stored as those and the generator. Without a ranking that
             moves latents, images then differ from those of the plain set by rounding.
         batch_size: images generated at a time; it bounds memory and changes nothing else.
@@ -186,6 +187,13 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
 def stored_bytes(generator: Generator) -> int:
     """Bytes of a generator's weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
+
+
+def identity(subject: SyntheticSet | Generator) -> str:
+    """A digest of all that a row of a set or a generator depends on beside the protocol."""
+    if isinstance(subject, Generator):
+        return digest(subject.state_dict(), json.dumps(subject.sampler, sort_keys=True))
+    return digest(subject.content(), json.dumps(subject.info.get("step_size")))
 
 
 def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSet | None:

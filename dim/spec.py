@@ -101,3 +101,10 @@ def to_unit_range(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """float (..., C, H, W) in [-1, 1] -> uint8, rounded to nearest; values outside the range are clipped."""
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def require_same_data(subject: DataSpec, data: DataSpec) -> None:
+    """Raise InputError if a set or a generator has other image sizes or another number of classes than the real data."""
+    if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
+        made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
+        raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")

@@ -15,7 +15,7 @@ from dim.errors import InputError
 from dim.io import digest, load_tensors
 from dim.nets.students import Student
 from dim.pool import build_pool
-from dim.run import CHECKPOINT, RUN, read_run, unprefixed
+from dim.run_folder import CHECKPOINT, RUN, read_run, unprefixed
 from dim.spec import DataSpec
 from dim.trajectory.experts import Experts
 from dim.trajectory.store import LAYOUT

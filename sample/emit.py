@@ -5,7 +5,7 @@ The same as `dim sample`; several processes share the work and write the same se
 
 import sys
 
-from dim.cli import run
+from dim.commands.cli import run
 
 if __name__ == "__main__":
     run(["sample", *sys.argv[1:]])

@@ -24,7 +24,7 @@ from dim.config import (
     TrainConfig,
 )
 from dim.data.real import RealData, load_data
-from dim.nets.generators import Generator, build_generator
+from dim.nets.generator import Generator, build_generator
 from dim.spec import DataSpec
 from dim.trajectory.record import record
 

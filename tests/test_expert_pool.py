@@ -13,8 +13,8 @@ from dim.config import (
 )
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.fit import fit
 from dim.pool import ExpertPool, build_pool
+from dim.runs.train import fit
 from dim.trajectory.store import ExpertStore, to_waypoints
 
 

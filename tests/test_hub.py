@@ -12,8 +12,8 @@ import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
-from dim.nets.generators import build_generator
-from dim.nets.generators.storage import save_generator_file
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import save_generator_file
 from dim.spec import DataSpec
 
 SPEC = DataSpec(

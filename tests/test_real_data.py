@@ -18,8 +18,8 @@ from dim.config import (
     TrainConfig,
 )
 from dim.data.real import load_data
-from dim.evaluate import Evaluator
-from dim.fit import fit
+from dim.runs.train import fit
+from dim.score.evaluate import Evaluator
 
 ROOT = os.environ.get("DIM_DATA_ROOT")
 pytestmark = pytest.mark.skipif(not ROOT, reason="DIM_DATA_ROOT is not set")

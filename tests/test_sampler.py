@@ -12,8 +12,8 @@ import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.nets.generators import build_generator
-from dim.nets.generators.storage import save_generator_file
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import save_generator_file
 from dim.sampler import request, sample_set, sample_set_together, stored_bytes
 from dim.spec import DataSpec, to_uint8
 

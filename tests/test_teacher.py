@@ -8,16 +8,16 @@ import torch
 from torch.utils.data import DataLoader
 
 import dim
-from dim.cli import main
+from dim.commands.cli import main
 from dim.config import DiscriminatorConfig, FitConfig, GeneratorConfig, PoolConfig, ProtocolConfig, StageConfig, TrainConfig
 from dim.data.loader import GeneratedDataset, GeneratedLoader
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
-from dim.evaluate import Evaluator
-from dim.fit import fit
 from dim.hub import load_generator
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
+from dim.runs.train import fit
 from dim.sampler import sample_set
+from dim.score.evaluate import Evaluator
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 from dim.trajectory.store import ExpertStore
 
@@ -153,7 +153,7 @@ def test_scores_say_their_labels_and_bytes(digits_experts, digits):
 
 def test_students_follow_the_soft_labels(digits_experts, digits):
     """A student of noise images under a teacher's labels agrees with the teacher; one under other labels does not."""
-    from dim.evaluate import train_student
+    from dim.score.evaluate import train_student
 
     teacher = load_teacher(digits_experts, digits, temperature=0.05)
     protocol = dataclasses.replace(PROTOCOL, lr=0.1)

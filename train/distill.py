@@ -5,7 +5,7 @@ The same as `dim distill`; see `--help`.
 
 import sys
 
-from dim.cli import run
+from dim.commands.cli import run
 
 if __name__ == "__main__":
     run(["distill", *sys.argv[1:]])

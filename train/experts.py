@@ -5,7 +5,7 @@ The same as `dim experts`; see `--help`.
 
 import sys
 
-from dim.cli import run
+from dim.commands.cli import run
 
 if __name__ == "__main__":
     run(["experts", *sys.argv[1:]])

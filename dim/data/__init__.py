@@ -1,0 +1,1 @@
+"""Data: real sources, synthetic sets, loaders, and files of sets."""

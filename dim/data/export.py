@@ -26,8 +26,8 @@ from torch import Tensor
 
 from dim.errors import InputError, nearest
 from dim.io import atomic_folder, digest, load_tensors, read_json, save_tensors, write_json
-from dim.nets.generators.base import Generator
-from dim.nets.generators.storage import FILE_NAME, save_again
+from dim.nets.generator import Generator
+from dim.nets.generator_file import FILE_NAME, save_again
 from dim.spec import DataSpec
 
 FORMATS = ("imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents")

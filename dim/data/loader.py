@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from dim import rng
 from dim.errors import InputError
-from dim.nets.generators import Generator
+from dim.nets.generator import Generator
 
 
 def stream_position(position: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from dim.data.export import read_folder, write_folder
 from dim.errors import InputError
 from dim.io import digest
-from dim.nets.generators.base import Generator, occurrence
-from dim.nets.generators.storage import FILE_NAME, load_generator_file
+from dim.nets.generator import Generator, occurrence
+from dim.nets.generator_file import FILE_NAME, load_generator_file
 from dim.spec import DataSpec, to_unit_range
 
 

@@ -1,0 +1,1 @@
+"""Networks: students, generators, discriminators."""

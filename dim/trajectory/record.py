@@ -18,18 +18,8 @@ from dim.config import ExpertsConfig, RecordConfig
 from dim.data.real import EpochBatches, RealData, Split
 from dim.data.whiten import Whitening
 from dim.io import load_tensors, save_tensors
-from dim.run import (
-    MAY_CHANGE,
-    Interrupted,
-    NonFiniteError,
-    Progress,
-    append_metrics,
-    check_same_run,
-    open_run,
-    require_free_run,
-    run_description,
-    stop_signals,
-)
+from dim.loop import Interrupted, NonFiniteError, Progress, stop_signals
+from dim.run_folder import MAY_CHANGE, append_metrics, check_same_run, open_run, require_free_run, run_description
 from dim.trajectory.flat import FlatNetwork, compiled, worth_compiling
 from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dim.config import RecordConfig
 from dim.errors import InputError
 from dim.io import atomic_folder, read_json, write_json
-from dim.run import load_run_config, read_run
+from dim.run_folder import load_run_config, read_run
 from dim.spec import DataSpec
 
 LAYOUT = "experts.json"

@@ -8,7 +8,7 @@ import dim
 from dim.config import GeneratorConfig
 from dim.data.loader import GeneratedDataset, GeneratedLoader
 from dim.errors import InputError
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
 from dim.spec import DataSpec
 
 SPEC = DataSpec(name="toy", channels=1, height=8, width=8, class_names=tuple("abc"), mean=(0.5,), std=(0.2,), fingerprint="f")

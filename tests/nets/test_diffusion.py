@@ -8,8 +8,8 @@ import torch
 
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
-from dim.nets.generators import build_generator
-from dim.nets.generators.storage import load_generator_file, save_generator_file
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import load_generator_file, save_generator_file
 
 SMALL = GeneratorConfig(name="diffusion", width=4)
 

@@ -6,7 +6,7 @@ import torch
 from dim.config import DiscriminatorConfig, GeneratorConfig
 from dim.errors import InputError
 from dim.nets.discriminators import build_discriminator
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
 from dim.nets.generators.gan import ResidualBlock, channels_at, halvings
 
 SMALL = GeneratorConfig(name="gan", width=4, latent_dim=6)

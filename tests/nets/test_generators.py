@@ -14,10 +14,9 @@ from torch import nn
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, load_recipe
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
-from dim.nets.generators import build_generator
-from dim.nets.generators.base import Generator, occurrence
+from dim.nets.generator import Generator, build_generator, occurrence
+from dim.nets.generator_file import load_generator_file, save_generator_file
 from dim.nets.generators.dim2023 import resolution_chain
-from dim.nets.generators.storage import load_generator_file, save_generator_file
 from dim.sampler import stored_bytes
 
 PUBLISHED = load_recipe("cifar10-dim2023").generator
@@ -139,7 +138,7 @@ def test_images_of_other_seeds_classes_and_indices_differ(net):
 _OTHER_THREADS = """
 import sys, torch
 from dim.io import digest, load_tensors
-from dim.nets.generators.storage import load_generator_file
+from dim.nets.generator_file import load_generator_file
 for threads in (1, 2, 3):
     torch.set_num_threads(threads)
     net = load_generator_file(sys.argv[1])

@@ -13,10 +13,10 @@ import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
 from dim.io import load_tensors
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import load_generator_file, save_generator_file
 from dim.nets.generators.pipeline import fit_images
-from dim.nets.generators.pretrained import open_pipeline, to_ddim
-from dim.nets.generators.storage import load_generator_file, save_generator_file
+from dim.nets.pretrained import open_pipeline, to_ddim
 
 
 def config_of(folder, **options) -> GeneratorConfig:

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 
 from dim import rng
 from dim.config import GeneratorConfig
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
 from dim.objectives.denoising import Denoising
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from dim.config import FlowConfig, GeneratorConfig
 from dim.errors import InputError
-from dim.nets.generators import build_generator
+from dim.nets.generator import build_generator
 from dim.objectives.flow import FlowMatching, mean_velocity_target
 
 

@@ -11,9 +11,9 @@ from dim.config import (
     PathMatchingConfig,
 )
 from dim.errors import InputError
-from dim.fit import fit
 from dim.io import load_tensors
 from dim.objectives.path_matching import PathMatching
+from dim.runs.train import fit
 
 STEP = 7
 

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 
 from dim import rng
 from dim.augment import Augment
-from dim.classifier import accuracy
-from dim.cli import main
+from dim.commands.cli import main
 from dim.config import DataConfig, ExpertsConfig, RecordConfig, TrajectoryRecipe, to_dict, to_toml
 from dim.data.real import EpochBatches, load_data
 from dim.data.whiten import Whitening
 from dim.errors import InputError
+from dim.features.classifier import accuracy
 from dim.io import load_tensors, read_json
+from dim.loop import Interrupted, NonFiniteError
 from dim.nets.students import build_student
-from dim.run import Interrupted, NonFiniteError
 from dim.trajectory import record as module
 from dim.trajectory.record import gsam_gradient, record
 from dim.trajectory.store import ExpertStore, to_waypoints

@@ -15,7 +15,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from dim.config import GeneratorConfig
-from dim.nets.generators.base import Generator
+from dim.nets.generator import Generator
 from dim.nets.generators.gan import channels_at, halvings
 from dim.spec import DataSpec
 

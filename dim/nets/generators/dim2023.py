@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim.config import GeneratorConfig
-from dim.nets.generators.base import Generator
+from dim.nets.generator import Generator
 from dim.spec import DataSpec
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dim.config import GeneratorConfig
 from dim.errors import InputError
-from dim.nets.generators.base import Generator
+from dim.nets.generator import Generator
 from dim.nets.layers import ImageConv2d
 from dim.spec import DataSpec
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dim.config import GeneratorConfig
 from dim.errors import InputError
-from dim.nets.generators.base import Generator
-from dim.nets.generators.pretrained import DENOISERS, Parts, open_pipeline
+from dim.nets.generator import Generator
+from dim.nets.pretrained import DENOISERS, Parts, open_pipeline
 from dim.spec import DataSpec
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow makes real images grey

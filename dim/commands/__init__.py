@@ -1,0 +1,1 @@
+"""The command line: options of every command, and the commands themselves."""

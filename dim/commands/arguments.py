@@ -1,0 +1,346 @@
+"""What the commands of `dim` take: one dataclass per command, and the strict parsing of its options over a recipe or a run."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from dim.config import (
+    PolicyConfig,
+    ProtocolConfig,
+    RecordConfig,
+    RefineConfig,
+    TrainConfig,
+    TrajectoryRecipe,
+    load_recipe_for,
+    to_toml,
+)
+from dim.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(TrainConfig):
+    """Train a generator and leave a run folder. Start from a recipe (see `dim recipes`) and override any option."""
+
+    recipe: str | None = None
+    """A recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The run folder to make."""
+    resume: bool = False
+    """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerArguments:
+    """Options of a few-step generator's sampler. Default: as it was trained."""
+
+    steps: int | None = None
+    """Steps from noise to image."""
+    guidance: float | None = None
+    """Weight of the class against no class; 1: none."""
+    scheduler: str | None = None
+    """mean, euler or heun."""
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherArguments:
+    """Soft labels, from an ensemble of models."""
+
+    folder: str | None = None
+    """Experts (made by `dim experts`), or a run, whose pool is then asked. Default: hard labels."""
+    age: float = 1.0
+    """Of experts, as a part of their recorded path in [0, 1]."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    top_k: int = 0
+    """Keep so many of the largest probabilities; 0: all."""
+
+    def load(self, data: Any, device: Any) -> Any:
+        """The teacher, or None."""
+        if self.folder is None:
+            return None
+        from dim.teacher import load_teacher
+
+        settings = {"age": self.age, "temperature": self.temperature, "top_k": self.top_k}
+        return load_teacher(self.folder, data, **settings, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
+
+    generator: tyro.conf.Positional[str]
+    """A run folder, an exported folder, or a Hub id."""
+    out: str
+    """The folder to write."""
+    ipc: int | None = None
+    """Images per class; also far more than it was trained for."""
+    counts: tuple[str, ...] = ()
+    """Images for single classes, in place of --ipc: `--counts 3=100 cat=20`, by number or name."""
+    classes: tuple[str, ...] = ()
+    """Only these classes, by number or name."""
+    seed: int = 0
+    """Another seed gives another set."""
+    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents", "generator"] = "imagefolder"
+    """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
+    `export`; latents: the generator and a latent per image, which are fewer numbers than pixels (not of `diffusion`); generator:
+    no set but a generator, whose first --ipc images of a class are those of the policy, and whose streams go on around them."""
+    spread: float = 0.3
+    """--format generator: standard deviation, in latents, of later images around those of the policy; 0: they repeat."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """How images are made."""
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    """Which images are taken."""
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
+    """The policy `refined`."""
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
+    """What policies ask, and what labels the images."""
+    hard: bool = False
+    """Ask the teacher for the policy only: labels stay hard."""
+    data_root: str | None = None
+    """Where the real data lies; the policies `matched` and `refined`, and experts of whitened images, need it. Default:
+    DIM_DATA_ROOT, or where the run had it."""
+    batch_size: int = 2048
+    """Images generated at a time; it bounds memory and changes nothing else."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    overwrite: bool = False
+    """Replace what the folder holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringArguments:
+    """What `dim evaluate` and `dim compare` have in common: what is scored, and how."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets (fixed track), and runs or generators (stream track, fixed track, or both: --track)."""
+    seeds: int = 3
+    """Students per row, with seeds 0, 1, ..."""
+    controls: tuple[Literal["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"], ...] = ()
+    """Also: real images at the IPCs of the fixed rows, at random or a coreset (herding, k-center, forgetting, el2n); real data
+    at the step budgets of the stream rows; full data."""
+    coreset_end: Literal["easiest", "hardest"] | None = None
+    """For forgetting and el2n: which images to take. Default: easiest, the better end where few are kept."""
+    split: Literal["test", "val"] = "test"
+    """Part of the real data to score on; choose on val, report on test."""
+    data_root: str | None = None
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    json: str | None = None
+    """Also write the scores, with everything that they depend on, to this file."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """For generators: how images are made."""
+    teacher: TeacherArguments = dataclasses.field(default_factory=TeacherArguments)
+    """For generators and controls: what labels the images. Sets keep their own labels."""
+    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
+    """How students are trained. Default: what the first subject carries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ScoringArguments):
+    """Train fresh students on sets and streams and print their test accuracy, with controls, in one table."""
+
+    ipc: tuple[int, ...] = (10,)
+    """For generators: images per class, one row each."""
+    track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
+    """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(ScoringArguments):
+    """Put sets, runs and scores measured before side by side: a table for each track, a picture, a page."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets, runs, generators, and files that --json of this command or of 'dim evaluate' wrote: what these hold is not measured
+    again."""
+    ipc: tuple[int, ...] = (1, 10, 50)
+    """For generators: images per class, one row each."""
+    track: tuple[Literal["fixed", "stream"], ...] = ("fixed", "stream")
+    """For generators: a set of --ipc drawn on the spot, a stream at the step budget of --ipc, or both."""
+    picture: str | None = None
+    """Also draw accuracy against images per class and against stored bytes, as a PNG."""
+    html: str | None = None
+    """Also write the tables and the picture as one page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageArguments:
+    """Measure how much of the real data sets and generators cover, beside held-out real images: FID, precision, recall, ..."""
+
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Sets, runs and generators. A run's report gets the figures, and its images beside the nearest real ones."""
+    samples: int = 5000
+    """Images on each side, balanced; fewer where the training part, the held-out parts or a set has fewer."""
+    seed: int = 0
+    """Of the choice of images."""
+    features: str = "auto"
+    """What distances are taken in. `auto`: a classifier trained on the data, once (kept in ~/.cache/dim/features); otherwise a
+    .safetensors file with the state of torchvision's inception_v3."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """For generators: how images are made."""
+    data_root: str | None = None
+    """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    json: str | None = None
+    """Also write the figures, with everything that they depend on, to this file."""
+    panel: str | None = None
+    """Also write the first subject's images beside their nearest real ones, as a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsArguments(RecordConfig):
+    """Record how ordinary training on the real data moves through weight space: the experts of trajectory matching."""
+
+    recipe: str | None = None
+    """A trajectory recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The folder to make."""
+    resume: bool = False
+    """Continue the recording in the folder; its own configuration is used if no recipe is named."""
+    to_waypoints: str | None = None
+    """Do not train: convert the store in this folder, which has every checkpoint, to --experts.waypoints of them (MCT)."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillArguments(TrajectoryRecipe):
+    """Learn a synthetic set by matching recorded experts (MTT, TESLA, DATM, MCT): pixels, or latents of a generator."""
+
+    experts: str | None = None  # in place of the section: how experts were trained is written in their folder
+    """Folder made by `dim experts`. Default when resuming: the one that the run began with."""
+    generator: str | None = None
+    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or a Hub id."""
+    recipe: str | None = None
+    """A trajectory recipe's name, or a path to a TOML file."""
+    out: str | None = None
+    """The folder to make: a run, and a set that `dim evaluate` takes."""
+    resume: bool = False
+    """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    dry_run: bool = False
+    """Print the resolved configuration as TOML and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipesArguments:
+    """List the recipes, or print one, resolved, as TOML."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A recipe's name, or a path to a TOML file."""
+
+
+def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str) -> tuple[T, Any]:
+    """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
+
+    Returns:
+        The parsed arguments, and the configuration; None in its place after a dry run.
+
+    Raises:
+        InputError: for a wrong option or recipe, and if there is neither recipe nor run, or no folder.
+    """
+    recipe, out, resume = _value_of(arguments, "--recipe"), _value_of(arguments, "--out"), "--resume" in arguments
+    if recipe is not None:
+        base = load_recipe_for(command, recipe)
+    elif resume and out is not None:
+        from dim.run_folder import load_run_config
+
+        base = load_run_config(out, config_cls, kind)
+    else:
+        base = config_cls()
+    # `experts` of `dim distill` is a folder, so that section of its recipe is not an option there.
+    names = [field.name for field in dataclasses.fields(config_cls)]
+    options = [name for name in names if not (command == "distill" and name == "experts")]
+    default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
+    parsed = parse(cls, arguments, command, default=default)
+    kept = {name: getattr(parsed if name in options else base, name) for name in names}
+    config = config_cls(**{**kept, "data": _with_root(kept["data"])})
+    if parsed.dry_run:
+        print(to_toml(config), end="")
+        return parsed, None
+    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
+        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
+    if parsed.out is None:
+        raise InputError("no folder: name one with --out")
+    return parsed, config
+
+
+def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
+    """Parse strictly: an unknown option is an InputError with the nearest known name."""
+    parsed, unknown = parse_known(cls, arguments, command, default)
+    if unknown:
+        option = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+        known = _option_names(cls)
+        raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known) if option[0] == '-' else ''}")
+    return parsed
+
+
+def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> tuple[T, list[str]]:
+    """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
+    captured = io.StringIO()
+    settings = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_first_lines(captured.getvalue(), command)) from None
+
+
+def _first_lines(box: str, command: str) -> str:
+    """The message of tyro's error box, without the box and what follows the rule."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ \t")
+        if text.startswith("──") and lines:
+            break
+        if text and not text.strip("─").startswith(" ") and "─" not in text:
+            lines.append(text)
+    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", " ".join(lines))
+    return f"{message} (see 'dim {command} --help')"
+
+
+def _option_names(cls: type, prefix: str = "--") -> list[str]:
+    names = []
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}{field.name.replace('_', '-')}"
+        hint = field.type
+        if dataclasses.is_dataclass(hint):
+            names += _option_names(hint, f"{name}.")
+        else:
+            names.append(name)
+        for marker in getattr(hint, "__metadata__", ()):
+            names += getattr(marker, "aliases", None) or ()
+    return names
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    """Value of an option before the arguments are parsed: `--option value` or `--option=value`."""
+    for position, text in enumerate(arguments):
+        if text == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if text.startswith(f"{option}="):
+            return text.partition("=")[2]
+    return None
+
+
+def _with_root(data: Any) -> Any:
+    if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
+        return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
+    return data

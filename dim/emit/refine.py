@@ -1,0 +1,139 @@
+"""Refined latents: the latents of a set are moved until its images serve their purpose better, while the generator stays.
+
+Images are refined in blocks. A block's images move together, with all earlier ones standing still beside them, so every set
+whose size is a block's end has been refined as a whole, and all sets are nested. Two purposes, each an objective that knows
+nothing of latents:
+
+- `trajectory`: students trained on the set go where recorded experts went (GLaD, Cazenavette et al. 2023, with the exact
+  gradient of `dim.trajectory.hypergrad`).
+- `moments`: the mean features of every class's images are those of its real images, in experts of all ages (distribution
+  matching, Zhao & Bilen 2023, with trained networks of many ages in place of random ones).
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dim.config import PoolConfig, RefineConfig
+from dim.data.real import RealData
+from dim.errors import InputError
+from dim.nets.generator import Generator
+from dim.objectives import Objective
+from dim.objectives.path_matching import following
+from dim.objectives.set_moments import SetMoments
+from dim.pool import ExpertPool
+from dim.trajectory.experts import Experts
+from dim.trajectory.flat import worth_compiling
+
+T = TypeVar("T")
+
+
+def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> list[Objective]:
+    """The purpose that a configuration names, one for every block, as far as blocks differ.
+
+    Args:
+        folder: made by `dim experts`.
+        data: the real data, natural images.
+
+    Raises:
+        InputError: if the store is missing, damaged, unfinished, or of other data, or shorter than a stretch.
+    """
+    youngest, *oldest = config.ages
+    moments = config.by == "moments"
+    compile = not moments and worth_compiling(config.compile, device, config.steps * config.student_steps)
+    experts = Experts(folder, data, device, compiled=compile)
+    if moments:
+        windows = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
+        pools = [ExpertPool(one, data, first_step=0, steps=1, seed=seed, device=device, experts=experts) for one in windows]
+        return [SetMoments(pool, data, per_class=config.real, seed=seed) for pool in pools]
+    if max(config.span) >= experts.last:
+        raise InputError(f"refine.span is {max(config.span):g} and {folder} was recorded to {experts.last:g}: expected less")
+    common = {
+        "steps": config.student_steps,
+        "batch_size": config.student_batch,
+        "step_size": config.step_size,
+        "augment": config.augment,
+        "seed": seed,
+        "compile": compile,
+    }
+    purposes = []
+    for number in range(max(len(oldest), len(config.span), len(config.distance))):
+        age, span = of_block(oldest, number), of_block(config.span, number)
+        left = experts.last - span
+        window = {"span": span, "starts": (youngest * left, age * left)}
+        purposes.append(following(experts, **window, distance=of_block(config.distance, number), **common))
+    return purposes
+
+
+def of_block(values: Sequence[T], number: int) -> T:
+    """What a block has of a list that gives one value per block, the last for all later ones."""
+    return values[min(number, len(values) - 1)]
+
+
+def refine(
+    generator: Generator,
+    latents: Tensor,
+    objectives: Sequence[Objective],
+    config: RefineConfig,
+    ipc: int,
+    *,
+    done: int = 0,
+) -> Tensor:
+    """Move the latents of the first images of every class.
+
+    Args:
+        generator: makes images of latents; left as it is.
+        latents: float (classes, n, Z) or (classes, n, Z + E), where the images start.
+        objectives: what moves them, block by block; the last of these moves all later blocks.
+        config: blocks, steps and learning rate.
+        ipc: images per class that are wanted; the block that holds the last of them is the last that is refined.
+        done: images per class, the end of a block, whose latents were refined before; they stay as they are.
+
+    Returns:
+        float32 (classes, n, Z + E): moved in the refined blocks, and as it was, with E zeros if it had no others, in the rest.
+        Without `config.class_vectors` it is as wide as it was, and only the first Z values move.
+
+    Raises:
+        InputError: for latents of another width, or if values stop being finite.
+    """
+    classes, count, width = latents.shape
+    generator.require_width(width)
+    device = generator.device
+    result = latents.to(device, torch.float32, copy=True)
+    if config.class_vectors:
+        result = F.pad(result, (0, generator.latent_dim + generator.class_dim - width))
+    moves = result.shape[2] if config.class_vectors else generator.latent_dim
+    generator = copy.deepcopy(generator).requires_grad_(False).eval()
+    images = torch.empty(0, *generator.spec.image_shape, device=device)
+    targets = torch.empty(0, dtype=torch.int64, device=device)
+    begin = 0
+    for number, end in enumerate(config.blocks):
+        if begin >= min(ipc, count):
+            break
+        end = min(end, count)
+        objective = of_block(objectives, number)
+        labels = torch.arange(classes, device=device).repeat(end - begin)
+        block = result[:, begin:end].transpose(0, 1).flatten(0, 1)
+        moving, still = block[:, :moves].clone().requires_grad_(), block[:, moves:]
+        optimizer = torch.optim.Adam([moving], lr=config.lr)
+        for step in range(config.steps if end > done else 0):
+            optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+            made = generator(torch.cat((moving, still), dim=1), labels).float()
+            cut = torch.cat((images, made.detach())).requires_grad_()
+            objective.accumulate(cut, torch.cat((targets, labels)), real=None, step=number * config.steps + step)
+            made.backward(cut.grad[len(images) :])
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            block = torch.cat((moving, still), dim=1)
+            if not bool(block.isfinite().all()):
+                where = f"images {begin + 1} to {end} of every class"
+                raise InputError(f"refining {where} led to values that are not finite: lower --refine.lr or --refine.step-size")
+            result[:, begin:end] = block.view(end - begin, classes, -1).transpose(0, 1)
+            images, targets = torch.cat((images, generator(block, labels).float())), torch.cat((targets, labels))
+        begin = end
+    return result

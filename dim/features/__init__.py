@@ -1,0 +1,1 @@
+"""Feature spaces and what is done in them: distances between image sets, a classifier, coresets."""

@@ -1,0 +1,101 @@
+"""One self-describing file per generator: weights, architecture, data specification, and how it was made."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict, to_dict
+from dim.errors import InputError
+from dim.io import load_tensors, save_tensors
+from dim.nets.generator import Generator
+from dim.provenance import versions
+from dim.spec import DataSpec
+
+FILE_NAME = "generator.safetensors"
+_FORMAT = 1
+
+
+def save_generator_file(
+    path: Path | str,
+    generator: Generator,
+    *,
+    config: GeneratorConfig,
+    data: DataConfig,
+    protocol: ProtocolConfig,
+    about: dict[str, Any],
+) -> None:
+    """Write a generator atomically.
+
+    Args:
+        path: file to write.
+        generator: the network; parameters and buffers are stored.
+        config: its architecture; where a pipeline that it started from lay is left out.
+        data: the data it was trained on; where that lay is left out.
+        protocol: how its sets are to be scored.
+        about: further JSON: recipe, steps, ...
+    """
+    metadata = {
+        "format": _FORMAT,
+        "kind": "generator",
+        "spec": generator.spec.to_dict(),
+        "generator": {**to_dict(config), "pretrained": _public(config.pretrained)},
+        "architecture": generator.architecture(),
+        "data": {**to_dict(data), "root": None, "download": False},
+        "protocol": to_dict(protocol),
+        "about": about,
+        "versions": versions(),
+    }
+    save_tensors(path, generator.state_dict(), metadata)
+
+
+def save_again(path: Path | str, generator: Generator) -> None:
+    """Write a generator that was loaded from such a file, with the options that its sampler has now.
+
+    Raises:
+        InputError: if it was not loaded.
+    """
+    info = getattr(generator, "info", None)
+    if info is None:
+        raise InputError("this generator does not say how it was made: load it with dim.load_generator before writing it")
+    save_generator_file(
+        path,
+        generator,
+        config=dataclasses.replace(from_dict(GeneratorConfig, info["generator"]), **generator.sampler),
+        data=from_dict(DataConfig, info["data"]),
+        protocol=from_dict(ProtocolConfig, info["protocol"]),
+        about=info["about"],
+    )
+
+
+def _public(pretrained: str | None) -> str | None:
+    """A Hub id as it is; of any other path the last name, not where it lies."""
+    if pretrained is None or (pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))):
+        return pretrained
+    return Path(pretrained).name
+
+
+def load_generator_file(path: Path | str, device: torch.device | str = "cpu") -> Generator:
+    """Read a file written by `save_generator_file`: a generator in evaluation mode, channels-last, with `info` (its metadata).
+
+    Raises:
+        InputError: if the file is missing, damaged, or holds something else.
+    """
+    from dim.nets.generator import build_generator  # this module is part of the package that defines it
+
+    tensors, metadata = load_tensors(path)
+    if metadata.get("kind") != "generator":
+        raise InputError(f"{path} holds {metadata.get('kind', 'something else')!r}: expected a generator")
+    if metadata["format"] > _FORMAT:
+        raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
+    config = from_dict(GeneratorConfig, metadata["generator"])
+    generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0, architecture=metadata.get("architecture"))
+    if "anchors" in tensors:
+        generator.anchor(tensors["anchors"], float(tensors["spread"]))
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError:
+        raise InputError(f"{path} does not hold the weights of the generator it describes: restore it or make it again") from None
+    generator.info = metadata
+    return generator.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()

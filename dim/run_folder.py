@@ -1,0 +1,161 @@
+"""Run folders: what every kind of training leaves on disk while it works, and how such a folder is recognised, refused and
+continued.
+
+A run has `run.json` (its kind, configuration, data, versions), `metrics.jsonl`, and a checkpoint from which it continues.
+Generators, expert trajectories and distilled sets are trained by loops of their own; everything around a loop is here.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dim.config import TrainConfig, from_dict, to_dict
+from dim.errors import InputError
+from dim.io import read_json, require_free, write_bytes, write_json
+from dim.provenance import hardware, versions
+from dim.spec import DataSpec
+
+T = TypeVar("T")
+
+CHECKPOINT = "checkpoint.safetensors"
+FAILED = "failed.safetensors"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+# The command that makes each kind of run.
+KINDS = {"run": "train", "experts": "experts", "distillation": "distill"}
+# What may change when a run is resumed, whatever its kind: nothing that the result depends on.
+MAY_CHANGE = ("about", "protocol", "data.root", "data.download", "data.memory_gib")
+
+
+def run_description(config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run") -> dict[str, Any]:
+    """What run.json says."""
+    return {
+        "format": 1,
+        "kind": kind,
+        "config": to_dict(config),
+        "spec": spec.to_dict(),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
+def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
+    """Parse run.json of a run folder.
+
+    Raises:
+        InputError: if the folder is no run, or none of this kind (None: any).
+    """
+    path = Path(out) / RUN
+    if not path.is_file():
+        raise InputError(f"{out} is no run: expected a folder made by 'dim {KINDS[kind or 'run']}' (it has no {RUN})")
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("kind") not in KINDS:
+        raise InputError(f"{path} is damaged: it does not describe a run; restore it or make it again")
+    if kind is not None and run["kind"] != kind:
+        raise InputError(f"{out} was made by 'dim {KINDS[run['kind']]}': expected a folder made by 'dim {KINDS[kind]}'")
+    return run
+
+
+def load_run_config(out: Path | str, cls: type[T] = TrainConfig, kind: str = "run") -> T:
+    """The configuration of the run in a folder."""
+    return from_dict(cls, read_run(out, kind)["config"])
+
+
+def require_free_run(
+    out: Path, holds_result: Callable[[Path], bool] = lambda out: (out / CHECKPOINT).is_file(), *, kind: str = "run"
+) -> None:
+    """Refuse a folder that holds a run with something to lose, a run of another kind, or anything else."""
+    if (out / RUN).is_file():
+        read_run(out, kind)  # another kind keeps what it has in other files
+    if holds_result(out):
+        raise InputError(f"{out} already holds a run: continue it with --resume, or name a new folder")
+    if not (out / RUN).is_file():
+        if out.is_dir() and all(file.name.endswith(".tmp") for file in out.iterdir()):
+            return
+        require_free(out)
+
+
+def check_same_run(
+    out: Path, config: Any, spec: DataSpec, *, kind: str = "run", may_change: Collection[str] = MAY_CHANGE
+) -> bool:
+    """Whether there is a run to continue; refuse another data set or other settings than it began with.
+
+    Args:
+        out: the folder.
+        config: the settings now.
+        spec: the data now.
+        kind: what kind of run is expected.
+        may_change: settings, or sections of them, that the result does not depend on.
+
+    Raises:
+        InputError: naming the first difference.
+    """
+    if not out.exists() or not any(file for file in out.iterdir() if not file.name.endswith(".tmp")):
+        return False
+    run = read_run(out, kind)
+    if run["spec"]["fingerprint"] != spec.fingerprint:
+        before, now = run["spec"]["name"], spec.name
+        raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
+    # A run of an earlier version lacks what has become an option since: it had the default.
+    before = {**_flat(dataclasses.asdict(type(config)())), **_flat(run["config"])}
+    now = _flat(to_dict(config))
+    for key in now:
+        allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)
+        if not allowed and _plain(before[key]) != _plain(now[key]):
+            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before[key]!r}; resume with the same settings")
+    return True
+
+
+def open_run(out: Path, description: Mapping[str, Any], step: int) -> None:
+    """Create the folder, or clear what a kill left half-written and cut the records back to the step that is continued."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.rglob(".*.tmp"):
+        stale.unlink()
+    write_json(out / RUN, description)
+    metrics = out / METRICS
+    if metrics.exists():
+        kept = [json.dumps(record) + "\n" for record in read_metrics(out) if record["step"] <= step]
+        write_bytes(metrics, "".join(kept).encode())
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The records of a run, without a last line that a kill left half-written."""
+    records = []
+    if (out / METRICS).is_file():
+        for line in (out / METRICS).read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+    return records
+
+
+def append_metrics(out: Path, record: Mapping[str, Any]) -> None:
+    """Add one record."""
+    with open(out / METRICS, "a") as handle:
+        handle.write(json.dumps(dict(record)) + "\n")
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with `prefix.` before them."""
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix.`, without it."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

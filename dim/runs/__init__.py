@@ -1,0 +1,1 @@
+"""Long runs: training a generator, and distilling pixels or latents."""

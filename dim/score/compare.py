@@ -1,0 +1,435 @@
+"""Many rows side by side: which have to be measured, which may stand in one table, and the table, picture and page.
+
+Rows of other real data or of another part of it are refused; rows of another protocol say so. The two tracks have tables and
+panels of their own.
+"""
+
+import dataclasses
+import html
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dim.config import ProtocolConfig, from_dict, to_dict
+from dim.data.synthetic import SyntheticSet
+from dim.errors import InputError
+from dim.features.coreset import BY_SCORES, METHODS, End, row_name
+from dim.io import read_json
+from dim.nets.generator import Generator
+from dim.sampler import identity, sample_set
+from dim.score.evaluate import FULL, ORACLE, REAL, Evaluator, Score, Track, label_kind, label_kind_of, production_seconds
+from dim.score.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
+from dim.spec import DataSpec
+from dim.teacher import Teacher, with_soft_labels
+
+TRACKS = {"fixed": "fixed track", "stream": "stream track", "full": "full data"}
+
+
+# --- which rows have to be measured ------------------------------------------------------------------------------------------
+
+
+def score_all(
+    evaluator: Evaluator,
+    subjects: Mapping[str, SyntheticSet | Generator],
+    *,
+    ipc: Sequence[int] = (10,),
+    tracks: Sequence[str] = ("stream",),
+    controls: Sequence[str] = (),
+    end: End | None = None,
+    teacher: Teacher | None = None,
+    known: Sequence[Score] = (),
+) -> list[Score]:
+    """Rows of sets, generators and controls, in this order.
+
+    Args:
+        evaluator: the data, the protocol and the seeds.
+        subjects: by the name of their rows. A set gives its fixed row; a generator one row for each track and size.
+        ipc: for generators: images per class.
+        tracks: for generators: `stream`, `fixed` (a set drawn on the spot, with seed 0), or both.
+        controls: coresets at the IPCs of the fixed rows, `oracle` at the budgets of the stream rows, `full`.
+        end: of the coresets that have one.
+        teacher: labels what generators make; controls are then shown with hard labels, and again with the same soft ones.
+        known: rows that were measured before. What is among them, under the same protocol and with these seeds, is not
+            measured again; controls are made for their IPCs too.
+
+    Returns:
+        The new rows.
+
+    Raises:
+        InputError: for an IPC below 1, a class with too few real images, or an end that no control has; before anything is
+            trained.
+    """
+    for size in ipc:
+        if size < 1:
+            raise InputError(f"ipc is {size}: expected 1 or more images per class")
+    coresets = [control for control in controls if control in METHODS]
+    ends = {method: end for method in coresets if method in BY_SCORES}
+    if end is not None and not ends:
+        raise InputError(f"coreset-end is {end!r}: it is for --controls {' or '.join(BY_SCORES)}; add one of them")
+    sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
+    generators = {name: subject for name, subject in subjects.items() if name not in sets}
+    sizes: dict[str, list[int]] = {
+        track: [score.ipc for score in known if score.track == track and score.ipc] for track in ("fixed", "stream")
+    }
+    sizes["fixed"] += [subject.ipc for subject in sets.values() if subject.ipc is not None]
+    for track in tracks if generators else ():
+        sizes[track] += ipc
+    for size in sizes["fixed"]:
+        for method in coresets:
+            evaluator.require_coreset(size, method, ends.get(method))
+    rows: list[Score] = []
+
+    def add(
+        name: str,
+        key: str,
+        track: Track,
+        size: int | None,
+        measure: Callable[[], list[Score]],
+        *,
+        labels: str = "hard",
+        steps: int | None = None,
+        stored: SyntheticSet | None = None,
+    ) -> None:
+        alike = [score for score in [*known, *rows] if score.labels == labels]
+        found = _found(alike, evaluator, key, track, size, steps)
+        if found is None:
+            rows.extend(measure())
+        elif name not in {score.name for score in found}:  # the same images by another name: a folder, and the run it came from
+            rows.extend(_renamed(score, name, stored) for score in found)
+
+    for name, subject in sets.items():
+        kind = label_kind_of(subject)
+        measure = partial(evaluator.fixed, subject, name)
+        add(name, identity(subject), "fixed", subject.ipc, measure, labels=kind, stored=subject)
+    for name, generator in generators.items():
+        for size in ipc:
+            if "stream" in tracks:
+                measure = partial(evaluator.stream, generator, size, name, teacher=teacher)
+                add(name, identity(generator), "stream", size, measure, labels=label_kind(teacher))
+            if "fixed" in tracks:
+                drawn = sample_set(generator, ipc=size)
+                drawn = drawn if teacher is None else with_soft_labels(drawn, teacher)
+                add(name, identity(drawn), "fixed", size, partial(evaluator.fixed, drawn, name), labels=label_kind(teacher))
+    for given in (None,) if teacher is None else (None, teacher):
+        kind = label_kind(given)
+        for method in coresets:
+            for size in dict.fromkeys(sizes["fixed"]):
+                measure = partial(evaluator.coreset, size, method, end=ends.get(method), teacher=given)
+                name = row_name(method, ends.get(method))
+                add(name, name, "fixed", size, measure, labels=kind)
+        for size in dict.fromkeys(sizes["stream"] if "oracle" in controls else ()):
+            add(ORACLE, ORACLE, "stream", size, partial(evaluator.oracle, size, teacher=given), labels=kind)
+    if "full" in controls:
+        steps = evaluator.full_steps(max(score.steps for score in [*known, *rows]))
+        add(FULL, FULL, "full", None, partial(evaluator.full, steps), steps=steps)
+    return rows
+
+
+def _renamed(score: Score, name: str, stored: SyntheticSet | None) -> Score:
+    """A row for the same images by another name, with the bytes and seconds of the set that goes by it."""
+    if stored is None:
+        return dataclasses.replace(score, name=name)
+    made = {**score.made, "seconds": production_seconds(stored)}
+    return dataclasses.replace(score, name=name, bytes=stored.bytes_stored(), made=made)
+
+
+def _found(
+    known: Sequence[Score], evaluator: Evaluator, key: str, track: Track, ipc: int | None, steps: int | None
+) -> list[Score] | None:
+    """For every student its row of this kind under the evaluator's protocol, with at least its seeds; None if one is missing."""
+    found: dict[str, Score] = {}
+    for score in known:
+        if (
+            (score.made.get("digest", score.name), score.track, score.ipc) == (key, track, ipc)
+            and (score.split, score.data.get("fingerprint")) == (evaluator.split, evaluator.data.spec.fingerprint)
+            and steps in (None, score.steps)
+            and set(evaluator.seeds) <= set(score.seeds)
+            and not protocol_differences(protocol_of(score), evaluator.protocol)
+        ):
+            found.setdefault(score.student, score)
+    students = evaluator.protocol.students
+    return [found[student] for student in students] if found.keys() >= set(students) else None
+
+
+# --- which rows may stand side by side ---------------------------------------------------------------------------------------
+
+
+def read_scores(path: Path | str) -> list[Score]:
+    """The rows in a file that `dim evaluate --json` or `dim compare --json` wrote.
+
+    Raises:
+        InputError: if it is missing, damaged, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != "scores" or not isinstance(content.get("scores"), list):
+        raise InputError(f"{path} holds no scores: expected a file written by 'dim evaluate --json'")
+    if content.get("format", 0) > 1:
+        raise InputError(f"{path} has format {content['format']}: this version reads up to 1; upgrade dim-distill")
+    try:
+        scores = [Score.from_dict(row) for row in content["scores"]]
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: a row is no score ({error}); make it again with 'dim evaluate --json'") from None
+    if not scores:
+        raise InputError(f"{path} holds no row: expected at least one")
+    return scores
+
+
+def protocol_of(score: Score) -> ProtocolConfig:
+    """The protocol of a row, with the protocol's own learning rate where the row used a learned one.
+
+    Raises:
+        InputError: if the row holds none that this version knows.
+    """
+    if not score.protocol:
+        raise InputError(f"the row of {score.name} says no protocol: measure it again with 'dim evaluate'")
+    lr = score.made.get("protocol_lr", score.protocol.get("lr"))
+    return from_dict(ProtocolConfig, {**score.protocol, "lr": lr}, where="protocol.")
+
+
+def protocol_differences(protocol: ProtocolConfig, reference: ProtocolConfig) -> list[str]:
+    """Settings in which a protocol differs from another, as `name value (reference: value)`.
+
+    Students and the budget of full data are left out: rows say these themselves.
+    """
+    first, second = to_dict(protocol), to_dict(reference)
+    names = [name for name in first if name not in ("students", "full_epochs") and first[name] != second[name]]
+    return [f"{name} {first[name]} (first row: {second[name]})" for name in names]
+
+
+def require_one_data(scores: Sequence[Score], name: str, spec: DataSpec | None = None, split: str | None = None) -> None:
+    """Refuse rows whose accuracies are of other images.
+
+    Args:
+        scores: rows.
+        name: what to compare with, for the message.
+        spec: the data that they must be of. Default: that of the first row.
+        split: the part of it. Default: that of the first row.
+
+    Raises:
+        InputError: naming the row and the difference.
+    """
+    if not scores:
+        return
+    wanted = scores[0].data.get("fingerprint") if spec is None else spec.fingerprint
+    data = scores[0].data.get("name") if spec is None else spec.name
+    split = split or scores[0].split
+    for score in scores:
+        found = score.data.get("fingerprint")
+        if found is None or found != wanted:
+            what = f"{score.data.get('name')} (fingerprint {found})"
+            remedy = "measure it on the same data and split, or compare it in a table of its own"
+            raise InputError(f"row {score.name} is of {what}: expected {data} (fingerprint {wanted}) as {name}; {remedy}")
+        if score.split != split:
+            remedy = f"measure it again with --split {split}, or compare it in a table of its own"
+            raise InputError(f"row {score.name} is {score.split} accuracy: expected {split} accuracy as {name}; {remedy}")
+
+
+def require_made_from(subjects: Mapping[str, SyntheticSet | Generator], spec: DataSpec) -> None:
+    """Raise InputError if a set or a generator was made from other real data than `spec`, or from another split of it."""
+    for name, subject in subjects.items():
+        if subject.spec.fingerprint != spec.fingerprint:
+            made = f"{name} was made from {subject.spec.name} (fingerprint {subject.spec.fingerprint})"
+            remedy = "make it again from the same data and split, or compare it in a table of its own"
+            raise InputError(f"{made}: expected {spec.name} (fingerprint {spec.fingerprint}) as the others; {remedy}")
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Row:
+    """One line of a table: one source of images, with a score for each student."""
+
+    first: Score
+    differs: str
+    scores: dict[str, Score]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the images are real ones."""
+        return self.first.made.get("method") in (*METHODS, REAL)
+
+    @property
+    def method(self) -> str:
+        """What the row is called whatever its size: `sets/mtt-10` and `sets/mtt-50` are one line of the picture."""
+        name = self.first.name
+        if self.first.ipc is None:
+            return name
+        return re.sub(rf"(?:[-_./ ](?:ipc)?[-_]?|(?<=[a-z])){self.first.ipc}$", "", name) or name
+
+
+class Comparison:
+    """Rows side by side. Equal rows of two files are one.
+
+    Args:
+        scores: the rows, which must be of one data set and one part of it.
+
+    Raises:
+        InputError: if there are none, or their accuracies are not of the same images.
+    """
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        if not scores:
+            raise InputError("nothing to compare: name sets, runs, generators or files of scores")
+        require_one_data(scores, f"the row of {scores[0].name}")
+        self.scores: list[Score] = []
+        self.reference = protocol_of(scores[0])
+        self.students = list(dict.fromkeys(score.student for score in scores))
+        self._rows: list[_Row] = []
+        keys: dict[str, list[_Row]] = {}
+        for score in scores:
+            fields = (score.name, score.track, score.ipc, score.labels, score.steps, score.bytes, score.made.get("digest"))
+            differs = ", ".join(protocol_differences(protocol_of(score), self.reference))
+            if score.made.get("step_size") is not None:
+                differs = ", ".join(filter(None, (f"own step size {score.made['step_size']:.3g}", differs)))
+            same = keys.setdefault(json.dumps([*fields, differs]), [])
+            if any(_equal(row.scores.get(score.student), score) for row in same):
+                continue
+            self.scores.append(score)
+            row = next((row for row in same if score.student not in row.scores), None)
+            if row is None:
+                row = _Row(score, differs, {})
+                same.append(row)
+                self._rows.append(row)
+            row.scores[score.student] = score
+
+    @property
+    def tracks(self) -> list[str]:
+        """Those with rows, in the order of their tables."""
+        return [track for track in TRACKS if any(row.first.track == track for row in self._rows)]
+
+    def title(self, track: str) -> str:
+        """What stands above a table."""
+        first = self.scores[0]
+        return f"{first.data['name']}, {TRACKS[track]}: {first.split} accuracy in %, last epoch, mean ± std (n seeds)"
+
+    def note(self) -> str:
+        """How students were trained."""
+        protocol = self.reference
+        steps = f"{protocol.epochs} epochs at batch size {protocol.batch_size}, or as many steps of a stream"
+        how = f"learning rate {protocol.lr:g}, schedule {protocol.schedule}, augmentation {protocol.augment or 'none'}"
+        return f"Students: {steps}; {how}{', whitened images' if protocol.zca else ''}."
+
+    def table(self, track: str) -> tuple[list[str], list[list[str]]]:
+        """Columns and cells of one track: rows by method in the order they were given, controls last, then by IPC."""
+        rows = self._of(track)
+        students = [student for student in self.students if any(student in row.scores for row in rows)]
+        columns = ["trained on", "IPC", "labels", "stored", "seconds to produce", "steps", *students]
+        marked = any(row.differs for row in rows)
+        cells = []
+        for row in rows:
+            first, seconds = row.first, row.first.made.get("seconds")
+            line = [first.name, "-" if first.ipc is None else str(first.ipc), first.labels]
+            line += [format_bytes(sum(first.bytes.values())), _format_seconds(seconds), f"{first.steps:,}"]
+            line += [_format_score(row.scores.get(student)) for student in students]
+            cells.append([*line, row.differs] if marked else line)
+        return [*columns, "differs in"] if marked else columns, cells
+
+    def _of(self, track: str) -> list[_Row]:
+        rows = [row for row in self._rows if row.first.track == track]
+        order = {method: number for number, method in enumerate(dict.fromkeys(row.method for row in rows))}
+        return sorted(rows, key=lambda row: (row.is_control, order[row.method], row.first.ipc or 0))
+
+    # --- output --------------------------------------------------------------------------------------------------------------
+
+    def show(self, console: Console | None = None) -> None:
+        """Print a table for each track."""
+        console = console or Console(width=None if Console().is_terminal else 160)
+        for track in self.tracks:
+            columns, cells = self.table(track)
+            table = Table(title=self.title(track))
+            for column in columns:
+                table.add_column(column, justify="left" if column in ("trained on", "labels", "differs in") else "right")
+            for line in cells:
+                table.add_row(*line)
+            console.print(table)
+        console.print(self.note(), highlight=False)
+
+    def picture(self) -> bytes:
+        """A PNG: accuracy against images per class and against stored bytes, a line for each method, bars of one std.
+
+        Tracks and students have panels of their own; full data is a dashed line in all of its student's.
+
+        Raises:
+            InputError: if there is no row of the fixed or the stream track.
+        """
+        from matplotlib.figure import Figure  # no global state, no display
+
+        rows = [(track, student) for track in ("fixed", "stream") for student in self.students]
+        rows = [(track, student) for track, student in rows if any(student in row.scores for row in self._of(track))]
+        if not rows:
+            raise InputError("no row of the fixed or the stream track: expected one at least to draw a picture")
+        labels = dict.fromkeys(_label(row) for track in ("fixed", "stream") for row in self._of(track))
+        colours = {label: f"C{number % 10}" for number, label in enumerate(labels)}
+        height = 3.4 * len(rows) + 0.22 * -(-len(labels) // 2)
+        figure = Figure(figsize=(10, height), layout="constrained")
+        panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+        for (track, student), pair in zip(rows, panels, strict=True):
+            for axes, along in zip(pair, ("images per class", "stored bytes"), strict=True):
+                self._draw(axes, track, student, along, colours)
+            pair[0].set_ylabel("accuracy in %")
+            pair[0].set_title(f"{TRACKS[track]}, {student}", loc="left", fontsize=10)
+        found = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+        return figure_png(figure)
+
+    def _draw(self, axes: Any, track: str, student: str, along: str, colours: Mapping[str, str]) -> None:
+        lines: dict[str, list[tuple[float, Score]]] = {}
+        for row in self._of(track):
+            score = row.scores.get(student)
+            x = row.first.ipc if along == "images per class" else sum(row.first.bytes.values())
+            if score is not None and x is not None:
+                lines.setdefault(_label(row), []).append((x, score))
+        for label, points in lines.items():
+            points = sorted(points, key=lambda point: point[0])
+            x, means, spread = zip(*[(x, score.mean, score.std or 0) for x, score in points], strict=True)
+            axes.errorbar(x, means, yerr=spread, label=label, color=colours[label], marker="o", markersize=4, capsize=3)
+        for row in self._of("full"):
+            if student in row.scores:
+                label = f"{row.first.name} ({row.first.steps:,} steps)"
+                axes.axhline(row.scores[student].mean, label=label, color="grey", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        if along == "images per class":
+            ticks = sorted({x for points in lines.values() for x, _ in points})
+            axes.set_xticks(ticks, [str(x) for x in ticks])
+            axes.minorticks_off()
+        axes.set_xlabel(along)
+        axes.grid(alpha=0.3)
+
+    def page(self) -> str:
+        """A self-contained HTML page: the tables, the picture if there is something to draw, and the protocol."""
+        parts = [f"<h2>{html.escape(self.title(track))}</h2>\n{html_table(*self.table(track))}" for track in self.tracks]
+        if self.tracks != ["full"]:
+            parts.append(f"<h2>Accuracy against size</h2>\n{html_image(self.picture(), 'accuracy against size')}")
+        protocol = json.dumps({**to_dict(self.reference), "students": self.students}, indent=2)
+        parts.append(f"<h2>Protocol</h2>\n<p>{html.escape(self.note())}</p>\n<pre>{html.escape(protocol)}</pre>")
+        return html_page(f"{self.scores[0].data['name']}: a comparison", "\n".join(parts))
+
+
+def _equal(first: Score | None, second: Score) -> bool:
+    """Whether two rows of the same source and student are one."""
+    return first is not None and (first.seeds, first.accuracies) == (second.seeds, second.accuracies)
+
+
+def _label(row: _Row) -> str:
+    """What the legend calls a line: method, labels that are not hard, and protocol; a learned step size belongs to the method."""
+    differs = [part for part in row.differs.split(", ") if part and not part.startswith("own step size")]
+    differs = differs if row.first.labels == "hard" else [row.first.labels, *differs]
+    return f"{row.method} [{', '.join(differs)}]" if differs else row.method
+
+
+def _format_score(score: Score | None) -> str:
+    return "" if score is None else f"{format_accuracy(score)} ({len(score.accuracies)})"
+
+
+def _format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:,.0f}"

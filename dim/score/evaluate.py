@@ -1,0 +1,463 @@
+"""The evaluator: train fresh students on a set or a stream, many seeds, and report the last epoch's test accuracy.
+
+Two tracks that are never mixed. *Fixed*: a stored set of exactly IPC images per class. *Stream*: fresh images at the step
+budget that IPC stands for. Controls go through the same code: random real images and coresets at the same IPC, real data at
+the same step budget (the oracle), and the full data.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dim import rng
+from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
+from dim.data.loader import GeneratedLoader
+from dim.data.real import EpochBatches, RealData, load_data
+from dim.data.synthetic import SyntheticSet
+from dim.data.whiten import Whitening
+from dim.errors import InputError
+from dim.features.classifier import Feed, accuracy, train_student
+from dim.features.coreset import End, Method, Selector, row_name
+from dim.nets.generator import Generator
+from dim.nets.students import check_protocol
+from dim.provenance import hardware, versions
+from dim.sampler import identity, stored_bytes
+from dim.spec import require_same_data
+from dim.teacher import Teacher
+
+Track = Literal["fixed", "stream", "full"]
+ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One row: one source of images, one architecture, several seeds."""
+
+    name: str
+    """What was trained on: a set, a generator, or a control."""
+    track: Track
+    ipc: int | None
+    """Images per class of the set, or that the stream's step budget stands for; None for the full data."""
+    student: str
+    labels: str
+    """`hard`, or `soft` with its teacher."""
+    accuracies: tuple[float, ...]
+    """Test accuracy in percent after the last step, one per seed."""
+    seeds: tuple[int, ...]
+    steps: int
+    """SGD steps."""
+    batch_size: int
+    images_seen: int
+    """Steps times batch size."""
+    distinct_images: int
+    """Different images among them, before augmentation."""
+    bytes: dict[str, int]
+    """Stored bytes: images and labels, and for a generator its weights. Real streams count the whole training part."""
+    seconds: float
+    """Wall time of all seeds."""
+    split: str = "test"
+    """Part of the real data that the accuracy is of."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Name and fingerprint of the real data."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
+    generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
+    stood in for; for coresets what `dim.features.coreset.Selector.about` says."""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over seeds, in percent."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and mean, std and n."""
+        return {**dataclasses.asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Score":
+        """Inverse of `to_dict`, from parsed JSON."""
+        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a row is made from: how to feed one seed, and the facts that the row states."""
+
+    name: str
+    track: Track
+    ipc: int | None
+    steps: int
+    batch_size: int
+    distinct: int
+    bytes: dict[str, int]
+    feed: Callable[[int], Feed]
+    labels: str = "hard"
+    lr: float | None = None
+    """Learning rate that the images come with, in place of the protocol's."""
+    made: dict[str, Any] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Scores sets and generators of one data set under one protocol.
+
+    Args:
+        data: the real data: its test part, and the training part for controls.
+        protocol: how students are trained.
+        seeds: how many (0, 1, ...), or which.
+        device: where to train. Default: where the real images are.
+        split: `test`, or `val` when something is to be chosen.
+        report: called with every row when it is done.
+        selector: chooses coresets. Default: `Selector(data)`, by features and scores with the default settings.
+
+    Raises:
+        InputError: for an unknown student or no seeds.
+    """
+
+    def __init__(
+        self,
+        data: RealData,
+        protocol: ProtocolConfig,
+        *,
+        seeds: int | Iterable[int] = 3,
+        device: torch.device | str = "cpu",
+        split: Literal["test", "val"] = "test",
+        report: Callable[[Score], None] = lambda score: None,
+        selector: Selector | None = None,
+    ) -> None:
+        self.data, self.protocol, self.split, self.report = data, protocol, split, report
+        self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+        if not self.seeds:
+            raise InputError("no seeds: expected at least one")
+        if len(data.val) == 0 and split == "val":
+            raise InputError("the data has no validation part: expected data.val_fraction above 0")
+        check_protocol(protocol, data.spec)
+        self.device = torch.device(device)
+        # What students see: the data itself, or its whitened form.
+        self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
+        self._seen = data if self._whitening is None else self._whitening.data(data)
+        self._selector = selector or Selector(data)
+
+    # --- rows ------------------------------------------------------------------------------------------------------------
+
+    def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
+        """A stored set: `epochs` passes over it, at its own learning rate if it carries one and the protocol allows it."""
+        require_same_data(subject.spec, self.data.spec)
+        images, targets = subject.tensors()
+        labels = label_kind_of(subject)
+        source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
+        made = {"method": subject.info.get("method"), "seconds": production_seconds(subject), "digest": identity(subject)}
+        if self.protocol.learned_lr and subject.info.get("step_size") is not None:
+            step_size = subject.info["step_size"]
+            made |= {"step_size": step_size, "protocol_lr": self.protocol.lr}
+            source = dataclasses.replace(source, lr=step_size)
+        return self._score(dataclasses.replace(source, made=made))
+
+    def stream(self, generator: Generator, ipc: int, name: str = "generator", *, teacher: Teacher | None = None) -> list[Score]:
+        """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream. A teacher labels them."""
+        require_same_data(generator.spec, self.data.spec)
+        steps = self._budget(ipc)
+        generator = generator.to(self.device)
+
+        def feed(seed: int) -> Feed:
+            stream_seed = rng.fold(seed, "evaluate-stream")
+            relabel = None if teacher is None else teacher.labels
+            batch = self.protocol.batch_size
+            loader = GeneratedLoader(generator, batch_size=batch, steps=steps, seed=stream_seed, relabel=relabel)
+            batches = iter(loader)
+            return lambda step: next(batches)
+
+        size = {"generator": stored_bytes(generator)} | ({} if teacher is None else {"teacher": teacher.bytes})
+        batch, kind = self.protocol.batch_size, label_kind(teacher)
+        made = {"method": "generator", "seconds": production_seconds(generator), "digest": identity(generator)}
+        distinct = steps * batch
+        if generator.anchors is not None and float(generator.spread) == 0:  # images repeat
+            distinct = min(distinct, generator.anchors[..., 0].numel())
+        return self._score(_Source(name, "stream", ipc, steps, batch, distinct, size, feed, kind, made=made))
+
+    def random_real(self, ipc: int, name: str = "random real", *, teacher: Teacher | None = None) -> list[Score]:
+        """Control: `ipc` random real images per class, other ones for every seed; with a teacher's labels if there is one."""
+        return self.coreset(ipc, "random", name, teacher=teacher)
+
+    def coreset(
+        self, ipc: int, method: Method, name: str | None = None, *, end: End | None = None, teacher: Teacher | None = None
+    ) -> list[Score]:
+        """Control: `ipc` real images per class, chosen by a rule.
+
+        Where the rule draws at random, every seed gets other images; otherwise all seeds get the same. Features and scores
+        are made on the first call.
+
+        Args:
+            ipc: images per class.
+            method: `random`, `herding`, `k-center`, `forgetting` or `el2n`.
+            name: of the row. Default: the method, its end if it has one, and "real".
+            end: forgetting and EL2N: see `dim.features.coreset.select`.
+            teacher: labels the images.
+
+        Raises:
+            InputError: see `dim.features.coreset.select`.
+        """
+        self.require_coreset(ipc, method, end)
+        spec, about = self.data.spec, self._selector.about(method, end)
+        started = time.perf_counter()
+        chosen = {seed: self._selector.select(ipc, method, seed=seed, end=end) for seed in self.seeds}
+        if about["seconds"] is not None:
+            about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
+
+        def images(seed: int) -> Tensor:
+            return self.data.train.batch(chosen[seed])[0]
+
+        def targets(seed: int) -> Tensor:
+            return self.data.train.labels[chosen[seed]] if teacher is None else teacher.labels(images(seed))
+
+        count = ipc * spec.num_classes
+        size = {"images": count * spec.image_bytes, "labels": count * spec.label_bytes}
+        if teacher is not None:
+            size["labels"] = count * teacher.label_bytes
+        kind = label_kind(teacher)
+        name = name or row_name(method, end)
+        source = self._stored_source(name, images, targets, ipc, size, kind, count)
+        return self._score(dataclasses.replace(source, made=about))
+
+    def require_coreset(self, ipc: int, method: Method = "random", end: End | None = None) -> None:
+        """Raise InputError if `coreset` would, before anything is trained."""
+        self._selector.require(ipc, method, end)
+
+    def oracle(self, ipc: int, name: str = ORACLE, *, teacher: Teacher | None = None) -> list[Score]:
+        """Control: the real training part at the step budget of `ipc`; with a teacher's labels if there is one."""
+        source = self._real_source(name, "stream", ipc, self._budget(ipc))
+        if teacher is None:
+            return self._score(source)
+
+        def feed(seed: int) -> Feed:
+            at = source.feed(seed)
+
+            def labelled(step: int) -> tuple[Tensor, Tensor]:
+                images, _ = at(step)
+                return images, teacher.labels(images)
+
+            return labelled
+
+        size = {**source.bytes, "teacher": teacher.bytes}
+        return self._score(dataclasses.replace(source, feed=feed, bytes=size, labels=label_kind(teacher)))
+
+    def full(self, steps: int = 0, name: str = FULL) -> list[Score]:
+        """Control: the real training part for `full_epochs` passes, or `steps` if the protocol leaves that open."""
+        return self._score(self._real_source(name, "full", None, self.full_steps(steps)))
+
+    def full_steps(self, steps: int = 0) -> int:
+        """Steps of `full`.
+
+        Raises:
+            InputError: if neither the protocol nor the caller gives a budget.
+        """
+        if self.protocol.full_epochs:
+            steps = math.ceil(self.protocol.full_epochs * len(self.data.train) / self.protocol.batch_size)
+        if steps < 1:
+            raise InputError("the full-data control needs a budget: set protocol.full_epochs")
+        return steps
+
+    # --- sources ---------------------------------------------------------------------------------------------------------
+
+    def _budget(self, ipc: int) -> int:
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
+        return self.protocol.steps(ipc * self.data.spec.num_classes)
+
+    def _stored_source(
+        self,
+        name: str,
+        images: Tensor | Callable[[int], Tensor],
+        targets: Callable[[int], Tensor],
+        ipc: int | None,
+        size: dict[str, int],
+        labels: str,
+        count: int | None = None,
+    ) -> _Source:
+        count = len(images) if count is None else count
+        batch = min(self.protocol.batch_size, count)
+
+        def feed(seed: int) -> Feed:
+            own = (images(seed) if callable(images) else images).to(self.device)
+            wanted = targets(seed).to(self.device)
+            order = EpochBatches(_Positions(count), batch, seed=seed, purpose="evaluate")
+
+            def at(step: int) -> tuple[Tensor, Tensor]:
+                chosen = order.indices(step).to(self.device)
+                return own[chosen], wanted[chosen]
+
+            return at
+
+        steps = self.protocol.steps(count)
+        return _Source(name, "fixed", ipc, steps, batch, count, size, feed, labels)
+
+    def _real_source(self, name: str, track: Track, ipc: int | None, steps: int) -> _Source:
+        train, spec, batch = self.data.train, self.data.spec, min(self.protocol.batch_size, len(self.data.train))
+
+        def feed(seed: int) -> Feed:
+            batches = EpochBatches(train, batch, seed=seed, purpose="evaluate")
+
+            def at(step: int) -> tuple[Tensor, Tensor]:
+                images, labels = batches.at(step)
+                return images.to(self.device), labels.to(self.device)
+
+            return at
+
+        size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
+        return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed, made={"method": REAL})
+
+    def _as_seen(self, feed: Feed) -> Feed:
+        """A feed of natural images, as students see them."""
+        if self._whitening is None:
+            return feed
+
+        def at(step: int) -> tuple[Tensor, Tensor]:
+            images, targets = feed(step)
+            return self._whitening.whiten(images), targets
+
+        return at
+
+    # --- training --------------------------------------------------------------------------------------------------------
+
+    def _score(self, source: _Source) -> list[Score]:
+        scores, spec = [], self.data.spec
+        for student in self.protocol.students:
+            started = time.perf_counter()
+            accuracies = []
+            protocol = dataclasses.replace(self.protocol, students=(student,), lr=source.lr or self.protocol.lr)
+            for seed in self.seeds:
+                feed = self._as_seen(source.feed(seed))
+                net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                accuracies.append(accuracy(net, getattr(self._seen, self.split), self.device))
+            score = Score(
+                name=source.name,
+                track=source.track,
+                ipc=source.ipc,
+                student=student,
+                labels=source.labels,
+                accuracies=tuple(accuracies),
+                seeds=self.seeds,
+                steps=source.steps,
+                batch_size=source.batch_size,
+                images_seen=source.steps * source.batch_size,
+                distinct_images=source.distinct,
+                bytes=source.bytes,
+                seconds=round(time.perf_counter() - started, 2),
+                split=self.split,
+                protocol=to_dict(protocol),
+                made=source.made,
+                data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+                hardware=hardware(self.device),
+                versions=versions(),
+            )
+            self.report(score)
+            scores.append(score)
+        return scores
+
+
+def label_kind(teacher: Teacher | None) -> str:
+    """What a score says of labels that a teacher gave, or of classes."""
+    return "hard" if teacher is None else f"soft ({teacher.name})"
+
+
+def label_kind_of(subject: SyntheticSet) -> str:
+    """What a score says of a set's own labels."""
+    return "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
+
+
+def production_seconds(subject: SyntheticSet | Generator) -> float | None:
+    """Seconds it took to make a set or a generator: training or distillation, policies with their features, and for a set the
+    drawing.
+
+    What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
+    """
+
+    if isinstance(subject, Generator):
+        made = [getattr(subject, "info", {}).get("about", {})]
+    else:
+        made = [subject.info]
+        if subject.info.get("method") == "generator":
+            made.insert(0, subject.info.get("generator", {}))
+    parts = [part for about in made for part in (about.get("seconds"), about.get("policy_seconds", 0.0))]
+    features = [about["policy_features"] for about in made if about.get("policy_features")]
+    parts += {one.get("digest"): one.get("seconds") for one in features}.values()
+    return None if None in parts else sum(parts)
+
+
+class _Positions:
+    """A stand-in for a split where only the number of images matters."""
+
+    streams = False
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def evaluate(
+    subject: SyntheticSet | Generator,
+    *,
+    students: Sequence[str] | None = None,
+    seeds: int | Iterable[int] = 3,
+    ipc: int | None = None,
+    data: RealData | None = None,
+    root: str | None = None,
+    protocol: ProtocolConfig | None = None,
+    device: torch.device | str = "cpu",
+    split: Literal["test", "val"] = "test",
+) -> list[Score]:
+    """Score a set (fixed track) or a generator (stream track).
+
+    Args:
+        subject: a `SyntheticSet`, or a generator, which then needs `ipc`.
+        students: architectures. Default: the protocol's.
+        seeds: how many, or which.
+        ipc: stream track: the images per class that the step budget stands for.
+        data: the real data. Default: what the subject says it was made from, under `root`.
+        protocol: how to train. Default: the one that travels with the subject.
+        device, split: see `Evaluator`.
+
+    Returns:
+        One `Score` per student.
+
+    Raises:
+        InputError: if the subject does not say what it was made from and `data` is not given, or for a bad argument.
+    """
+    info = subject.info if isinstance(subject, SyntheticSet) else getattr(subject, "info", {})
+    protocol = protocol or from_dict(ProtocolConfig, info.get("protocol") or {})
+    if students is not None:
+        protocol = dataclasses.replace(protocol, students=tuple(students))
+    evaluator = Evaluator(data or real_data_of(info, root, device), protocol, seeds=seeds, device=device, split=split)
+    if isinstance(subject, SyntheticSet):
+        return evaluator.fixed(subject)
+    if ipc is None:
+        raise InputError("a generator is scored on the stream track: give ipc, the images per class of the step budget")
+    return evaluator.stream(subject, ipc)
+
+
+def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
+    """The real data that a set or a generator says it was made from.
+
+    Raises:
+        InputError: if it says nothing.
+    """
+    if not info.get("data"):
+        raise InputError("this set or generator does not say which data it was made from: give the real data")
+    return load_data(dataclasses.replace(from_dict(DataConfig, info["data"]), root=root), device)

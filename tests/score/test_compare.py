@@ -1,0 +1,432 @@
+"""Side by side: what has to be measured, what may stand in one table, and the table, picture and page."""
+
+import base64
+import dataclasses
+import importlib
+import io
+import json
+import math
+import re
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import dim
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, to_dict
+from dim.data.real import load_data
+from dim.data.synthetic import SyntheticSet
+from dim.errors import InputError
+from dim.io import write_json
+from dim.nets.generator import build_generator
+from dim.score.compare import Comparison, protocol_of, read_scores, require_made_from, require_one_data, score_all
+from dim.score.evaluate import Evaluator, Score, production_seconds
+from dim.score.report import scores_to_json
+
+PROTOCOL = ProtocolConfig(students=("convnet:width=4", "alexnet:width=2"), epochs=2, batch_size=16, augment="crop")
+
+
+def score(name: str = "sets/mtt-10", ipc: int | None = 10, student: str = "convnet", **changes) -> Score:
+    values = {
+        "track": "fixed",
+        "labels": "hard",
+        "accuracies": (90.0, 92.0),
+        "seeds": (0, 1),
+        "steps": 2000,
+        "batch_size": 16,
+        "images_seen": 32000,
+        "distinct_images": 100,
+        "bytes": {"images": 640 * (ipc or 100), "labels": 10},
+        "seconds": 1.5,
+        "protocol": to_dict(dataclasses.replace(PROTOCOL, students=(student,))),
+        "data": {"name": "toy", "fingerprint": "f" * 8},
+        "made": {"seconds": 12.34},
+    }
+    return Score(name=name, ipc=ipc, student=student, **{**values, **changes})
+
+
+def stored(scores) -> list[Score]:
+    """As they come back from a file."""
+    return [Score.from_dict(row) for row in json.loads(json.dumps(scores_to_json(scores)))["scores"]]
+
+
+@pytest.fixture(scope="module")
+def generator(digits):
+    network = build_generator(GeneratorConfig(width=8, latent_dim=6), digits.spec, seed=0)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(30):  # batch norm gets to know its inputs; without that, images hardly differ
+            network(torch.randn(64, 6, generator=source), torch.arange(64) % 10)
+    return network.eval()
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Count the students that are trained, by name and seed; they are not."""
+    record = []
+
+    def train(student, feed, steps, protocol, data, seed, device):
+        record.append((student, seed))
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(data.spec.image_shape), data.spec.num_classes))
+
+    monkeypatch.setattr(importlib.import_module("dim.score.evaluate"), "train_student", train)
+    return record
+
+
+# --- what is measured --------------------------------------------------------------------------------------------------------
+
+
+def kinds(rows) -> list[tuple]:
+    return [(row.name, row.track, row.ipc, row.student) for row in rows if row.student == PROTOCOL.students[0]]
+
+
+def test_every_set_generator_and_control_has_its_rows(digits, generator, trained):
+    subjects = {"sets/a": dim.sample_set(generator, ipc=3, seed=1), "runs/b": generator}
+    evaluator = Evaluator(digits, PROTOCOL, seeds=1)
+    controls = ("full", "random", "oracle")
+    rows = score_all(evaluator, subjects, ipc=(1, 2), tracks=("stream", "fixed"), controls=controls)
+    student = PROTOCOL.students[0]
+    assert kinds(rows) == [
+        ("sets/a", "fixed", 3, student),
+        ("runs/b", "stream", 1, student),
+        ("runs/b", "fixed", 1, student),
+        ("runs/b", "stream", 2, student),
+        ("runs/b", "fixed", 2, student),
+        ("random real", "fixed", 3, student),
+        ("random real", "fixed", 1, student),
+        ("random real", "fixed", 2, student),
+        ("real stream (oracle)", "stream", 1, student),
+        ("real stream (oracle)", "stream", 2, student),
+        ("full data", "full", None, student),
+    ]
+    assert len(rows) == len(trained) == 22
+    assert rows[-1].steps == max(row.steps for row in rows[:-2])
+
+
+def test_what_was_measured_is_not_measured_again(digits, generator, trained):
+    subjects = {"sets/a": dim.sample_set(generator, ipc=3, seed=1), "runs/b": generator}
+    plan = {"ipc": (1, 2), "tracks": ("stream", "fixed"), "controls": ("random", "oracle", "full")}
+    evaluator = Evaluator(digits, PROTOCOL, seeds=2)
+    known = stored(score_all(evaluator, subjects, **plan))
+    trained.clear()
+    assert score_all(evaluator, subjects, **plan, known=known) == []
+    assert score_all(Evaluator(digits, PROTOCOL, seeds=1), subjects, **plan, known=known) == []  # fewer seeds are there too
+    assert trained == []
+    # One size more of the generator: its own rows, and its controls; full data has the longest budget, which has grown.
+    more = score_all(evaluator, subjects, **{**plan, "ipc": (1, 2, 4)}, known=known)
+    assert [row[:3] for row in kinds(more)] == [
+        ("runs/b", "stream", 4),
+        ("runs/b", "fixed", 4),
+        ("random real", "fixed", 4),
+        ("real stream (oracle)", "stream", 4),
+        ("full data", "full", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seeds": 3},
+        {"protocol": dataclasses.replace(PROTOCOL, epochs=3)},
+        {"protocol": dataclasses.replace(PROTOCOL, students=(*PROTOCOL.students, "convnet:width=2"))},
+        {"split": "val"},
+    ],
+)
+def test_what_was_measured_otherwise_is_measured_again(digits, generator, trained, changed):
+    subjects = {"sets/a": dim.sample_set(generator, ipc=1)}
+    known = stored(score_all(Evaluator(digits, PROTOCOL, seeds=2), subjects, controls=("random",)))
+    settings = {"protocol": PROTOCOL, "seeds": 2, **changed}
+    rows = score_all(Evaluator(digits, **settings), subjects, controls=("random",), known=known)
+    assert {row.name for row in rows} == {"sets/a", "random real"}
+
+
+def test_a_set_that_was_changed_is_measured_again(digits, generator, trained):
+    evaluator = Evaluator(digits, PROTOCOL, seeds=1)
+    known = stored(score_all(evaluator, {"sets/a": dim.sample_set(generator, ipc=1)}))
+    rows = score_all(evaluator, {"sets/a": dim.sample_set(generator, ipc=1, seed=1)}, known=known)
+    assert [row.name for row in rows] == ["sets/a"] * 2
+
+
+def test_the_same_images_by_another_name_are_trained_on_once(digits, generator, trained):
+    subjects = {"sets/a": dim.sample_set(generator, ipc=2), "runs/b": generator}
+    rows = score_all(Evaluator(digits, PROTOCOL, seeds=1), subjects, ipc=(2,), tracks=("fixed",))
+    assert len(trained) == 2
+    assert [row.name for row in rows] == ["sets/a", "sets/a", "runs/b", "runs/b"]
+    assert [row.accuracies for row in rows[:2]] == [row.accuracies for row in rows[2:]]
+
+
+def test_the_same_images_in_another_form_have_bytes_of_their_own(digits, generator, trained):
+    images = dim.sample_set(generator, ipc=2)
+    latents = SyntheticSet(images.images, images.labels, images.spec, info=images.info, latents=torch.zeros(20, 6))
+    rows = score_all(Evaluator(digits, PROTOCOL, seeds=1), {"sets/a": images, "sets/b": latents})
+    assert len(trained) == 2
+    assert [row.name for row in rows] == ["sets/a", "sets/a", "sets/b", "sets/b"]
+    for row, subject in zip(rows[1:3], (images, latents), strict=True):
+        assert row.bytes == subject.bytes_stored()
+    assert "generator" in rows[2].bytes
+
+
+def test_controls_are_made_for_the_sizes_of_known_rows(digits, generator, trained):
+    evaluator = Evaluator(digits, PROTOCOL, seeds=1)
+    known = score_all(evaluator, {"sets/a": dim.sample_set(generator, ipc=2)})
+    rows = score_all(evaluator, {"sets/b": dim.sample_set(generator, ipc=3)}, controls=("random",), known=known)
+    assert sorted({(row.name, row.ipc) for row in rows}) == [("random real", 2), ("random real", 3), ("sets/b", 3)]
+
+
+def test_a_learned_step_size_is_said_and_is_no_other_protocol(digits, generator, trained):
+    drawn = dim.sample_set(generator, ipc=1)
+    learned = SyntheticSet(drawn.images, drawn.labels, drawn.spec, info={"step_size": 0.3, "method": "trajectory matching"})
+    evaluator = Evaluator(digits, PROTOCOL, seeds=1)
+    (first, _) = rows = score_all(evaluator, {"sets/a": learned})
+    assert first.protocol["lr"] == 0.3
+    assert protocol_of(stored(rows)[0]) == dataclasses.replace(PROTOCOL, students=PROTOCOL.students[:1])
+    assert score_all(evaluator, {"sets/a": learned}, known=stored(rows)) == []
+    assert len(score_all(evaluator, {"sets/b": drawn}, known=stored(rows))) == 2  # the same images at another rate
+
+
+# --- seconds to produce ------------------------------------------------------------------------------------------------------
+
+
+def test_seconds_to_produce(digits, generator):
+    drawn = dim.sample_set(generator, ipc=1)
+    assert production_seconds(generator) is None
+    assert production_seconds(drawn) is None  # how long the generator was trained is not known
+    generator.info = {"about": {"seconds": 100.0}}
+    drawn = dim.sample_set(generator, ipc=1)
+    assert production_seconds(generator) == 100
+    assert production_seconds(drawn) == 100 + drawn.info["seconds"]
+    del generator.info
+    learned = SyntheticSet(drawn.images, drawn.labels, drawn.spec, info={"method": "trajectory matching", "seconds": 7.0})
+    assert production_seconds(learned) == 7
+    assert production_seconds(SyntheticSet(drawn.images, drawn.labels, drawn.spec)) is None
+
+
+# --- what may stand side by side ---------------------------------------------------------------------------------------------
+
+
+def test_rows_of_other_data_or_another_part_are_refused():
+    other = score(data={"name": "toy", "fingerprint": "0" * 8}, name="sets/other")
+    with pytest.raises(
+        InputError, match=r"row sets/other is of toy \(fingerprint 00000000\): expected toy \(fingerprint ffffffff\)"
+    ):
+        Comparison([score(), other])
+    with pytest.raises(InputError, match=r"row sets/other is val accuracy: expected test accuracy .* --split test"):
+        Comparison([score(), score("sets/other", split="val")])
+    with pytest.raises(InputError, match="nothing to compare"):
+        Comparison([])
+    with pytest.raises(InputError, match="says no protocol"):
+        Comparison([score(protocol={})])
+
+
+def test_subjects_and_rows_must_be_of_the_real_data(digits, generator):
+    require_made_from({"runs/b": generator}, digits.spec)
+    other = load_data(DataConfig(split_seed=1))
+    with pytest.raises(InputError, match=r"runs/b was made from digits .* expected digits .* same data and split"):
+        require_made_from({"runs/b": generator}, other.spec)
+    row = score(data={"name": "digits", "fingerprint": digits.spec.fingerprint})
+    require_one_data([row], "runs/b", digits.spec, "test")
+    for spec, split in ((other.spec, "test"), (digits.spec, "val")):
+        with pytest.raises(InputError, match=r"row sets/mtt-10 is .* as runs/b"):
+            require_one_data([row], "runs/b", spec, split)
+
+
+def test_files_of_scores(tmp_path):
+    rows = [score(), score(student="alexnet")]
+    write_json(tmp_path / "scores.json", scores_to_json(rows))
+    assert read_scores(tmp_path / "scores.json") == stored(rows)
+    # Files of earlier versions do not say how the images came about.
+    old = scores_to_json(rows)
+    for row in old["scores"]:
+        del row["made"]
+    write_json(tmp_path / "old.json", old)
+    assert Comparison(read_scores(tmp_path / "old.json")).table("fixed")[1][0][4] == "-"
+    for content, said in (
+        ({"kind": "coverage", "scores": []}, "holds no scores"),
+        ([], "holds no scores"),
+        ({"kind": "scores", "scores": []}, "holds no row"),
+        ({"kind": "scores", "format": 2, "scores": [{}]}, "upgrade"),
+        ({"kind": "scores", "scores": [{"name": "a"}]}, "is damaged"),
+        ({"kind": "scores", "scores": ["a"]}, "is damaged"),
+    ):
+        write_json(tmp_path / "wrong.json", content)
+        with pytest.raises(InputError, match=said):
+            read_scores(tmp_path / "wrong.json")
+    with pytest.raises(InputError, match="no file"):
+        read_scores(tmp_path / "none.json")
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_has_every_student_and_all_that_it_depends_on():
+    rows = [
+        score("random real", accuracies=(70.0, 71.0, 72.0), seeds=(0, 1, 2), made={"method": "random", "seconds": 0.0}),
+        score("sets/mtt-10", 10, labels="soft (resnet18)", bytes={"images": 6400, "labels": 400}),
+        score("sets/mtt-1", 1, accuracies=(50.0,), seeds=(0,), made={}),
+        score("sets/mtt-10", 10, "alexnet", labels="soft (resnet18)", bytes={"images": 6400, "labels": 400}),
+    ]
+    columns, cells = Comparison(rows).table("fixed")
+    assert columns == ["trained on", "IPC", "labels", "stored", "seconds to produce", "steps", "convnet", "alexnet"]
+    soft = "soft (resnet18)"
+    assert cells == [
+        ["sets/mtt-1", "1", "hard", "650 B", "-", "2,000", "50.0 (1)", ""],
+        ["sets/mtt-10", "10", soft, "6.8 kB", "12.3", "2,000", "91.0 ± 1.4 (2)", "91.0 ± 1.4 (2)"],
+        ["random real", "10", "hard", "6.41 kB", "0.0", "2,000", "71.0 ± 1.0 (3)", ""],  # controls come last
+    ]
+
+
+def test_tracks_have_tables_of_their_own():
+    rows = [score(track="stream"), score("full data", None, track="full"), score()]
+    comparison = Comparison(rows)
+    assert comparison.tracks == ["fixed", "stream", "full"]
+    console = Console(file=io.StringIO(), width=200)
+    comparison.show(console)
+    parts = re.split("(toy, .* test accuracy)", console.file.getvalue())
+    assert [re.sub(" +", " ", part) for part in parts[1::2]] == [
+        "toy, fixed track: test accuracy",
+        "toy, stream track: test accuracy",
+        "toy, full data: test accuracy",
+    ]
+    assert ["sets/mtt-10" in part for part in parts[2::2]] == [True, True, False]
+    assert "2 epochs at batch size 16" in parts[-1]
+
+
+def test_another_protocol_is_said_in_its_line():
+    other = to_dict(dataclasses.replace(PROTOCOL, epochs=500, zca=True))
+    made = {"step_size": 0.0312, "protocol_lr": PROTOCOL.lr}
+    rows = [
+        score("a"),
+        score("b", protocol=other),
+        score("c", protocol={**score().protocol, "lr": 0.0312}, made=made),
+        score("d", protocol={**score().protocol, "lr": 0.0312}),
+        score("e", protocol={**score().protocol, "full_epochs": 9}),
+    ]
+    columns, cells = Comparison(rows).table("fixed")
+    assert columns[-1] == "differs in"
+    assert [line[-1] for line in cells] == [
+        "",
+        "epochs 500 (first row: 2), zca True (first row: False)",
+        "own step size 0.0312",
+        "lr 0.0312 (first row: 0.01)",
+        "",
+    ]
+
+
+def test_equal_rows_are_one_and_others_of_the_same_name_stay():
+    rows = [score(), score(), score(accuracies=(10.0, 20.0)), score(student="alexnet"), score(student="alexnet")]
+    comparison = Comparison(rows)
+    assert [line[-2:] for line in comparison.table("fixed")[1]] == [
+        ["91.0 ± 1.4 (2)", "91.0 ± 1.4 (2)"],
+        ["15.0 ± 7.1 (2)", ""],
+    ]
+    assert comparison.scores == [rows[0], rows[2], rows[3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "ipc", "method"),
+    [
+        ("sets/mtt-10", 10, "sets/mtt"),
+        ("sets/mtt_10", 10, "sets/mtt"),
+        ("sets/demo/ipc-50", 50, "sets/demo"),
+        ("sets/demo/1", 1, "sets/demo"),
+        ("sets/digits10", 10, "sets/digits"),
+        ("sets/x110", 10, "sets/x110"),
+        ("sets/mtt-10", 1, "sets/mtt-10"),
+        ("runs/cifar10", 1, "runs/cifar10"),
+        ("10", 10, "10"),
+        ("random real", 10, "random real"),
+    ],
+)
+def test_sets_whose_names_differ_in_their_size_are_one_method(name, ipc, method):
+    (row,) = Comparison([score(name, ipc)])._rows
+    assert row.method == method
+
+
+# --- the picture and the page ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figure, in place of its bytes."""
+    figures = []
+    monkeypatch.setattr("dim.score.compare.figure_png", lambda figure: figures.append(figure) or b"")
+    return figures
+
+
+def lines(axes) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Points of the error bars by label: x, mean, and the ends of the bar."""
+    found = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        ends = [(float(low), float(high)) for (_, low), (_, high) in bars.get_segments()]
+        found[container.get_label()] = [(float(x), float(y), *end) for x, y, end in zip(*line.get_data(), ends, strict=True)]
+    return found
+
+
+def test_the_picture_has_a_line_for_each_method_with_its_spread(drawn):
+    rows = [
+        score("sets/mtt-10", 10),
+        score("sets/mtt-1", 1, accuracies=(50.0,), seeds=(0,)),
+        score("sets/some", None, accuracies=(30.0, 30.0)),  # not as many of every class: it has no place along IPC
+        score("runs/b", 10, track="stream", bytes={"generator": 5000}),
+        score("runs/b", 1, track="stream", accuracies=(60.0, 60.0), bytes={"generator": 5000}),
+        score("full data", None, track="full", accuracies=(99.0,), seeds=(0,)),
+        score("sets/mtt-1", 1, "alexnet"),
+    ]
+    Comparison(rows).picture()
+    panels = drawn[0].axes
+    titles = [axes.get_title(loc="left") for axes in panels[::2]]
+    assert titles == ["fixed track, convnet", "fixed track, alexnet", "stream track, convnet"]
+    deviation = math.sqrt(2)
+    mtt = [(1, 50, 50, 50), (10, 91, pytest.approx(91 - deviation), pytest.approx(91 + deviation))]
+    assert lines(panels[0]) == {"sets/mtt": mtt}
+    by_bytes = lines(panels[1])
+    assert [point[:2] for point in by_bytes["sets/mtt"]] == [(650, 50), (6410, 91)]
+    assert [point[:2] for point in by_bytes["sets/some"]] == [(64010, 30)]
+    assert lines(panels[2]) == {"sets/mtt": [(1, 91, *mtt[1][2:])]}
+    assert [point[:2] for point in lines(panels[4])["runs/b"]] == [(1, 60), (10, 91)]
+    assert [point[0] for point in lines(panels[5])["runs/b"]] == [5000, 5000]
+    full = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"] for axes in panels]
+    assert full == [[99], [99], [], [], [99], [99]]
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert sorted(legend) == ["full data (2,000 steps)", "runs/b", "sets/mtt", "sets/some"]
+
+
+def test_another_protocol_is_another_line(drawn):
+    other = to_dict(dataclasses.replace(PROTOCOL, epochs=500))
+    Comparison([score("a-1", 1), score("a-10", 10, protocol=other)]).picture()
+    assert {label: len(points) for label, points in lines(drawn[0].axes[0]).items()} == {
+        "a": 1,
+        "a [epochs 500 (first row: 2)]": 1,
+    }
+
+
+def test_other_labels_are_another_line(drawn):
+    Comparison([score("a-1", 1), score("a-10", 10), score("a-10", 10, labels="soft (2 experts)")]).picture()
+    assert {label: len(points) for label, points in lines(drawn[0].axes[0]).items()} == {"a": 2, "a [soft (2 experts)]": 1}
+
+
+def test_the_picture_is_a_png():
+    with Image.open(io.BytesIO(Comparison([score()]).picture())) as image:
+        image.load()
+        assert image.format == "PNG"
+
+
+def test_full_data_alone_has_no_picture():
+    comparison = Comparison([score("full data", None, track="full")])
+    with pytest.raises(InputError, match="no row of the fixed or the stream track"):
+        comparison.picture()
+    assert "<img" not in comparison.page()
+
+
+def test_the_page_is_self_contained():
+    page = Comparison([score("sets/<a>"), score("runs/b", track="stream")]).page()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    (picture,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        image.load()
+    for text in ("<h2>toy, fixed track", "<h2>toy, stream track", "sets/&lt;a&gt;", "91.0 ± 1.4 (2)", "weight_decay"):
+        assert text in page
+    assert "<a>" not in page
