@@ -23,11 +23,13 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-TRAIN = """train --recipe digits-dim --stage-one.epochs 0.5 --stage-two.epochs 0.3 --fit.trackers --fit.sample-steps 0
- --fit.log-steps 5 --pool.students convnet:width=8 resnet10:width=4,norm=batchstats"""
+STUDENTS = "--pool.students convnet:width=8 resnet10:width=4,norm=batchstats"
+TRAIN = f"""train --recipe digits-dim --stage-one.epochs 0.5 --stage-two.epochs 0.3 --fit.trackers --fit.sample-steps 0
+ --fit.log-steps 5 {STUDENTS}"""
 GAN = f"""{TRAIN} --generator.name gan --generator.width 8 --discriminator.width 8 --adversarial.loss relativistic
  --adversarial.augment color_crop --adversarial.augment-target 0.5 --adversarial.gamma-end 0.01 --pool.images generated
  --matching.weight 20 --matching.outputs features"""
+UNPOOLED = GAN.replace(STUDENTS, "").replace("--pool.images generated", "")
 EXPERTS = "experts --recipe digits-mtt-ipc1 --experts.count 2 --experts.epochs 3 --experts.compile off"
 LEARN = """--experts E/mtt --distill.iterations 4 --trajectory.steps 4 --trajectory.epochs 2 --trajectory.max-start 3
  --trajectory.compile off"""
@@ -45,7 +47,7 @@ COMMANDS = {
     "E/mtt": f"{EXPERTS}",
     "E/gsam": f"{EXPERTS} --experts.optimizer gsam --experts.waypoints 3 --experts.together 2",
     "E/fine": f"{EXPERTS} --experts.every 0.5 --experts.momentum 0.9 --experts.weight-decay 0.0005",
-    "R/experts": f"{GAN} --pool.source experts --pool.experts E/fine --pool.together 2 --path-matching.weight 1"
+    "R/experts": f"{UNPOOLED} --pool.source experts --pool.experts E/fine --pool.together 2 --path-matching.weight 1"
     " --path-matching.experts E/fine --path-matching.steps 2 --path-matching.epochs 0.5 --path-matching.starts 0 2",
     "D/mtt": f"distill --recipe digits-mtt-ipc1 {LEARN}",
     "D/tesla": f"distill --recipe digits-tesla-ipc1 {LEARN}",

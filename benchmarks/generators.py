@@ -24,12 +24,13 @@ import tyro
 from common import RESULTS, Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig, load_recipe
+from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig
 from dim.data.real import RealData, load_data
 from dim.hub import load_generator
 from dim.io import read_json, write_json
 from dim.nets.generator import Generator
 from dim.pictures import save_png
+from dim.recipes.load import load_recipe
 from dim.run_folder import RUN
 from dim.runs.train import fit, make_accelerator, sample_grid
 from dim.sampler import sample_set, stored_bytes

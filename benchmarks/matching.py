@@ -23,11 +23,12 @@ from common import Rows, begin_from, changed, epochs, save, scores_of, seconds_p
 
 from dim import rng
 from dim.commands.malloc import keep_freed_memory
-from dim.config import TrainConfig, from_dict, load_recipe
+from dim.config import TrainConfig, from_dict
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.hub import load_generator
 from dim.io import read_json, write_json
 from dim.nets.generator import Generator
+from dim.recipes.load import load_recipe
 from dim.run_folder import RUN, read_run
 from dim.runs.train import Trainer, fit, make_accelerator
 from dim.sampler import sample_set

@@ -18,9 +18,10 @@ import tyro
 from common import begin_from, changed, save
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import TrainConfig, load_recipe, to_dict
+from dim.config import TrainConfig, to_dict
 from dim.data.real import RealData, load_data
 from dim.hub import load_generator
+from dim.recipes.load import load_recipe
 from dim.runs.train import fit, make_accelerator
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator

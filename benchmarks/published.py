@@ -19,9 +19,10 @@ import tyro
 from common import RESULTS, save
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
+from dim.config import RecordConfig, TrajectoryRecipe, to_dict
 from dim.data.real import load_data
 from dim.io import read_json
+from dim.recipes.load import load_recipe
 from dim.runs.distill import Distiller
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore

@@ -19,10 +19,12 @@ import tyro
 from common import save
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import PoolConfig, TrainConfig, load_recipe, to_dict
+from dim.config import PoolConfig, TrainConfig, to_dict
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.objectives.logit import PoolMatching
-from dim.pool import FreshPool, build_pool
+from dim.pool import build_pool
+from dim.pools.fresh import FreshPool
+from dim.recipes.load import load_recipe
 from dim.runs.train import Trainer, make_accelerator
 
 

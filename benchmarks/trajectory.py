@@ -17,11 +17,12 @@ import tyro
 from common import save
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import RecordConfig, TrajectoryRecipe, load_recipe, to_dict
+from dim.config import RecordConfig, TrajectoryRecipe, to_dict
 from dim.data.real import RealData, load_data
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.pictures import save_png
+from dim.recipes.load import load_recipe
 from dim.run_folder import read_metrics
 from dim.runs.distill import distill
 from dim.score.evaluate import Evaluator, Score

@@ -34,7 +34,7 @@ _HOMES = {
     "from_dataset": "dim.data.real",
     "load_data": "dim.data.real",
     "load_generator": "dim.hub",
-    "load_recipe": "dim.config",
+    "load_recipe": "dim.recipes.load",
     "load_set": "dim.data.synthetic",
     "load_teacher": "dim.teacher",
     "push_to_hub": "dim.hub",

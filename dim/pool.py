@@ -1,4 +1,5 @@
-"""ModelPool: the models whose logits are matched, and their upkeep on real or on generated images.
+"""ModelPool: the models whose outputs are matched, and their upkeep on real or on generated images; one pool per file in
+`dim.pools`.
 
 The published pool makes a fresh model per epoch and trains it for 16 steps before every generator step, which is most of
 the run's time, and then throws it away. The persistent pool keeps members of several architectures and ages alive, takes
@@ -9,21 +10,19 @@ recorded experts, of any age, so nothing is trained at all, and several can judg
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import vmap
 
 from dim import rng
 from dim.augment import Augment
-from dim.config import PoolConfig
+from dim.config import POOLS, PoolConfig, require
 from dim.data.real import RealData
-from dim.errors import InputError
-from dim.nets.students import Student, build_student, parse_student
+from dim.nets.student import Student, build_student, parse_student
 from dim.spec import DataSpec
-from dim.trajectory.experts import Experts
 
 
 class _Member:
@@ -56,13 +55,16 @@ class ModelPool(ABC):
             (members, B, F).
         """
 
-    @abstractmethod
-    def due(self, step: int) -> int:
-        """How many batches `advance` wants at this step."""
+    learns_from_generated = False
+    """Whether upkeep takes generated images; real ones otherwise."""
 
-    @abstractmethod
+    def due(self, step: int) -> range:
+        """Numbers of the upkeep batches that `advance` wants at this step; none where nothing is trained."""
+        return range(0)
+
     def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
         """Upkeep on a batch, of real images or of generated ones; returns the loss, a detached scalar on the device."""
+        raise RuntimeError("this pool has no upkeep")
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -71,6 +73,43 @@ class ModelPool(ABC):
     @abstractmethod
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions:
+    """Of pools whose models are trained as the run goes on."""
+
+    images: Literal["real", "generated"] = "generated"
+    """What the models are trained on. `real`: published. `generated`: what the generator makes at the time, so that the models
+    judge real images as students of the generator would, and show what it lacks."""
+    students: tuple[str, ...] = (
+        "convnet",
+        "resnet10:width=32,norm=batchstats",
+        "resnet18:width=32,norm=batchstats",
+        "resnetap10:width=32,norm=batchstats",
+        "resnetap18:width=32,norm=batchstats",
+    )
+    """Architectures, as `dim evaluate --students` names them. Default: the published five, at the published sizes and norms."""
+    upkeep_steps: int = 1
+    """SGD steps per upkeep. Published: 16."""
+    upkeep_every: int = 2
+    """Generator steps between two upkeeps of the model that is used. Published: 1."""
+    lr: float = 0.01
+    """SGD learning rate."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    augment: str = "color_crop"
+    """Augmentation during upkeep."""
+
+    def __post_init__(self) -> None:
+        require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
+        for name in ("upkeep_steps", "upkeep_every"):
+            require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")
+        require(self.lr > 0, "pool.lr", self.lr, "a positive number")
+        require(0 <= self.momentum < 1, "pool.momentum", self.momentum, "a number in [0, 1)")
+        require(self.weight_decay >= 0, "pool.weight_decay", self.weight_decay, "0 or more")
 
 
 class TrainedPool(ModelPool):
@@ -91,6 +130,11 @@ class TrainedPool(ModelPool):
     Raises:
         InputError: for an unknown architecture.
     """
+
+    @classmethod
+    def of_run(cls, config: PoolConfig, data: RealData, *, steps: int = 1, **settings: Any) -> Self:
+        """As a run makes it; it serves any number of steps."""
+        return cls(config, data.spec, **settings)
 
     def __init__(
         self,
@@ -145,9 +189,15 @@ class TrainedPool(ModelPool):
         member = self.draw(step)
         return (member.embed(images) if kind == "features" else member(images))[None]
 
-    def due(self, step: int) -> int:
-        """How many batches `advance` wants at this step."""
-        return self.config.upkeep_steps if (step - self._first_step) % self.config.upkeep_every == 0 else 0
+    @property
+    def learns_from_generated(self) -> bool:
+        """See `ModelPool`."""
+        return self.config.images == "generated"
+
+    def due(self, step: int) -> range:
+        """See `ModelPool`."""
+        turn, rest = divmod(step - self._first_step, self.config.upkeep_every)
+        return range(turn * self.config.upkeep_steps, (turn + (rest == 0)) * self.config.upkeep_steps)
 
     def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
         """One SGD step of the member that serves `step`: cross-entropy of augmented images.
@@ -206,134 +256,15 @@ class TrainedPool(ModelPool):
         """Architecture of a slot's member."""
 
 
-class FreshPool(TrainedPool):
-    """Published: one newly initialised model per epoch, of an architecture drawn at random."""
-
-    def _identity(self, step: int) -> tuple[int, int, str]:
-        epoch = (step - self._first_step) // self._steps_per_epoch
-        return 0, epoch, self._student(0, epoch)
-
-    def _student(self, slot: int, generation: int) -> str:
-        return self.config.students[rng.fold(self.seed, "pool-student", generation) % len(self.config.students)]
-
-
-class PersistentPool(TrainedPool):
-    """Members of all architectures and of many ages; a step takes one at random and trains it a little.
-
-    A member is started afresh at `max_age` steps. First lives are cut short, each at another age, so that ages are
-    spread from then on.
-    """
-
-    def _identity(self, step: int) -> tuple[int, int, str]:
-        slot = rng.fold(self.seed, "pool-draw", step) % self.config.members
-        member = self.slots.get(slot)
-        generation = 0 if member is None else member.generation
-        if member is not None and member.age >= self._lifetime(slot, generation):
-            generation += 1
-        return slot, generation, self._student(slot, generation)
-
-    def _lifetime(self, slot: int, generation: int) -> int:
-        share = (slot + 1) / self.config.members if generation == 0 else 1.0
-        return max(1, round(self.config.max_age * share))
-
-    def _student(self, slot: int, generation: int) -> str:
-        return self.config.students[slot % len(self.config.students)]
-
-
-class ExpertPool(ModelPool):
-    """Checkpoints drawn from recorded experts. Ages are drawn from a window of the path that grows while the stage lasts, from
-    easy to hard as in DATM (Guo et al. 2024).
+def build_pool(config: PoolConfig, data: RealData, **settings: Any) -> ModelPool:
+    """A pool by its configuration.
 
     Args:
-        config: the pool's settings; `experts` names the store.
+        config: which pool, and its options.
         data: the real data, natural images.
-        first_step, steps: the generator steps that the pool serves.
-        seed: seed of the run.
-        device: where members are evaluated.
-        experts: those of the store, if they have been opened already.
+        settings: `steps` and `first_step`, the generator steps that the pool serves; further arguments as for `TrainedPool`.
 
     Raises:
-        InputError: if the store is missing, damaged, unfinished, or of other data.
+        InputError: see the pools.
     """
-
-    def __init__(
-        self,
-        config: PoolConfig,
-        data: RealData,
-        *,
-        first_step: int,
-        steps: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-        experts: Experts | None = None,
-    ) -> None:
-        if config.experts is None:
-            raise InputError("pool.source is 'experts' and pool.experts is not given: name a folder made by 'dim experts'")
-        self.experts = experts or Experts(config.experts, data, device)
-        self.network, self.paths = self.experts.network, self.experts.paths
-        self.config, self._seed, self._first_step, self._steps = config, seed, first_step, max(1, steps)
-        self._serving: tuple[int, Tensor] | None = None
-
-    def window(self, step: int) -> tuple[float, float]:
-        """Youngest and oldest age at a step, as parts of the path in [0, 1]."""
-        low, high = self.config.ages
-        progress = min(1.0, max(0.0, (step - self._first_step) / self._steps))
-        return low, self.config.oldest_at_first + (high - self.config.oldest_at_first) * progress
-
-    def thetas(self, step: int) -> Tensor:
-        """Weights of the members that serve `step`, float32 (members, P)."""
-        if self._serving is None or self._serving[0] != step:
-            low, high = self.window(step)
-            drawn = []
-            for member in range(self.config.together):
-                path = self.paths[rng.fold(self._seed, "pool-expert", step, member) % len(self.paths)]
-                source = rng.generator(self._seed, "pool-age", step, member)
-                part = low + (high - low) * float(torch.rand((), generator=source))
-                drawn.append(path.theta(part * path.last))
-            self._serving = (step, torch.stack(drawn).to(self.network.device))
-        return self._serving[1]
-
-    def draw(self, step: int) -> Callable[[Tensor], Tensor]:
-        """See `ModelPool`: the first of the members that serve a step."""
-        theta = self.thetas(step)[0]
-        return lambda images: self.network.logits(theta, self.experts.seen(images))
-
-    def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
-        """See `ModelPool`: all members in one batched computation."""
-        thetas, seen = self.thetas(step), self.experts.seen(images)
-        function = self.network.features if kind == "features" else self.network.logits
-        return function(thetas[0], seen)[None] if len(thetas) == 1 else vmap(function, in_dims=(0, None))(thetas, seen)
-
-    def due(self, step: int) -> int:
-        """Nothing is trained."""
-        return 0
-
-    def advance(self, images: Tensor, labels: Tensor, step: int, part: int = 0) -> Tensor:
-        """Nothing is trained: never called, as nothing is `due`."""
-        raise RuntimeError("an expert pool has no upkeep")
-
-    def state(self) -> dict[str, Tensor]:
-        """Which experts these are."""
-        return self.experts.state()
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Refuse other experts than the run began with, if it has had any."""
-        self.experts.require_same(tensors)
-
-
-def build_pool(
-    config: PoolConfig,
-    data: RealData,
-    *,
-    seed: int,
-    first_step: int = 0,
-    steps: int = 1,
-    device: torch.device | str = "cpu",
-    **settings: Any,
-) -> ModelPool:
-    """A pool by its configuration, for the generator steps from `first_step`; further arguments as for `TrainedPool`."""
-    common = {"first_step": first_step, "seed": seed, "device": device}
-    if config.source == "experts":
-        return ExpertPool(config, data, steps=steps, **common)
-    kind = FreshPool if config.source == "fresh" else PersistentPool
-    return kind(config, data.spec, **common, **settings)
+    return POOLS.load(config.source).of_run(config, data, **settings)

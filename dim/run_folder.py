@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dim.config import TrainConfig, from_dict, to_dict
+from dim.config import TrainConfig, flat, from_dict, to_dict
 from dim.errors import InputError
 from dim.io import read_json, require_free, write_bytes, write_json
 from dim.provenance import hardware, versions
@@ -103,12 +103,14 @@ def check_same_run(
         before, now = run["spec"]["name"], spec.name
         raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
     # A run of an earlier version lacks what has become an option since: it had the default.
-    before = {**_flat(dataclasses.asdict(type(config)())), **_flat(run["config"])}
-    now = _flat(to_dict(config))
+    known = {field.name for field in dataclasses.fields(config)}
+    before = flat(to_dict(from_dict(type(config), {key: value for key, value in run["config"].items() if key in known})))
+    now = flat(to_dict(config))
     for key in now:
         allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)
-        if not allowed and _plain(before[key]) != _plain(now[key]):
-            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {before[key]!r}; resume with the same settings")
+        if not allowed and (key not in before or before[key] != now[key]):
+            there = repr(before[key]) if key in before else "another choice"
+            raise InputError(f"{key} is {now[key]!r}: the run in {out} has {there}; resume with the same settings")
     return True
 
 
@@ -148,14 +150,3 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unprefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those whose names begin with `prefix.`, without it."""
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return result
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

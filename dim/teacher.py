@@ -13,7 +13,7 @@ from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest, load_tensors
-from dim.nets.students import Student
+from dim.nets.student import Student
 from dim.pool import build_pool
 from dim.run_folder import CHECKPOINT, RUN, read_run, unprefixed
 from dim.spec import DataSpec

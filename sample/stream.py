@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import dim
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 
 
 def main(run: str, steps: int = 200) -> None:

@@ -18,15 +18,13 @@ from dim.config import (
     TrajectoryConfig,
     TrajectoryRecipe,
     from_dict,
-    load_recipe,
-    load_recipe_for,
-    recipe_names,
     to_dict,
     to_toml,
 )
 from dim.errors import InputError
-from dim.nets.students import build_student, check_protocol, parse_student
+from dim.nets.student import build_student, check_protocol, parse_student
 from dim.objectives.trajectory import window_of
+from dim.recipes.load import load_recipe, load_recipe_for, recipe_names
 from dim.trajectory.store import waypoint_moments
 
 TRAJECTORY = [name for name in recipe_names() if isinstance(load_recipe(name), TrajectoryRecipe)]
@@ -134,7 +132,7 @@ def test_toml_round_trip_of_unusual_values():
         TrainConfig,
         {
             "about": {"title": 'quoted " and \\ and \n and é', "source": "[table]\nx = 1"},
-            "data": {"root": "C:\\data", "resolution": 12, "channels": 3},
+            "data": {"dataset": "folder", "root": "C:\\data", "resolution": 12, "channels": 3},
             "stage_one": {"lr": 1e-20, "epochs": 1e16, "betas": [0.5, 0.25], "lr_end": 0},
             "fit": {"trackers": [], "seed": -3, "channels_last": False},
         },
@@ -190,8 +188,8 @@ def test_unknown_keys_name_the_nearest(values, message):
         {"stage_one": {"betas": 0.1}},
         {"data": {"channels": 2}},
         {"data": {"channels": True}},
-        {"data": {"download": "yes"}},
-        {"data": {"root": 5}},
+        {"data": {"download": "yes", "dataset": "mnist"}},
+        {"data": {"root": 5, "dataset": "folder"}},
         {"pool": {"students": "convnet"}},
         {"pool": {"students": ["convnet", 5]}},
         {"fit": {"precision": "fp16"}},
@@ -225,8 +223,8 @@ def test_values_of_a_wrong_type_are_refused_by_name(values):
         {"stage_two": {"lr": 0}},
         {"stage_two": {"lr_end": -1e-9}},
         {"stage_two": {"betas": [0, 1]}},
-        {"adversarial": {"gradient_penalty": -1}},
-        {"adversarial": {"class_weight": -1}},
+        {"adversarial": {"gradient_penalty": -1, "loss": "acgan-wgangp"}},
+        {"adversarial": {"class_weight": -1, "loss": "acgan-wgangp"}},
         {"matching": {"weight": -0.1}},
         {"pool": {"students": []}},
         {"pool": {"members": 0}},
@@ -265,8 +263,8 @@ def test_values_out_of_range_are_refused(values):
         ({"experts": {"lr": -1}}, "experts.lr"),
         ({"experts": {"lr": float("nan")}}, "experts.lr"),
         ({"experts": {"momentum": 1}}, "experts.momentum"),
-        ({"experts": {"rho": -0.1}}, "experts.rho"),
-        ({"experts": {"alpha": -0.1}}, "experts.alpha"),
+        ({"experts": {"rho": -0.1, "optimizer": "gsam"}}, "experts.rho"),
+        ({"experts": {"alpha": -0.1, "optimizer": "gsam"}}, "experts.alpha"),
         ({"experts": {"weight_decay": -0.1}}, "experts.weight_decay"),
         ({"experts": {"checkpoint_minutes": -1}}, "experts.checkpoint_minutes"),
         ({"experts": {"waypoints": 1}}, "experts.waypoints"),
@@ -277,7 +275,7 @@ def test_values_out_of_range_are_refused(values):
         ({"trajectory": {"steps": 0}}, "trajectory.steps"),
         ({"trajectory": {"experts": 0}}, "trajectory.experts"),
         ({"trajectory": {"batch_size": -1}}, "trajectory.batch_size"),
-        ({"trajectory": {"waypoints": 1}}, "trajectory.waypoints"),
+        ({"trajectory": {"waypoints": 1, "path": "convex"}}, "trajectory.waypoints"),
         ({"trajectory": {"grows_for": 5}}, "trajectory.grows_for"),
         ({"trajectory": {"max_start_at_first": 5}}, "trajectory.grows_for"),
         ({"trajectory": {"gradient": "unroll", "compile": "on"}}, "trajectory.gradient"),
@@ -296,8 +294,8 @@ def test_values_out_of_range_are_refused(values):
         ({"images": {"lr": -1}}, "images.lr"),
         ({"images": {"momentum": 1}}, "images.momentum"),
         ({"labels": {"kind": "soft"}}, "labels.kind"),
-        ({"labels": {"lr": -1}}, "labels.lr"),
-        ({"labels": {"momentum": -0.1}}, "labels.momentum"),
+        ({"labels": {"lr": -1, "kind": "learned"}}, "labels.lr"),
+        ({"labels": {"momentum": -0.1, "kind": "learned"}}, "labels.momentum"),
         ({"step_size": {"initial": 0}}, "step_size.initial"),
         ({"step_size": {"lr": -1}}, "step_size.lr"),
         ({"step_size": {"momentum": 1}}, "step_size.momentum"),
@@ -323,12 +321,13 @@ def test_values_of_trajectory_recipes_out_of_range_are_refused(values, name):
                 "steps": 1,
                 "max_start_at_first": 1,
                 "grows_for": 1,
+                "path": "convex",
                 "waypoints": 2,
                 "gradient": "frozen",
                 "compile": "on",
             }
         },
-        {"images": {"ipc": 1, "lr": 0, "momentum": 0}, "labels": {"lr": 0}, "step_size": {"lr": 0}},
+        {"images": {"ipc": 1, "lr": 0, "momentum": 0}, "labels": {"lr": 0, "kind": "learned"}, "step_size": {"lr": 0}},
         {"trajectory": {"distance": "direction"}, "step_size": {"lr": 0}, "distill": {"skip_above": 0.99}},
         {"distill": {"iterations": 0, "log_steps": 1, "skip_above": 0}},
     ],

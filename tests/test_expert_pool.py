@@ -13,7 +13,8 @@ from dim.config import (
 )
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.pool import ExpertPool, build_pool
+from dim.pool import build_pool
+from dim.pools.experts import ExpertPool
 from dim.runs.train import fit
 from dim.trajectory.store import ExpertStore, to_waypoints
 
@@ -76,7 +77,7 @@ def test_features_and_the_last_layer_make_the_logits(digits_experts, digits):
 
 def test_nothing_is_trained(digits_experts, digits):
     pool = make(digits_experts, digits)
-    assert [pool.due(step) for step in range(5, 12)] == [0] * 7
+    assert [len(pool.due(step)) for step in range(5, 12)] == [0] * 7
     with pytest.raises(RuntimeError, match="no upkeep"):
         pool.advance(*digits.train.batch(torch.arange(4)), 5)
 
@@ -115,11 +116,11 @@ def test_refusals(digits_experts, digits, spec, tmp_path):
     with pytest.raises(InputError, match=r"experts of digits.*expected toy"):
         make(digits_experts, other)
     with pytest.raises(InputError, match=r"pool\.ages is \(0\.5, 0\.2\)"):
-        PoolConfig(ages=(0.5, 0.2))
+        PoolConfig(source="experts", ages=(0.5, 0.2))
     with pytest.raises(InputError, match=r"pool\.oldest_at_first is 0\.4: expected a number in \[0\.5, 1\.0\]"):
-        PoolConfig(ages=(0.5, 1.0))
+        PoolConfig(source="experts", ages=(0.5, 1.0))
     with pytest.raises(InputError, match=r"pool\.together is 0"):
-        PoolConfig(together=0)
+        PoolConfig(source="experts", together=0)
 
 
 def test_a_run_with_experts_resumes_and_refuses_other_experts(six_steps, digits_experts, other_experts, digits, tmp_path):

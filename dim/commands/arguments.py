@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -12,16 +14,22 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from dim.config import (
+    FORMATS,
     PolicyConfig,
     ProtocolConfig,
     RecordConfig,
     RefineConfig,
+    Section,
+    Settings,
     TrainConfig,
     TrajectoryRecipe,
-    load_recipe_for,
+    from_dict,
     to_toml,
 )
+from dim.config.data import reads_files
+from dim.config.train import for_generator
 from dim.errors import InputError, nearest
+from dim.recipes.load import load_recipe_for
 
 T = TypeVar("T")
 
@@ -41,7 +49,7 @@ class TrainArguments(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerArguments:
+class SamplerArguments(Settings):
     """Options of a few-step generator's sampler. Default: as it was trained."""
 
     steps: int | None = None
@@ -57,7 +65,7 @@ class SamplerArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherArguments:
+class TeacherArguments(Settings):
     """Soft labels, from an ensemble of models."""
 
     folder: str | None = None
@@ -80,7 +88,7 @@ class TeacherArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleArguments:
+class SampleArguments(Settings):
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
     generator: tyro.conf.Positional[str]
@@ -95,10 +103,11 @@ class SampleArguments:
     """Only these classes, by number or name."""
     seed: int = 0
     """Another seed gives another set."""
-    format: Literal["imagefolder", "safetensors", "npz", "webdataset", "parquet", "latents", "generator"] = "imagefolder"
-    """imagefolder: PNG files and metadata.jsonl; safetensors or npz: one array file; webdataset or parquet: with the extra
-    `export`; latents: the generator and a latent per image, which are fewer numbers than pixels (not of `diffusion`); generator:
-    no set but a generator, whose first --ipc images of a class are those of the policy, and whose streams go on around them."""
+    format: FORMATS.named(
+        "How the set is stored. `generator`: in place of a set a generator, whose first --ipc images of a class are those of the "
+        "policy, and whose streams go on around them."
+    ) = "imagefolder"
+    """How the set is stored."""
     spread: float = 0.3
     """--format generator: standard deviation, in latents, of later images around those of the policy; 0: they repeat."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
@@ -123,7 +132,7 @@ class SampleArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringArguments:
+class ScoringArguments(Settings):
     """What `dim evaluate` and `dim compare` have in common: what is scored, and how."""
 
     subjects: tyro.conf.Positional[tuple[str, ...]]
@@ -179,7 +188,7 @@ class CompareArguments(ScoringArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoverageArguments:
+class CoverageArguments(Settings):
     """Measure how much of the real data sets and generators cover, beside held-out real images: FID, precision, recall, ..."""
 
     subjects: tyro.conf.Positional[tuple[str, ...]]
@@ -254,7 +263,8 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
     Raises:
         InputError: for a wrong option or recipe, and if there is neither recipe nor run, or no folder.
     """
-    recipe, out, resume = _value_of(arguments, "--recipe"), _value_of(arguments, "--out"), "--resume" in arguments
+    recipe, out = (next(iter(_values_of(arguments, option)), None) for option in ("--recipe", "--out"))
+    resume = "--resume" in arguments
     if recipe is not None:
         base = load_recipe_for(command, recipe)
     elif resume and out is not None:
@@ -281,11 +291,16 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
-    """Parse strictly: an unknown option is an InputError with the nearest known name."""
+    """Parse strictly: an unknown option is an InputError with the nearest known name, or with the choice whose option it is."""
     parsed, unknown = parse_known(cls, arguments, command, default)
     if unknown:
-        option = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
-        known = _option_names(cls)
+        option, _, value = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")
+        section, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
+        owner = getattr(parsed, section, None)
+        if isinstance(owner, Section) and owner.choices.owners(name):
+            rest = unknown[unknown.index(option) + 1 :] if option in unknown else []
+            raise InputError(owner.refusal(name, value or next(iter(rest), "")))
+        known = _option_names(type(parsed), parsed)
         raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known) if option[0] == '-' else ''}")
     return parsed
 
@@ -293,6 +308,7 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = N
 def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> tuple[T, list[str]]:
     """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
     captured = io.StringIO()
+    default = _as_chosen(cls, arguments, default)
     settings = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
@@ -301,6 +317,53 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
         if stop.code in (0, None):
             raise
         raise InputError(_first_lines(captured.getvalue(), command)) from None
+
+
+def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T | None:
+    """The default to parse over, with the generator, the pool, ... that the arguments choose, whose options are then known.
+
+    Code outside the package, `package.module:Name`, is imported here, and only here: it was named on the command line.
+    """
+    hints = typing.get_type_hints(cls)
+    sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)}
+    if not sections:
+        return default
+    values = {}
+    for field in dataclasses.fields(cls):
+        missing = field.default_factory is dataclasses.MISSING
+        own = field.default if missing else None if default is not None else field.default_factory()
+        values[field.name] = getattr(default, field.name) if default is not None else own
+        if values[field.name] is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    switched = {}
+    for name, section in sections.items():
+        options = [f"--{name}.{section.selector}".replace("_", "-"), *_aliases(section, section.selector)]
+        chosen = [text for option in options for text in _values_of(arguments, option)]
+        if not chosen:
+            continue
+        chosen = [section.choices.admit(text) for text in chosen]
+        several = isinstance(getattr(values[name], section.selector), tuple)
+        switched[name] = from_dict(section, {section.selector: chosen if several else chosen[-1]}, values[name], section.prefix)
+    values |= switched
+    if "generator" in switched and issubclass(cls, TrainConfig):
+        values = for_generator(values)
+    return cls(**values)
+
+
+def _aliases(cls: type, name: str) -> list[str]:
+    hint = next(field.type for field in dataclasses.fields(cls) if field.name == name)
+    return [alias for mark in getattr(hint, "__metadata__", ()) for alias in getattr(mark, "aliases", None) or ()]
+
+
+def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """What follows an option before the next one, or stands behind its equals sign."""
+    for position, text in enumerate(arguments):
+        if text == option:
+            rest = arguments[position + 1 :]
+            return list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        if text.startswith(f"{option}="):
+            return [text.partition("=")[2]]
+    return []
 
 
 def _first_lines(box: str, command: str) -> str:
@@ -316,31 +379,19 @@ def _first_lines(box: str, command: str) -> str:
     return f"{message} (see 'dim {command} --help')"
 
 
-def _option_names(cls: type, prefix: str = "--") -> list[str]:
+def _option_names(cls: type, parsed: Any, prefix: str = "--") -> list[str]:
+    """Names of all options of a parsed object, those of its choices too."""
     names = []
     for field in dataclasses.fields(cls):
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        hint = field.type
-        if dataclasses.is_dataclass(hint):
-            names += _option_names(hint, f"{name}.")
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(parsed, field.name)
+        if dataclasses.is_dataclass(value):
+            names += _option_names(type(value), value, f"{name}.")
         else:
-            names.append(name)
-        for marker in getattr(hint, "__metadata__", ()):
-            names += getattr(marker, "aliases", None) or ()
+            names += [name, *_aliases(cls, field.name)]
     return names
 
 
-def _value_of(arguments: Sequence[str], option: str) -> str | None:
-    """Value of an option before the arguments are parsed: `--option value` or `--option=value`."""
-    for position, text in enumerate(arguments):
-        if text == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if text.startswith(f"{option}="):
-            return text.partition("=")[2]
-    return None
-
-
 def _with_root(data: Any) -> Any:
-    if data.root is None and data.dataset != "digits" and os.environ.get("DIM_DATA_ROOT"):
+    if data.root is None and reads_files(data.dataset) and os.environ.get("DIM_DATA_ROOT"):
         return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
     return data

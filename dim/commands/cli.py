@@ -25,17 +25,10 @@ from dim.commands.arguments import (
     parse_known,
 )
 from dim.commands.malloc import keep_freed_memory
-from dim.config import (
-    ProtocolConfig,
-    RecordConfig,
-    TrainConfig,
-    TrajectoryRecipe,
-    from_dict,
-    load_recipe,
-    recipe_names,
-    to_toml,
-)
+from dim.config import POLICIES, ProtocolConfig, RecordConfig, TrainConfig, TrajectoryRecipe, from_dict, to_toml
+from dim.config.data import reads_files
 from dim.errors import InputError, nearest
+from dim.recipes.load import load_recipe, read_recipe, recipe_names
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -91,10 +84,15 @@ def sample(arguments: Sequence[str]) -> None:
         from dim.emit.policy import Policy
         from dim.features.spaces import trained_features
 
-        features = trained_features(data) if "matched" in parsed.policy.steps else None
-        real = data if {"matched", "refined"} & set(parsed.policy.steps) else None
-        refinement = {"refinement": parsed.refine, "experts": parsed.teacher.folder}
-        policy = Policy(parsed.policy, teacher=teacher, data=real, features=features, **refinement)
+        needs = _needs(parsed.policy)
+        policy = Policy(
+            parsed.policy,
+            teacher=teacher,
+            data=data if "data" in needs else None,
+            features=trained_features(data) if "features" in needs else None,
+            experts=parsed.teacher.folder,
+            refinement=parsed.refine,
+        )
         ipc = parsed.ipc or max(size["counts"].values())
         ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
     if parsed.format == "generator":
@@ -112,19 +110,22 @@ def sample(arguments: Sequence[str]) -> None:
     leave_together()
 
 
+def _needs(policy: Any) -> set[str]:
+    """What the chosen policies need, see `dim.emit.policy.Step`."""
+    return {need for name in policy.steps for need in POLICIES.load(name).needs}
+
+
 def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
     """What a policy and a teacher need of the real data: its images to match classes or whiten, else its specification."""
     from dim.run_folder import load_run_config
-    from dim.score.evaluate import real_data_of
     from dim.trajectory.store import LAYOUT
 
     folder = parsed.teacher.folder
     experts = folder is not None and (Path(folder) / LAYOUT).is_file()
     whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
-    if not whitened and not {"matched", "refined"} & set(parsed.policy.steps):
+    if not whitened and "data" not in _needs(parsed.policy):
         return generator.spec
-    root = parsed.data_root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs([parsed.generator])
-    return real_data_of(generator.info, root, generator.device)
+    return _real_data(generator.info, parsed.data_root, [parsed.generator], generator.device)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -314,7 +315,7 @@ def recipes(arguments: Sequence[str]) -> None:
         return
     width = max(map(len, recipe_names()))
     for name in recipe_names():
-        print(f"{name:<{width}}  {load_recipe(name).about.title}")
+        print(f"{name:<{width}}  {read_recipe(name)['about']['title']}")
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
@@ -426,10 +427,16 @@ def _load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments)
 
 def _data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) -> Any:
     """The real data that the first subject says it was made from."""
+    return _real_data(next(iter(subjects.values())).info, root, tuple(subjects), device)
+
+
+def _real_data(info: dict[str, Any], root: str | None, subjects: Sequence[str], device: Any) -> Any:
+    """The real data that a set or a generator was made from, under a root that was given, or where it usually lies."""
     from dim.score.evaluate import real_data_of
 
-    info = next(iter(subjects.values())).info
-    return real_data_of(info, root or os.environ.get("DIM_DATA_ROOT") or _root_of_runs(tuple(subjects)), device)
+    if root is None and info.get("data") and reads_files(info["data"]["dataset"]):
+        root = os.environ.get("DIM_DATA_ROOT") or _root_of_runs(subjects)
+    return real_data_of(info, root, device)
 
 
 def _root_of_runs(subjects: Sequence[str]) -> str | None:
@@ -437,7 +444,7 @@ def _root_of_runs(subjects: Sequence[str]) -> str | None:
     from dim.run_folder import read_run
 
     runs = [name for name in subjects if (Path(name) / "run.json").is_file()]
-    return read_run(runs[0], None)["config"]["data"]["root"] if runs else None
+    return read_run(runs[0], None)["config"]["data"].get("root") if runs else None
 
 
 def _device(name: str | None) -> Any:

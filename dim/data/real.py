@@ -16,18 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dim import rng
-from dim.config import DataConfig
-from dim.errors import InputError, nearest
+from dim.config import DATASETS, DataConfig
+from dim.data.items import DECODE_THREADS, Items, decode_all
+from dim.data.python import dataset_items
+from dim.errors import InputError
 from dim.io import write_json
 from dim.spec import DataSpec, to_unit_range
-
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
-_DECODE_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Split(Protocol):
@@ -74,7 +71,7 @@ class StreamSplit:
         self._items = items
         self.labels = labels.cpu()
         self._device = device
-        self._pool = ThreadPoolExecutor(_DECODE_THREADS)
+        self._pool = ThreadPoolExecutor(DECODE_THREADS)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -162,21 +159,6 @@ def per_class_indices(labels: Tensor, ipc: int, num_classes: int, *, seed: int) 
     return torch.stack(chosen, dim=1).flatten()
 
 
-# --- sources -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Items:
-    """A part of a data set before it is placed: labels, and either all images or a way to decode one."""
-
-    labels: Tensor
-    names: Sequence[str]
-    images: Tensor | None = None
-    decode: Callable[[int], Tensor] | None = None
-    identity: str = ""
-    """What a part made of files is recognised by, without reading them all."""
-
-
 def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealData:
     """Load a data set by configuration.
 
@@ -184,14 +166,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
         InputError: if the name is unknown, the root is missing or does not hold the data, there are fewer than two
             classes, a class is empty, or an image cannot be read.
     """
-    if config.dataset not in _SOURCES:
-        raise InputError(f"unknown data set {config.dataset!r}. {nearest(config.dataset, _SOURCES)}")
-    if config.dataset != "digits":
-        if config.root is None:
-            raise InputError(f"data set {config.dataset!r} needs --data-root DIR (or the environment variable DIM_DATA_ROOT)")
-        if not Path(config.root).is_dir() and not (config.download and config.dataset in _TORCHVISION):
-            raise InputError(f"data root {config.root!r} is no folder: expected where {config.dataset} lies")
-    train, test = _SOURCES[config.dataset](config)
+    train, test = DATASETS.load(config.dataset)(config)
     return _assemble(config, train, test, device)
 
 
@@ -218,12 +193,12 @@ def from_dataset(
         InputError: if an item is of another form, or labels are out of range.
     """
     config = config or DataConfig()
-    parts = [_dataset_items(part, name, class_names, config) for part in (train, test)]
+    parts = [dataset_items(part, name, class_names, config) for part in (train, test)]
     return _assemble(config, *parts, device, name=name)
 
 
 def _assemble(
-    config: DataConfig, train: _Items, test: _Items | None, device: torch.device | str, name: str | None = None
+    config: DataConfig, train: Items, test: Items | None, device: torch.device | str, name: str | None = None
 ) -> RealData:
     """Split, place on the device, and describe."""
     num_classes = len(train.names)
@@ -246,9 +221,9 @@ def _assemble(
     if not stream:
         for items in sources:
             if items.images is None:
-                items.images = _decode_all(items)
+                items.images = decode_all(items)
 
-    def split(items: _Items, indices: Tensor) -> Split:
+    def split(items: Items, indices: Tensor) -> Split:
         if items.images is not None:
             return ArraySplit(items.images[indices], items.labels[indices], device)
         return StreamSplit(items.decode, indices, items.labels[indices], device)
@@ -282,7 +257,7 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     return chosen, mask.nonzero().squeeze(1)
 
 
-def _fingerprint(items: _Items, indices: Tensor) -> str:
+def _fingerprint(items: Items, indices: Tensor) -> str:
     state = hashlib.blake2b(digest_size=16)
     state.update(items.labels[indices].numpy().tobytes())
     if items.identity:
@@ -316,170 +291,3 @@ def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tupl
     if split.streams:
         write_json(cache, {"mean": result[0], "std": result[1]})
     return result
-
-
-def _decode_all(items: _Items) -> Tensor:
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
-        images = list(pool.map(items.decode, range(len(items.labels))))
-    if len({image.shape for image in images}) > 1:
-        raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
-    return torch.stack(images)
-
-
-def _fit_size(images: Tensor, config: DataConfig) -> Tensor:
-    """Bring uint8 (N, C, H, W) to the configured size and number of channels: shorter side resized, centre cropped."""
-    if config.channels == 1 and images.shape[1] == 3:
-        weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601 luma, as PIL's "L"
-        images = (images.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
-    elif config.channels == 3 and images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
-    size = config.resolution
-    if size is None or images.shape[2:] == (size, size):
-        return images.contiguous()
-    height, width = images.shape[2:]
-    scale = size / min(height, width)
-    target = (max(size, round(height * scale)), max(size, round(width * scale)))
-    parts = []
-    for part in images.split(2048):
-        part = F.interpolate(part.float(), target, mode="bilinear", antialias=True, align_corners=False)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
-        parts.append(part[:, :, top : top + size, left : left + size].round().clamp(0, 255).to(torch.uint8))
-    return torch.cat(parts)
-
-
-def _digits(config: DataConfig) -> tuple[_Items, None]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(np.round(data.images * (255 / 16)).astype(np.uint8))[:, None]
-    names = tuple(str(label) for label in range(10))
-    return _Items(torch.from_numpy(data.target).long(), names, _fit_size(images, config)), None
-
-
-_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}
-
-
-def _torchvision(config: DataConfig) -> tuple[_Items, _Items]:
-    from torchvision import datasets
-
-    kind = getattr(datasets, _TORCHVISION[config.dataset])
-    parts = []
-    for train in (True, False):
-        selector = {"split": "train" if train else "test"} if config.dataset == "svhn" else {"train": train}
-        try:
-            part = kind(config.root, download=config.download, **selector)
-        except (RuntimeError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remedy = "" if config.download else "; give the right --data-root, or allow a download with --data.download"
-            raise InputError(f"no {config.dataset} under {config.root!r} ({reason}){remedy}") from None
-        images = torch.as_tensor(np.asarray(part.data))
-        if images.ndim == 3:
-            images = images[:, None]
-        elif images.shape[-1] == 3:
-            images = images.permute(0, 3, 1, 2)
-        labels = torch.as_tensor(np.asarray(part.labels if config.dataset == "svhn" else part.targets)).long()
-        names = getattr(part, "classes", None) or [str(label) for label in range(10)]
-        parts.append(_Items(labels, tuple(str(name) for name in names), _fit_size(images, config)))
-    return parts[0], parts[1]
-
-
-def _file_items(files: list[Path], labels: list[int], names: Sequence[str], root: Path, config: DataConfig) -> _Items:
-    """Items of image files, decoded when asked for."""
-    mode = "L" if config.channels == 1 else "RGB"
-
-    def decode(index: int) -> Tensor:
-        try:
-            with Image.open(files[index]) as image:
-                array = np.array(image.convert(mode), dtype=np.uint8)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"image {files[index]} cannot be read ({reason}): replace or remove it") from None
-        tensor = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
-        return _fit_size(tensor[None], config)[0]
-
-    identity = "\n".join(f"{file.relative_to(root)} {file.stat().st_size}" for file in files)
-    identity += f"\n{config.resolution} {mode}"
-    return _Items(torch.tensor(labels), tuple(names), decode=decode, identity=identity)
-
-
-def _class_folders(folder: Path, root: Path, config: DataConfig, names: Sequence[str] | None = None) -> _Items:
-    """Items of a folder of class folders; with `names`, the classes must be those."""
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(found) < 2:
-        raise InputError(f"{folder} has {len(found)} class folder(s): expected at least 2, each holding images")
-    if names is not None and (unknown := sorted(set(found) - set(names))):
-        raise InputError(f"{folder} has class {unknown[0]!r} that the training part lacks: remove or rename it")
-    files, labels = [], []
-    for label, name in enumerate(names or found):
-        members = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in _EXTENSIONS)
-        if not members:
-            raise InputError(f"class folder {folder / name} holds no images ({', '.join(sorted(_EXTENSIONS))})")
-        files += members
-        labels += [label] * len(members)
-    return _file_items(files, labels, names or found, root, config)
-
-
-def _folder(config: DataConfig) -> tuple[_Items, _Items | None]:
-    if config.resolution is None:
-        raise InputError("data set 'folder' needs --resolution N (pixels), for instance 64")
-    root = Path(config.root)
-    if not (root / "train").is_dir():
-        return _class_folders(root, root, config), None
-    train = _class_folders(root / "train", root, config)
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return train, _class_folders(root / name, root, config, train.names)
-    return train, None
-
-
-def _tiny_imagenet(config: DataConfig) -> tuple[_Items, _Items]:
-    """Tiny-ImageNet's own layout; its labelled `val` part is the test part, as everywhere in the literature."""
-    root = Path(config.root)
-    root = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
-    annotations = root / "val" / "val_annotations.txt"
-    if not (root / "train").is_dir() or not annotations.is_file():
-        raise InputError(f"no Tiny-ImageNet under {config.root!r}: expected train/ and val/val_annotations.txt")
-    train = _class_folders(root / "train", root, config)
-    position = {name: label for label, name in enumerate(train.names)}
-    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
-    if unknown := [name for _, name in rows if name not in position]:
-        raise InputError(f"{annotations} names class {unknown[0]!r} that train/ lacks")
-    files = [root / "val" / "images" / file for file, _ in rows]
-    if missing := [file for file in files if not file.is_file()]:
-        raise InputError(f"{annotations} names {missing[0].name}, which is missing from val/images")
-    return train, _file_items(files, [position[name] for _, name in rows], train.names, root, config)
-
-
-def _dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: DataConfig) -> _Items:
-    def decode(index: int) -> Tensor:
-        image = dataset[index][0]
-        if isinstance(image, Image.Image):
-            mode = {1: "L", 3: "RGB"}.get(config.channels, "L" if image.mode in ("1", "L") else "RGB")
-            array = torch.from_numpy(np.array(image.convert(mode), dtype=np.uint8))
-            image = array[None] if array.ndim == 2 else array.permute(2, 0, 1)
-        image = torch.as_tensor(image)
-        if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise InputError(f"item {index} of {name!r} has shape {tuple(image.shape)}: expected (1 or 3, H, W)")
-        if image.is_floating_point():
-            if float(image.min()) < 0 or float(image.max()) > 1:
-                raise InputError(f"item {index} of {name!r} has values outside [0, 1]: leave out its normalisation")
-            image = (image * 255).round().to(torch.uint8)
-        if image.dtype != torch.uint8:
-            raise InputError(f"item {index} of {name!r} is {image.dtype}: expected uint8, or float in [0, 1]")
-        return _fit_size(image[None], config)[0]
-
-    if len(dataset) == 0:
-        raise InputError(f"a part of {name!r} is empty: expected images")
-    targets = getattr(dataset, "targets", None)
-    labels = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if targets is None else targets).long()
-    if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
-        raise InputError(f"{name!r} has labels {int(labels.min())} to {int(labels.max())}: expected 0 to {len(class_names) - 1}")
-    return _Items(labels, tuple(class_names), decode=decode)
-
-
-_SOURCES: dict[str, Callable[[DataConfig], tuple[_Items, _Items | None]]] = {
-    "digits": _digits,
-    "folder": _folder,
-    "tiny-imagenet": _tiny_imagenet,
-    **dict.fromkeys(_TORCHVISION, _torchvision),
-}

@@ -1,18 +1,14 @@
-"""Sampler policies: which of the images that a generator can make go into a set.
+"""Sampler policies: which of the images that a generator can make go into a set; one policy per file in `dim.emit.policies`.
 
 A policy ranks a fixed number of candidates of every class: the generator's images number 0, 1, ... of that class. A set takes the
-first of the ranking, so sets stay nested in their size and a function of (generator, seed, policy). Policies are put one after
-another; each takes what the one before left, in its order:
-
-- `filtered`: leaves the candidates in which a teacher sees their class most surely.
-- `graded`: easy ones first and harder ones later, so that small sets are easy and large ones hold hard images too.
-- `matched`: the group of every size whose feature statistics are nearest to those of the real class, greedily (herding).
-- `refined`: comes last; the latents of what was taken are moved (`dim.emit.refine`), block by block, so that sets stay nested.
+first of the ranking, so sets stay nested in their size and a function of (generator, seed, policy). Policies are applied one
+after another; each takes what the one before left, in its order.
 
 A refinement is repeated bit by bit on one CPU with one number of threads. A GPU's differs a little from one run to the next, so
 there a smaller set is the beginning of a larger one only where both are drawn from one ranking.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dim.config import PolicyConfig, RefineConfig, to_dict
+from dim.config import POLICIES, PolicyConfig, RefineConfig, to_dict
 from dim.data.real import RealData
-from dim.emit.refine import build_objectives, refine
 from dim.errors import InputError
-from dim.features.coreset import herding
 from dim.features.spaces import Features
 from dim.nets.generator import Generator
 from dim.sampler import identity
 from dim.teacher import Teacher
-from dim.trajectory.store import open_experts_of
 
 
 @dataclass(frozen=True)
@@ -66,55 +59,121 @@ class Ranking:
         return None if self.latents is None else self.latents[labels, places]
 
 
+class Candidates:
+    """The candidates of one class, made and judged when a policy first asks.
+
+    Attributes:
+        label: the class.
+    """
+
+    def __init__(self, generator: Generator, label: int, count: int, seed: int, teacher: Teacher | None) -> None:
+        self.label = label
+        self._generator, self._labels, self._seed, self._teacher = generator, torch.full((count,), label), seed, teacher
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """float32 (candidates, C, H, W) in [-1, 1], on the generator's device."""
+        return self._generator.images(self._labels, torch.arange(len(self._labels)), seed=self._seed)
+
+    @functools.cached_property
+    def confidence(self) -> Tensor:
+        """float32 (candidates,) in [0, 1], on the CPU: the teacher's probability of the class."""
+        return self._teacher.confidence(self.images, self._labels).cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What policies may need; `Step.needs` says which of these a policy asks for, by name."""
+
+    teacher: Teacher | None = None
+    data: RealData | None = None
+    features: Features | None = None
+    experts: str | None = None
+    """Folder of a store, made by `dim experts`."""
+    refinement: RefineConfig | None = None
+
+
+_REMEDIES = {
+    "teacher": "give a teacher (--teacher.folder)",
+    "data": "give the real data (--data-root)",
+    "features": "give features (dim.features.spaces.trained_features)",
+    "experts": "give --teacher.folder, made by 'dim experts'",
+}
+
+
+class Step:
+    """One policy. A subclass ranks candidates (`__call__`), or moves their latents (`moves` and `move`).
+
+    Args:
+        config: the settings, with the options of this policy.
+        given: has what `needs` names.
+    """
+
+    needs: tuple[str, ...] = ()
+    """Fields of `Given` that must be there."""
+    moves = False
+    """Whether `move` is to be called, after all policies have ranked."""
+    seconds = 0.0
+    """Wall time of getting ready."""
+
+    def __init__(self, config: PolicyConfig, given: Given) -> None:
+        pass
+
+    def __call__(self, candidates: Candidates, left: Tensor) -> Tensor:
+        """Rank what is left of a class.
+
+        Args:
+            candidates: all candidates of the class.
+            left: int64 (n,), the numbers of those that earlier policies left, best first.
+
+        Returns:
+            int64 (m,), some or all of `left`, best first.
+        """
+        return left
+
+    def move(
+        self, generator: Generator, numbers: Sequence[Tensor], seed: int, ipc: int | None, earlier: "Ranking | None"
+    ) -> tuple[Tensor, int | None]:
+        """Move the latents of what was ranked.
+
+        Args:
+            generator: makes images of latents.
+            numbers: per class, int64 (n,), best first.
+            seed: of the set.
+            ipc: images per class that are wanted; None: as many as ever are moved.
+            earlier: a ranking by the same policy for a smaller `ipc`, to go on from.
+
+        Returns:
+            float32 (classes, n, Z or Z + E) latents, and the images per class up to which they are final (None: all).
+        """
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """What a set must say of this policy beside its options."""
+        return {}
+
+
 class Policy:
     """Ranks images of generators of one data set.
 
     Args:
         config: policies and their settings.
-        teacher: `filtered` and `graded` ask it.
-        data, features: `matched` compares with the real training images, in these features.
-        refinement: what `refined` does.
-        experts: folder of the store that `refined` asks; it needs `data` too.
+        given: what they need, as fields of `Given`.
 
     Raises:
         InputError: if a policy lacks what it needs.
     """
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        *,
-        teacher: Teacher | None = None,
-        data: RealData | None = None,
-        features: Features | None = None,
-        refinement: RefineConfig | None = None,
-        experts: str | None = None,
-    ) -> None:
-        self.config, self.teacher, self.features = config, teacher, features
-        self.refinement, self._experts, self._data = refinement or RefineConfig(), experts, data
-        started, self._mark = time.perf_counter(), None
-        if "refined" in config.steps:
-            if experts is None or data is None:
-                remedy = "give --teacher.folder, made by 'dim experts', and the data"
-                raise InputError(f"policy 'refined' asks recorded experts: {remedy}")
-            self._mark = open_experts_of(experts, data.spec)[0].digest()
-        self._asks = bool({"filtered", "graded"} & set(config.steps))
-        self._looks = self._asks or "matched" in config.steps
-        if self._asks and teacher is None:
-            raise InputError(f"policy {'+'.join(config.steps)} asks a teacher: give --teacher.folder")
-        if "matched" in config.steps:
-            if data is None or features is None:
-                raise InputError("policy 'matched' compares with real images: give the data and features")
-            points = features.of(data.train).double()
-            self._mean, self._std = points.mean(0), points.std(0).clamp(min=1e-6)
-            labels = data.train.labels.to(points.device)
-            self._targets = [self._statistics(points[labels == label]).mean(0) for label in range(data.spec.num_classes)]
-        self._prepared = time.perf_counter() - started
-
-    def _statistics(self, points: Tensor) -> Tensor:
-        """What is matched of features (N, F): standardised, beside their squares; float64 (N, 2 F) on the CPU."""
-        values = (points.double() - self._mean) / self._std
-        return torch.cat((values, values.square()), dim=1).cpu()
+    def __init__(self, config: PolicyConfig, **given: Any) -> None:
+        self.config, self.given = config, Given(**given)
+        kinds = [POLICIES.load(name) for name in config.steps]
+        for name, kind in zip(config.steps, kinds, strict=True):
+            if missing := [need for need in kind.needs if getattr(self.given, need) is None]:
+                raise InputError(
+                    f"policy {name!r} needs {' and '.join(missing)}: {', '.join(_REMEDIES[need] for need in missing)}"
+                )
+        self._steps = [kind(config, self.given) for kind in kinds]
+        self._prepared = sum(step.seconds for step in self._steps)
 
     def rank(self, generator: Generator, *, seed: int = 0, ipc: int | None = None, earlier: Ranking | None = None) -> Ranking:
         """Rank the first candidates of every class of a generator's set `seed`.
@@ -138,84 +197,29 @@ class Policy:
             numbers, before = earlier.numbers, earlier.about["policy_seconds"]
         else:
             raise InputError("the earlier ranking is of another generator, seed or policy: rank without it")
-        ranking = Ranking(numbers, about, source=source)
-        if "refined" in self.config.steps:
-            blocks = self.refinement.blocks
-            wanted = min(blocks[-1], min(map(len, numbers))) if ipc is None else ipc
-            ranking.require(wanted)
-            latents = self._refined(generator, numbers, seed, wanted, earlier)
-            # The last block is the last that is ever refined, so what lies beyond it is final as well.
-            refined = next((end for end in blocks[:-1] if end >= wanted), None)
-            ranking = Ranking(numbers, about, latents, refined, source)
+        latents, refined = None, None
+        for step in self._steps:
+            if step.moves:
+                latents, refined = step.move(generator, numbers, seed, ipc, earlier)
         about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
-        return ranking
+        return Ranking(numbers, about, latents, refined, source)
 
     def _about(self) -> dict[str, Any]:
         """The policy, and what it was given."""
         about = {"policy": "+".join(self.config.steps) or "plain", "policy_settings": to_dict(self.config)}
-        if self.teacher is not None:
-            about["policy_teacher"] = self.teacher.name
-        if self.features is not None:
-            about["policy_features"] = {**self.features.to_dict(), "seconds": self.features.seconds}
-        if "refined" in self.config.steps:
-            about |= {"refinement": to_dict(self.refinement), "refinement_experts": self._mark}
+        if self.given.teacher is not None:
+            about["policy_teacher"] = self.given.teacher.name
+        for step in self._steps:
+            about |= step.about()
         return about
 
     def _ranked(self, generator: Generator, seed: int) -> tuple[Tensor, ...]:
         """Per class, numbers of the candidates that are left, best first."""
-        count, numbers = self.config.candidates, []
+        numbers = []
         for label in range(generator.spec.num_classes):
-            labels, left = torch.full((count,), label), torch.arange(count)
-            images = generator.images(labels, left, seed=seed) if self._looks else None
-            sure = self.teacher.confidence(images, labels).cpu() if self._asks else None
-            for name in self.config.steps:
-                if name == "filtered":
-                    left = left[filtered(sure[left], self.config.keep)]
-                elif name == "graded":
-                    left = left[graded(sure[left], self.config.half)]
-                elif name == "matched":
-                    points = self._statistics(self.features(images[left.to(images.device)]))
-                    left = left[herding(points, len(points), mean=self._targets[label])]
+            candidates = Candidates(generator, label, self.config.candidates, seed, self.given.teacher)
+            left = torch.arange(self.config.candidates)
+            for step in self._steps:
+                left = step(candidates, left)
             numbers.append(left)
         return tuple(numbers)
-
-    def _refined(self, generator: Generator, numbers: Sequence[Tensor], seed: int, ipc: int, earlier: Ranking | None) -> Tensor:
-        """Latents of all that was ranked, (classes, n, Z or Z + E): the first `ipc`, and the rest of their block, moved."""
-        count = min(map(len, numbers))
-        places = torch.stack([chosen[:count] for chosen in numbers])
-        labels = torch.arange(len(numbers))[:, None].expand_as(places)
-        latents, done = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1), 0
-        if earlier is not None:
-            latents, done = earlier.latents, earlier.refined or count
-        purposes = build_objectives(self.refinement, self._experts, self._data, seed=seed, device=generator.device)
-        return refine(generator, latents, purposes, self.refinement, ipc, done=done).cpu()
-
-
-def filtered(sure: Tensor, keep: float) -> Tensor:
-    """Places of the share `keep` of highest confidence, in the order in which they came.
-
-    Args:
-        sure: float (n,) in [0, 1].
-        keep: in (0, 1].
-    """
-    count = max(1, round(keep * len(sure)))
-    return torch.argsort(sure, descending=True, stable=True)[:count].sort().values
-
-
-def graded(sure: Tensor, half: int) -> Tensor:
-    """Places in an order from easy to hard: turn i takes the free candidate nearest to the quantile i / (i + half) counted from
-    the most confident one. The first is the easiest, turn `half` a median one, and late turns are hard.
-
-    Args:
-        sure: float (n,), confidence.
-        half: 1 or more.
-
-    Returns:
-        int64 (n,), a permutation.
-    """
-    ranked = torch.argsort(sure, descending=True, stable=True)
-    free, order = list(range(len(sure))), []
-    for turn in range(len(sure)):
-        wanted = turn / (turn + half) * (len(sure) - 1)
-        order.append(free.pop(min(range(len(free)), key=lambda place: abs(free[place] - wanted))))
-    return ranked[torch.tensor(order)]

@@ -1,13 +1,8 @@
 """Refined latents: the latents of a set are moved until its images serve their purpose better, while the generator stays.
 
 Images are refined in blocks. A block's images move together, with all earlier ones standing still beside them, so every set
-whose size is a block's end has been refined as a whole, and all sets are nested. Two purposes, each an objective that knows
-nothing of latents:
-
-- `trajectory`: students trained on the set go where recorded experts went (GLaD, Cazenavette et al. 2023, with the exact
-  gradient of `dim.trajectory.hypergrad`).
-- `moments`: the mean features of every class's images are those of its real images, in experts of all ages (distribution
-  matching, Zhao & Bilen 2023, with trained networks of many ages in place of random ones).
+whose size is a block's end has been refined as a whole, and all sets are nested. What moves them is a purpose: an objective that
+knows nothing of latents, one file each in `dim.emit.purposes`.
 """
 
 import copy
@@ -18,55 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.config import PoolConfig, RefineConfig
+from dim.config import PURPOSES, RefineConfig
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.objectives import Objective
-from dim.objectives.path_matching import following
-from dim.objectives.set_moments import SetMoments
-from dim.pool import ExpertPool
-from dim.trajectory.experts import Experts
-from dim.trajectory.flat import worth_compiling
 
 T = TypeVar("T")
 
 
 def build_objectives(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> list[Objective]:
-    """The purpose that a configuration names, one for every block, as far as blocks differ.
+    """What a configuration's purpose asks of images: one objective for every block, as far as blocks differ.
 
     Args:
+        config: the settings, with the options of the purpose.
         folder: made by `dim experts`.
         data: the real data, natural images.
+        seed: of every draw.
+        device: where to work.
 
     Raises:
         InputError: if the store is missing, damaged, unfinished, or of other data, or shorter than a stretch.
     """
-    youngest, *oldest = config.ages
-    moments = config.by == "moments"
-    compile = not moments and worth_compiling(config.compile, device, config.steps * config.student_steps)
-    experts = Experts(folder, data, device, compiled=compile)
-    if moments:
-        windows = [PoolConfig(source="experts", experts=folder, ages=(youngest, age), oldest_at_first=age) for age in oldest]
-        pools = [ExpertPool(one, data, first_step=0, steps=1, seed=seed, device=device, experts=experts) for one in windows]
-        return [SetMoments(pool, data, per_class=config.real, seed=seed) for pool in pools]
-    if max(config.span) >= experts.last:
-        raise InputError(f"refine.span is {max(config.span):g} and {folder} was recorded to {experts.last:g}: expected less")
-    common = {
-        "steps": config.student_steps,
-        "batch_size": config.student_batch,
-        "step_size": config.step_size,
-        "augment": config.augment,
-        "seed": seed,
-        "compile": compile,
-    }
-    purposes = []
-    for number in range(max(len(oldest), len(config.span), len(config.distance))):
-        age, span = of_block(oldest, number), of_block(config.span, number)
-        left = experts.last - span
-        window = {"span": span, "starts": (youngest * left, age * left)}
-        purposes.append(following(experts, **window, distance=of_block(config.distance, number), **common))
-    return purposes
+    return PURPOSES.load(config.by)(config, folder, data, seed=seed, device=device)
 
 
 def of_block(values: Sequence[T], number: int) -> T:

@@ -11,7 +11,7 @@ from dim import rng
 from dim.augment import Augment
 from dim.config import ProtocolConfig
 from dim.data.real import RealData, Split
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 
 # A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
 Feed = Callable[[int], tuple[Tensor, Tensor]]

@@ -24,7 +24,7 @@ from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
 from dim.io import digest, load_tensors, save_tensors
 from dim.loop import Progress
-from dim.nets.students import Student, build_student
+from dim.nets.student import Student, build_student
 from dim.spec import DataSpec
 
 _FORMAT = 1

@@ -91,11 +91,7 @@ class ProjectionDiscriminator(nn.Module):
         return self.value(x).squeeze(1) + (x * self.embedding(labels)).sum(1) / x.shape[1] ** 0.5
 
 
-DISCRIMINATORS = {"acgan-wgangp": Discriminator, "relativistic": ProjectionDiscriminator}
-"""By the loss that they serve."""
-
-
-def build_discriminator(config: DiscriminatorConfig, spec: DataSpec, *, seed: int, loss: str = "acgan-wgangp") -> nn.Module:
-    """Build the discriminator that a loss needs with weights initialised from `seed`, on the CPU."""
+def build_discriminator(network: type[nn.Module], config: DiscriminatorConfig, spec: DataSpec, *, seed: int) -> nn.Module:
+    """Build a discriminator with weights initialised from `seed`, on the CPU."""
     with rng.initialisation(seed, "discriminator"):
-        return DISCRIMINATORS[loss](spec, config)
+        return network(spec, config)

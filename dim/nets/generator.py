@@ -10,14 +10,14 @@ import contextlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
-from dim.config import GeneratorConfig, from_dict
+from dim.config import GENERATORS, GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.spec import DataSpec, to_uint8
 
@@ -34,11 +34,15 @@ class Generator(nn.Module):
         class_dim: width E of the vector by which the network knows a class. A latent may carry E more values, which are added to
             that vector for its image alone; without them nothing is added. 0: this network takes none.
         sampler_options: which fields of its configuration, `config`, are options of its sampler.
+        learns_by: how it is trained: against an `adversary`, or by regression of a `flow` or of `denoising`.
+        settings: sections of a `TrainConfig`, or single settings, that only such training uses.
         anchors: float32 (classes, n, Z) or (classes, n, Z + E), or None: see `anchor`.
         spread: float32 (), beside them.
     """
 
     sampler_options: tuple[str, ...] = ()
+    learns_by: Literal["adversary", "flow", "denoising"] = "adversary"
+    settings: tuple[str, ...] = ("adversarial", "discriminator")
     config: GeneratorConfig
     anchors: Tensor | None
     spread: Tensor | None
@@ -260,24 +264,6 @@ def occurrence(values: Tensor) -> Tensor:
     return result
 
 
-def _architecture(name: str) -> type[Generator]:
-    if name == "diffusion":
-        from dim.nets.generators.diffusion import Diffusion  # diffusers takes seconds to import
-
-        return Diffusion
-    if name == "pipeline":
-        from dim.nets.generators.pipeline import Pipeline
-
-        return Pipeline
-    if name == "dim2023":
-        from dim.nets.generators.dim2023 import DiM2023
-
-        return DiM2023
-    from dim.nets.generators.gan import GAN
-
-    return GAN
-
-
 def build_generator(
     config: GeneratorConfig, spec: DataSpec, *, seed: int, architecture: dict[str, Any] | None = None
 ) -> Generator:
@@ -295,4 +281,4 @@ def build_generator(
     """
     more = {"architecture": architecture} if architecture else {}
     with rng.initialisation(seed, "generator"):
-        return _architecture(config.name)(spec, config, **more)
+        return GENERATORS.load(config.name)(spec, config, **more)

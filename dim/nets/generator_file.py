@@ -9,7 +9,7 @@ import torch
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict, to_dict
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
-from dim.nets.generator import Generator
+from dim.nets.generator import Generator, build_generator
 from dim.provenance import versions
 from dim.spec import DataSpec
 
@@ -40,9 +40,9 @@ def save_generator_file(
         "format": _FORMAT,
         "kind": "generator",
         "spec": generator.spec.to_dict(),
-        "generator": {**to_dict(config), "pretrained": _public(config.pretrained)},
+        "generator": to_dict(_public(config)),
         "architecture": generator.architecture(),
-        "data": {**to_dict(data), "root": None, "download": False},
+        "data": to_dict(dataclasses.replace(data, root=None, download=False)),
         "protocol": to_dict(protocol),
         "about": about,
         "versions": versions(),
@@ -69,11 +69,12 @@ def save_again(path: Path | str, generator: Generator) -> None:
     )
 
 
-def _public(pretrained: str | None) -> str | None:
-    """A Hub id as it is; of any other path the last name, not where it lies."""
+def _public(config: GeneratorConfig) -> GeneratorConfig:
+    """The configuration; of the path that a pretrained pipeline lay at the last name only, unless it is a Hub id."""
+    pretrained = getattr(config, "pretrained", None)
     if pretrained is None or (pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))):
-        return pretrained
-    return Path(pretrained).name
+        return config
+    return dataclasses.replace(config, pretrained=Path(pretrained).name)
 
 
 def load_generator_file(path: Path | str, device: torch.device | str = "cpu") -> Generator:
@@ -82,8 +83,6 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
     Raises:
         InputError: if the file is missing, damaged, or holds something else.
     """
-    from dim.nets.generator import build_generator  # this module is part of the package that defines it
-
     tensors, metadata = load_tensors(path)
     if metadata.get("kind") != "generator":
         raise InputError(f"{path} holds {metadata.get('kind', 'something else')!r}: expected a generator")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dim import rng
+from dim.config import FlowConfig
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from dim.nets.generators.pipeline import Pipeline
@@ -19,6 +20,11 @@ class Denoising:
         seed: seed of the run.
         rank: number of this process, so that each makes its own draws.
     """
+
+    @classmethod
+    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, rank: int) -> "Denoising":
+        """As a run makes it; it learns the same in all of its steps."""
+        return cls(label_dropout=config.label_dropout, seed=seed, rank=rank)
 
     def __init__(self, *, label_dropout: float, seed: int, rank: int = 0) -> None:
         self._label_dropout, self._seed, self._rank = label_dropout, seed, rank

@@ -44,6 +44,11 @@ class FlowMatching:
         rank: number of this process, so that each makes its own draws.
     """
 
+    @classmethod
+    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, rank: int) -> "FlowMatching":
+        """As a run makes it, whose stage one has so many steps."""
+        return cls(config, few_steps_from=round(config.mean_from * steps), seed=seed, rank=rank)
+
     def __init__(self, config: FlowConfig, *, few_steps_from: int, seed: int, rank: int = 0) -> None:
         self.config, self._few_steps_from, self._seed, self._rank = config, few_steps_from, seed, rank
 

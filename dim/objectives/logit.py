@@ -1,4 +1,7 @@
-"""Matching through a pool: what its models say of real and of generated images agrees (DiM, Wang et al. 2023, section 3.3)."""
+"""Matching through a pool: the outputs of its models for real and for generated images agree (DiM, Wang et al. 2023, section
+3.3)."""
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -6,55 +9,34 @@ from torch import Tensor
 
 from dim import rng
 from dim.augment import Augment
-from dim.config import MatchingConfig
+from dim.config import DISTANCES, MatchingConfig
 from dim.objectives import add_gradient
-from dim.objectives.statistics import class_distance, gaussians, moments, standardised, waves
 from dim.pool import ModelPool
 from dim.spec import DataSpec
 
 
-def paired_distance(real: Tensor, generated: Tensor) -> Tensor:
-    """Published: mean over images and classes of the squared difference of log-probabilities of two paired images.
+class MatchingDistance(Protocol):
+    """A distance between outputs for real and for generated images; one file each in `dim.objectives.distances`."""
 
-    Pairs are of one class and otherwise random, so in expectation this is the distance of the class means *plus the
-    variances of both sides*: lowering the spread of generated images lowers it. See `mean_distance`.
+    def __init__(self, config: MatchingConfig, *, seed: int) -> None:
+        """Args: the settings, with the options of this distance; the seed of the run."""
 
-    Args:
-        real, generated: float (B, K) log-probabilities, paired by row.
+    def __call__(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
+        """The distance, differentiable in the outputs of generated images.
 
-    Returns:
-        A scalar, 0 or more.
-    """
-    return (real - generated).square().mean()
+        Args:
+            real, generated: float32 (B, F) outputs of one model: log-probabilities or features.
+            labels: int64 (B,), the class of both images of a row.
+            step: number of the step, from which every random draw derives.
 
-
-def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of the class means of log-probabilities, estimated without bias (a U-statistic).
-
-    For every class, products of *different* rows only: with a_i real and b_i generated, n of each, the mean over i != j of
-    a_i a_j + b_i b_j - 2 a_i b_j. Its expectation is |E a - E b|^2 whatever the spread, so nothing is gained by collapsing; a_i
-    and b_i, which share an augmentation draw and so are correlated, never meet. Classes are weighted by their images.
-
-    Args:
-        real, generated: float (B, K) log-probabilities.
-        labels: int64 (B,), the class of both images of a row.
-
-    Returns:
-        A scalar, averaged over the K outputs like `paired_distance`. A single estimate may be negative. Classes with fewer
-        than two images in the batch have no such estimate and count as 0.
-    """
-    outputs = real.shape[1]
-    members = F.one_hot(labels, outputs).to(real.dtype)  # (B, K classes)
-    count = members.sum(0)
-    pairs = (count * (count - 1)).clamp(min=1)  # with one image of a class, the sum below is 0
-    # With d = a - b: the mean over i != j of d_i d_j.
-    difference = real - generated
-    total = (members.T @ difference).square().sum(1) - members.T @ difference.square().sum(1)
-    return (total / pairs * count).sum() / (len(real) * outputs)
+        Returns:
+            A scalar.
+        """
+        ...
 
 
 class PoolMatching:
-    """Makes what members of a pool say of generated images agree with what they say of real images of the same classes.
+    """Makes the outputs of a pool's models for generated images agree with those for real images of the same classes.
 
     Both sides get one augmentation draw. Departures from the published code: images are normalised alike everywhere (it
     normalised [-1, 1] images with [0, 1] statistics), and the default distance does not pull towards collapse.
@@ -63,23 +45,12 @@ class PoolMatching:
     def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
         self.pool, self.config = pool, config
         self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
+        self._distance: MatchingDistance = DISTANCES.load(config.distance)(config, seed=seed)
 
     def _outputs(self, images: Tensor, step: int) -> Tensor:
         """What the members that serve a step say, (members, B, F)."""
         outputs = self.pool.outputs(images, step, self.config.outputs)
         return outputs if self.config.outputs == "features" else F.log_softmax(outputs, dim=2)
-
-    def _distance(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
-        kind = self.config.distance
-        if kind == "pairs":
-            return paired_distance(real, generated)
-        if kind == "means":
-            return mean_distance(real, generated, labels)
-        real, generated = standardised(real, generated)
-        if kind == "characteristic":
-            source = rng.generator(self._seed, "matching-frequencies", step, device=real.device)
-            return class_distance(waves(real.shape[1], source), real, generated, labels)
-        return class_distance({"moments": moments, "kernel": gaussians}[kind], real, generated, labels)
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`. The loss is returned before its weight."""

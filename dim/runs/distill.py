@@ -24,7 +24,7 @@ from dim.errors import InputError
 from dim.io import digest, load_tensors, save_tensors
 from dim.loop import Interrupted, NonFiniteError, Progress, stop_signals
 from dim.nets.generator import Generator
-from dim.nets.students import check_protocol
+from dim.nets.student import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pictures import grid, save_png
 from dim.provenance import versions

@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dim import rng
-from dim.config import StageConfig, TrainConfig, to_dict
+from dim.config import ADVERSARIES, StageConfig, TrainConfig, to_dict
 from dim.data.real import EpochBatches, RealData
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
@@ -29,14 +29,12 @@ from dim.loop import Interrupted, NonFiniteError, Progress, stop_signals
 from dim.nets.discriminators import build_discriminator
 from dim.nets.generator import Generator, build_generator
 from dim.nets.generator_file import FILE_NAME, save_generator_file
-from dim.nets.students import check_protocol
+from dim.nets.student import check_protocol
 from dim.objectives import Objective
-from dim.objectives.adversarial import Adversarial
 from dim.objectives.denoising import Denoising
 from dim.objectives.flow import FlowMatching
 from dim.objectives.logit import PoolMatching
 from dim.objectives.path_matching import PathMatching
-from dim.objectives.relativistic import Relativistic
 from dim.pictures import grid, save_png
 from dim.pool import build_pool
 from dim.run_folder import (
@@ -168,15 +166,14 @@ class Trainer:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.stages = self._plan()
         self.optimizers = {"generator": self._optimizer(self.generator)}
-        self.adversary: Adversarial | Relativistic | None = None
+        self.adversary: Any = None
         self.flow: FlowMatching | Denoising | None = None
-        if config.generator.name == "diffusion":
-            begin = round(config.flow.mean_from * self.stages[0].stop)
-            self.flow = FlowMatching(config.flow, few_steps_from=begin, seed=seed, rank=accelerator.process_index)
-        elif config.generator.name == "pipeline":
-            self.flow = Denoising(label_dropout=config.flow.label_dropout, seed=seed, rank=accelerator.process_index)
-        else:
+        if self.generator.learns_by == "adversary":
             self.adversary = self._build_adversary()
+        else:
+            regression = {"flow": FlowMatching, "denoising": Denoising}[self.generator.learns_by]
+            steps = self.stages[0].stop
+            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, rank=accelerator.process_index)
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
@@ -205,23 +202,17 @@ class Trainer:
         first = self.config.stage_one
         return torch.optim.Adam(trained, lr=first.lr, betas=first.betas, fused=True)
 
-    def _build_adversary(self) -> Adversarial | Relativistic:
+    def _build_adversary(self) -> Any:
         """The discriminator with its optimiser and its loss."""
         config, seed, spec = self.config, self.config.fit.seed, self.data.spec
-        network = build_discriminator(config.discriminator, spec, seed=seed, loss=config.adversarial.loss)
+        kind = ADVERSARIES.load(config.adversarial.loss)
+        network = build_discriminator(kind.network, config.discriminator, spec, seed=seed)
         self.discriminator = network.to(self.accelerator.device, memory_format=self.format)
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
         shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
-        if config.adversarial.loss == "acgan-wgangp":
-            return Adversarial(*common, **shared)
-        first = self.stages[0]
-        return Relativistic(
-            *common,
-            **shared,
-            gamma=lambda step: first.scheduled(step, config.adversarial.gamma, config.adversarial.gamma_end),
-            mean=lambda value: self.accelerator.reduce(value, reduction="mean"),
-        )
+        mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
+        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
 
     def _plan(self) -> list[_Stage]:
         stages, start = [], 0
@@ -316,10 +307,9 @@ class Trainer:
         real = real.contiguous(memory_format=self.format)
         with accelerator.autocast():
             if upkeep is not None:
-                first = (step - stage.start) // config.pool.upkeep_every * config.pool.upkeep_steps
-                for part in range(self.pool.due(step)):
-                    images, classes = upkeep.at(first + part)
-                    if config.pool.images == "generated":
+                for part, number in enumerate(self.pool.due(step)):
+                    images, classes = upkeep.at(number)
+                    if self.pool.learns_from_generated:
                         with torch.no_grad():
                             images = self._generate(classes, "pool-latent", step, part).float()
                         torch.clear_autocast_cache()  # its casts of the weights have no gradient

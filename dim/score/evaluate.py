@@ -26,7 +26,7 @@ from dim.errors import InputError
 from dim.features.classifier import Feed, accuracy, train_student
 from dim.features.coreset import End, Method, Selector, row_name
 from dim.nets.generator import Generator
-from dim.nets.students import check_protocol
+from dim.nets.student import check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
 from dim.spec import require_same_data

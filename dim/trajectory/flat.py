@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from dim.errors import InputError
 from dim.nets.layers import CompiledInstanceNorm
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 from dim.spec import DataSpec
 
 _REPAYS = 2000  # calls from which a compilation of half a minute is repaid

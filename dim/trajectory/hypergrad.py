@@ -27,12 +27,15 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
+from dim.config.settings import Distance
+from dim.config.trajectory import Gradient as Method
+from dim.config.trajectory import Order
 from dim.errors import InputError, nearest
 from dim.trajectory.flat import compiled
 
@@ -40,12 +43,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta (P,), x (b, C, H, W), y (b,) or (b, K)) -> scalar: a student's training loss."""
 Transform = Callable[[int, Tensor], Tensor]
 """(step, batch of images) -> the images as the student sees them; the same at every call, once differentiable."""
-Method = Literal["unroll", "adjoint", "frozen"]
-Distance = Literal["endpoint", "direction"]
-Order = Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"]
-METHODS = ("unroll", "adjoint", "frozen")
-DISTANCES = ("endpoint", "direction")
-ORDERS = ("reverse-over-forward", "reverse-over-reverse", "forward-over-reverse")
+METHODS, DISTANCES, ORDERS = get_args(Method), get_args(Distance), get_args(Order)
 
 
 @dataclass(frozen=True)

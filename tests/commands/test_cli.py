@@ -34,12 +34,10 @@ from dim.config import (
     TrainConfig,
     TrajectoryConfig,
     TrajectoryRecipe,
-    load_recipe,
-    load_recipe_for,
-    recipe_names,
     to_toml,
 )
 from dim.io import load_tensors, read_json
+from dim.recipes.load import load_recipe, load_recipe_for, recipe_names
 from dim.runs.distill import Distiller
 from dim.trajectory import record
 from dim.trajectory.store import ExpertStore
@@ -1051,6 +1049,6 @@ def test_no_space_left_for_a_set(run, tmp_path, format, limit):
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
-    command = f"{sys.executable} -m dim.cli train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m dim.commands.cli train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, env=dict(os.environ))
     assert (done.returncode, done.stderr) == (0, "")

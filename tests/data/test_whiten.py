@@ -8,7 +8,7 @@ from dim.config import DataConfig
 from dim.data.real import from_dataset
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 
 
 @pytest.fixture(scope="module")

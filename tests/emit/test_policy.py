@@ -8,7 +8,10 @@ import torch
 
 import dim
 from dim.config import FeatureConfig, PolicyConfig, RefineConfig
-from dim.emit.policy import Policy, filtered, graded
+from dim.emit.policies.filtered import filtered
+from dim.emit.policies.graded import graded
+from dim.emit.policies.matched import Matched
+from dim.emit.policy import Given, Policy
 from dim.errors import InputError
 from dim.features.coreset import herding
 from dim.features.spaces import trained_features
@@ -16,6 +19,9 @@ from dim.sampler import sample_set
 from dim.score.evaluate import production_seconds
 from dim.spec import to_uint8
 from dim.teacher import load_teacher
+
+OPTIONS = {"trajectory": {"student_steps": 2, "span": (0.5,)}, "moments": {"real": 4}}
+"""Of the purposes of refinement."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,8 @@ def test_matched_is_the_greedy_choice_and_beats_chance():
 
 @pytest.mark.parametrize("steps", [("filtered",), ("graded",), ("matched",), ("filtered", "matched"), ("filtered", "graded")])
 def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, features, digits, steps):
-    policy = Policy(PolicyConfig(steps=steps, candidates=20, keep=0.5), teacher=teacher, data=digits, features=features)
+    keep = {"keep": 0.5} if "filtered" in steps else {}
+    policy = Policy(PolicyConfig(steps=steps, candidates=20, **keep), teacher=teacher, data=digits, features=features)
     ranking = policy.rank(generator, seed=3)
     small, large = (sample_set(generator, ipc=ipc, seed=3, ranking=ranking) for ipc in (2, 6))
     assert torch.equal(small.images, large.images[:20])
@@ -94,15 +101,16 @@ def test_sets_are_nested_and_made_of_the_generators_images(generator, teacher, f
 
 def test_filtered_sets_are_surer_and_matched_ones_nearer(generator, teacher, features, digits):
     plain = sample_set(generator, ipc=5, seed=0)
-    config = {"candidates": 40, "keep": 0.2}
+    config = {"candidates": 40}
 
     def of(*steps):
-        policy = Policy(PolicyConfig(steps=steps, **config), teacher=teacher, data=digits, features=features)
+        keep = {"keep": 0.2} if "filtered" in steps else {}
+        policy = Policy(PolicyConfig(steps=steps, **config, **keep), teacher=teacher, data=digits, features=features)
         return sample_set(generator, ipc=5, seed=0, ranking=policy.rank(generator))
 
     sure = [float(teacher.confidence(subject.tensors()[0], subject.labels).mean()) for subject in (plain, of("filtered"))]
     assert sure[1] > sure[0]
-    judge = Policy(PolicyConfig(steps=("matched",)), data=digits, features=features)
+    judge = Matched(PolicyConfig(steps=("matched",)), Given(data=digits, features=features))
 
     def gap(subject):
         points = judge._statistics(features(subject.tensors()[0]))
@@ -119,7 +127,7 @@ def test_no_policy_is_the_plain_set(generator):
 @pytest.mark.parametrize("by", ["trajectory", "moments"])
 def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts, features, digits):
     """Also where fewer images are asked for, after another policy, and beyond the last block, where images are as they were."""
-    refinement = RefineConfig(by=by, blocks=(1, 3), steps=2, student_steps=2, span=(0.5,), real=4)
+    refinement = RefineConfig(by=by, blocks=(1, 3), steps=2, **OPTIONS[by])
     config = PolicyConfig(steps=("matched", "refined"), candidates=8)
     policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
     full = policy.rank(generator, seed=3)
@@ -153,7 +161,7 @@ def test_refined_sets_are_nested_and_reproducible(by, generator, digits_experts,
 def test_an_anchored_generator_makes_the_policys_images_and_goes_on(by, generator, digits_experts, features, digits):
     known = copy.deepcopy(generator)
     known.info = {"about": {"seconds": 60.0, "title": "t"}, "data": None, "protocol": None}
-    refinement = RefineConfig(by=by or "moments", blocks=(1, 3), steps=2, student_steps=2, span=(0.5,), real=4)
+    refinement = RefineConfig(by=by or "moments", blocks=(1, 3), steps=2, **OPTIONS[by or "moments"])
     config = PolicyConfig(steps=("matched", "refined") if by else ("matched",), candidates=8)
     policy = Policy(config, data=digits, features=features, refinement=refinement, experts=str(digits_experts))
     ranking = policy.rank(known, seed=3)
@@ -200,19 +208,19 @@ def test_a_ranking_refined_for_few_images_is_refused_for_more(generator, digits_
 def test_refusals(generator, teacher, digits, tmp_path):
     with pytest.raises(InputError, match="holds no experts"):
         Policy(PolicyConfig(steps=("refined",)), data=digits, experts=str(tmp_path))
-    with pytest.raises(InputError, match=r"policy 'refined' asks recorded experts: give --teacher\.folder"):
+    with pytest.raises(InputError, match=r"policy 'refined' needs experts: give --teacher\.folder"):
         Policy(PolicyConfig(steps=("refined",)), teacher=teacher, data=digits)
     with pytest.raises(InputError, match=r"policy\.steps is \('refined', 'graded'\): expected 'refined' as the last"):
         PolicyConfig(steps=("refined", "graded"))
-    with pytest.raises(InputError, match=r"policy filtered asks a teacher: give --teacher\.folder"):
+    with pytest.raises(InputError, match=r"policy 'filtered' needs teacher: give a teacher \(--teacher\.folder\)"):
         Policy(PolicyConfig(steps=("filtered",)))
-    with pytest.raises(InputError, match="policy 'matched' compares with real images"):
+    with pytest.raises(InputError, match="policy 'matched' needs features"):
         Policy(PolicyConfig(steps=("matched",)), teacher=teacher, data=digits)
     ranking = Policy(PolicyConfig(steps=("filtered",), candidates=10, keep=0.5), teacher=teacher).rank(generator)
     with pytest.raises(InputError, match=r"ipc is 6 and the policy leaves 5 candidates.*--policy\.candidates"):
         sample_set(generator, ipc=6, ranking=ranking)
     for settings, message in (
-        ({"keep": 0.0}, r"policy\.keep is 0\.0"),
+        ({"keep": 0.0, "steps": ("filtered",)}, r"policy\.keep is 0\.0"),
         ({"candidates": 0}, r"policy\.candidates is 0"),
         ({"steps": ("graded", "graded")}, r"policy\.steps is .*each policy once"),
     ):

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dim.config import DiscriminatorConfig, load_recipe
-from dim.nets.discriminators import build_discriminator
+from dim.config import DiscriminatorConfig
+from dim.nets.discriminators import Discriminator, build_discriminator
 from dim.nets.layers import ImageLayerNorm
+from dim.recipes.load import load_recipe
 
 
 def _build(spec, width: int = 4, seed: int = 0):
-    return build_discriminator(DiscriminatorConfig(width=width), spec, seed=seed)
+    return build_discriminator(Discriminator, DiscriminatorConfig(width=width), spec, seed=seed)
 
 
 def _images(spec, batch: int = 3) -> torch.Tensor:
@@ -19,7 +20,7 @@ def _images(spec, batch: int = 3) -> torch.Tensor:
 
 
 def test_published_parameter_count(spec):
-    net = build_discriminator(load_recipe("cifar10-dim2023").discriminator, spec(3, 32, 10), seed=0)
+    net = build_discriminator(Discriminator, load_recipe("cifar10-dim2023").discriminator, spec(3, 32, 10), seed=0)
     assert sum(parameter.numel() for parameter in net.parameters()) == 3_137_971
 
 

@@ -5,7 +5,7 @@ import torch
 
 from dim.config import DiscriminatorConfig, GeneratorConfig
 from dim.errors import InputError
-from dim.nets.discriminators import build_discriminator
+from dim.nets.discriminators import ProjectionDiscriminator, build_discriminator
 from dim.nets.generator import build_generator
 from dim.nets.generators.gan import ResidualBlock, channels_at, halvings
 
@@ -24,7 +24,7 @@ def perturbed(net):
 
 def discriminator(spec, **settings):
     config = DiscriminatorConfig(**{"width": 4, **settings})
-    return perturbed(build_discriminator(config, spec, seed=0, loss="relativistic"))
+    return perturbed(build_discriminator(ProjectionDiscriminator, config, spec, seed=0))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,7 +45,7 @@ def test_other_sizes_are_refused_with_the_remedy(spec, size):
     with pytest.raises(InputError, match=r"multiple of 4.*dim2023"):
         build_generator(SMALL, spec(1, size), seed=0)
     with pytest.raises(InputError, match="multiple of 4"):
-        build_discriminator(DiscriminatorConfig(width=4), spec(1, size), seed=0, loss="relativistic")
+        build_discriminator(ProjectionDiscriminator, DiscriminatorConfig(width=4), spec(1, size), seed=0)
 
 
 def test_maps_halve_at_least_twice_and_channels_grow_at_most_fourfold(spec):
@@ -116,7 +116,7 @@ def test_gradients_reach_the_latents(spec):
 
 
 def test_options_of_another_architecture_are_refused():
-    with pytest.raises(InputError, match=r"generator\.blocks is 2.*gan and diffusion"):
+    with pytest.raises(InputError, match=r"generator\.blocks is 2.*'dim2023' and this is an option of 'diffusion' and 'gan'"):
         GeneratorConfig(name="dim2023", blocks=2)
     with pytest.raises(InputError, match=r"generator\.label_scale is 3\.0.*dim2023"):
         GeneratorConfig(name="gan", label_scale=3.0)

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, load_recipe
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
 from dim.io import load_tensors, save_tensors
 from dim.nets.generator import Generator, build_generator, occurrence
 from dim.nets.generator_file import load_generator_file, save_generator_file
 from dim.nets.generators.dim2023 import resolution_chain
+from dim.recipes.load import load_recipe
 from dim.sampler import stored_bytes
 
 PUBLISHED = load_recipe("cifar10-dim2023").generator

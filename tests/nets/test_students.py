@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from dim.config import STUDENTS
 from dim.errors import InputError
-from dim.nets.students import STUDENTS, build_student, default_depth, parse_student
+from dim.nets.student import build_student, parse_student
+from dim.nets.students.convnet import default_depth
 
-NARROW = {name: f"{name}:width=4" for name in STUDENTS}
+NARROW = {name: f"{name}:width=4" for name in STUDENTS.names()}
 
 
 def _images(spec, batch: int = 3) -> torch.Tensor:
@@ -23,7 +25,7 @@ def test_published_parameter_counts(spec, text, count):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (1, 28), (3, 64)])
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", STUDENTS.names())
 def test_every_student_takes_every_size(spec, name, channels, size):
     data = spec(channels, size, 5)
     net = build_student(NARROW[name], data, seed=0).eval()

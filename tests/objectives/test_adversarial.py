@@ -9,8 +9,8 @@ from torch import nn
 
 from dim.config import AdversarialConfig, DiscriminatorConfig
 from dim.errors import InputError
-from dim.nets.discriminators import build_discriminator
-from dim.objectives.adversarial import Adversarial, gradient_penalty
+from dim.nets.discriminators import Discriminator, build_discriminator
+from dim.objectives.adversaries.acgan_wgangp import Adversarial, gradient_penalty
 
 TARGETS = torch.tensor([0, 3, 1, 1, 2])
 
@@ -92,7 +92,7 @@ def _slow_penalty(net, real, images, mixture):
 
 @pytest.fixture
 def net(spec):
-    return build_discriminator(DiscriminatorConfig(width=6), spec(1, 8), seed=0)
+    return build_discriminator(Discriminator, DiscriminatorConfig(width=6), spec(1, 8), seed=0)
 
 
 def test_penalty_and_its_gradient_equal_a_loop_over_images(net):
@@ -118,7 +118,9 @@ def test_penalty_does_not_depend_on_the_order(net):
 
 def _adversarial(net, spec, *, lr=0.1, seed=0, finish=lambda parameters: None, rank=0, **config):
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    return Adversarial(net, optimizer, AdversarialConfig(**config), spec(1, 8), seed=seed, finish=finish, rank=rank)
+    return Adversarial(
+        net, optimizer, AdversarialConfig(loss="acgan-wgangp", **config), spec(1, 8), seed=seed, finish=finish, rank=rank
+    )
 
 
 def test_accumulate_adds_minus_critic_and_class_loss(net, spec):
@@ -221,7 +223,7 @@ def test_sharing_the_pass_changes_nothing(net, spec, augment):
     alone = _adversarial(other, spec, augment=augment).advance(leaf.detach().clone(), TARGETS, real=real, step=4)
     for name in losses:
         torch.testing.assert_close(losses[name], alone[name])
-    start = build_discriminator(DiscriminatorConfig(width=6), spec(1, 8), seed=0)
+    start = build_discriminator(Discriminator, DiscriminatorConfig(width=6), spec(1, 8), seed=0)
     for a, b in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert any(not torch.equal(a, c) for a, c in zip(net.parameters(), start.parameters(), strict=True))
@@ -295,4 +297,4 @@ def test_bad_batches_and_options_are_refused(net, spec):
     with pytest.raises(InputError, match="unknown augmentation"):
         _adversarial(net, spec, augment="colour")
     with pytest.raises(InputError, match="gradient_penalty"):
-        AdversarialConfig(gradient_penalty=-1)
+        AdversarialConfig(loss="acgan-wgangp", gradient_penalty=-1)

@@ -9,7 +9,9 @@ from torch import nn
 from dim.config import MatchingConfig, PoolConfig, from_dict
 from dim.data.real import RealData
 from dim.errors import InputError
-from dim.objectives.logit import PoolMatching, mean_distance, paired_distance
+from dim.objectives.distances.means import mean_distance
+from dim.objectives.distances.pairs import paired_distance
+from dim.objectives.logit import PoolMatching
 from dim.pool import build_pool
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from dim.config import AdversarialConfig, DiscriminatorConfig
 from dim.errors import InputError
-from dim.nets.discriminators import build_discriminator
-from dim.objectives.relativistic import Relativistic
+from dim.nets.discriminators import ProjectionDiscriminator, build_discriminator
+from dim.objectives.adversaries.relativistic import Relativistic
 
 TARGETS = torch.tensor([0, 3, 1, 1, 2])
 
@@ -21,7 +21,7 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def net(spec):
-    net = build_discriminator(DiscriminatorConfig(width=4), spec(1, 8, 4), seed=0, loss="relativistic")
+    net = build_discriminator(ProjectionDiscriminator, DiscriminatorConfig(width=4), spec(1, 8, 4), seed=0)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1
@@ -143,7 +143,7 @@ def test_the_discriminator_learns_to_rank_pairs(net, spec):
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(InputError, match=r"adversarial\.augment_target is 0\.6.*relativistic"):
+    with pytest.raises(InputError, match=r"adversarial\.augment_target is 0\.6: expected an augmentation beside it"):
         AdversarialConfig(augment_target=0.6)
     with pytest.raises(InputError, match=r"adversarial\.augment_target is 1\.5"):
         AdversarialConfig(loss="relativistic", augment="crop", augment_target=1.5)

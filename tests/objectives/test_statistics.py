@@ -7,9 +7,13 @@ import torch
 
 from dim import rng
 from dim.config import MatchingConfig
-from dim.nets.students import build_student
-from dim.objectives.logit import PoolMatching, mean_distance
-from dim.objectives.statistics import class_distance, gaussians, moments, standardised, waves
+from dim.nets.student import build_student
+from dim.objectives.distances.characteristic import waves
+from dim.objectives.distances.kernel import gaussians
+from dim.objectives.distances.means import mean_distance
+from dim.objectives.distances.moments import moments
+from dim.objectives.logit import PoolMatching
+from dim.objectives.statistics import class_distance, standardised
 
 LABELS = torch.tensor([0, 2, 0, 1, 2, 2, 0])
 

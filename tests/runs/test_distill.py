@@ -24,7 +24,7 @@ from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.loop import Interrupted, NonFiniteError
 from dim.nets.generator import build_generator
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.runs.distill import Distiller, distill
 from dim.trajectory.flat import FlatNetwork
@@ -554,7 +554,7 @@ def test_a_run_that_fails_while_saving_and_resumes(wholes, digits, experts, tmp_
 _KILLS = """
 import json, os, pathlib, signal, sys, time, warnings
 import torch._dynamo
-from dim.config import load_recipe
+from dim.recipes.load import load_recipe
 from dim.data.real import load_data
 from dim.runs.distill import Distiller, distill
 

@@ -141,7 +141,7 @@ def test_every_generator_is_trained_stopped_resumed_and_emitted_from(name, shape
     steps = {"epochs": 3 * 4 / len(data.train), "batch_size": 4, "lr": 1e-3, "beta2_end": 0.99}
     config = TrainConfig(
         **_GENERATORS[name],
-        discriminator=DiscriminatorConfig(width=4),
+        discriminator=DiscriminatorConfig(width=64 if name == "diffusion" else 4),
         stage_one=StageConfig(**steps),
         stage_two=StageConfig(**steps),
         pool=PoolConfig(students=("convnet:width=4",), members=2),
@@ -308,7 +308,7 @@ def train_step(self, *arguments):
     return original(self, *arguments)
 
 Trainer.train_step = train_step
-sys.exit(dim.cli.main(sys.argv[2:]))
+sys.exit(dim.commands.cli.main(sys.argv[2:]))
 """
 
 

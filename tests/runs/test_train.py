@@ -32,7 +32,7 @@ from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.loop import NonFiniteError
-from dim.objectives.adversarial import Adversarial
+from dim.objectives.adversaries.acgan_wgangp import Adversarial
 from dim.pool import TrainedPool
 from dim.runs.train import Trainer, fit, make_accelerator, update_average
 from dim.score.coverage import Coverage
@@ -413,7 +413,7 @@ import sys
 import time
 from pathlib import Path
 import torch
-from dim.config import load_recipe
+from dim.recipes.load import load_recipe
 from dim.data.real import load_data
 from dim.runs.train import Trainer, make_accelerator
 

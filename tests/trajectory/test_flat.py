@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import vmap
 
+from dim.config import STUDENTS
 from dim.errors import InputError
-from dim.nets import students
-from dim.nets.students import Student, build_student
+from dim.nets.student import Student, build_student
 from dim.trajectory.flat import FlatNetwork
 
 CONVNET = "convnet:width=8,depth=2"
@@ -127,15 +127,14 @@ def test_running_statistics_are_refused(spec, student):
 
 
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
-def test_dropout_is_refused(spec, monkeypatch, kind):
-    def dropped(spec, *, percent: int = 50) -> Student:
-        return Student(spec, nn.Sequential(nn.Flatten(), kind(percent / 100), nn.Linear(12, 3)), 3)
+def test_dropout_is_refused(spec, kind):
+    def dropped(spec, *, keep: int = 0) -> Student:
+        return Student(spec, nn.Sequential(nn.Flatten(), kind(0.0 if keep else 0.5), nn.Linear(12, 3)), 3)
 
-    monkeypatch.setitem(students.STUDENTS, "dropped", dropped)
-    with pytest.raises(InputError, match="'dropped' has dropout, so its gradient is random: use an architecture without it"):
-        FlatNetwork("dropped", spec(3, 2, 4))
-    monkeypatch.setitem(students.STUDENTS, "kept", lambda spec: dropped(spec, percent=0))
-    assert FlatNetwork("kept", spec(3, 2, 4)).size == 12 * 3 + 3 + 3 * 4 + 4
+    name = STUDENTS.admit(dropped)
+    with pytest.raises(InputError, match=f"'{name}' has dropout, so its gradient is random: use an architecture without it"):
+        FlatNetwork(name, spec(3, 2, 4))
+    assert FlatNetwork(f"{name}:keep=1", spec(3, 2, 4)).size == 12 * 3 + 3 + 3 * 4 + 4
 
 
 def test_unknown_students_are_refused(spec):

@@ -23,7 +23,7 @@ from dim.errors import InputError
 from dim.features.classifier import accuracy
 from dim.io import load_tensors, read_json
 from dim.loop import Interrupted, NonFiniteError
-from dim.nets.students import build_student
+from dim.nets.student import build_student
 from dim.trajectory import record as module
 from dim.trajectory.record import gsam_gradient, record
 from dim.trajectory.store import ExpertStore, to_waypoints
@@ -379,7 +379,7 @@ def test_a_recording_that_fails_while_an_expert_is_declared_finished(whole, digi
 _KILLS = """
 import json, os, pathlib, signal, sys, time
 import torch._dynamo
-from dim.config import load_recipe_for
+from dim.recipes.load import load_recipe_for
 from dim.data.real import load_data
 from dim.trajectory import record, store
 

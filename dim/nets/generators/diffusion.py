@@ -1,4 +1,4 @@
-"""A few-step generator: diffusers' U-Net learns the velocity of a flow from noise to images, and its average over an interval.
+"""diffusers' U-Net as a flow from noise to images in a few steps: it learns the velocity, and its average over an interval.
 
 Convention of flow matching (Lipman et al. 2023; Liu et al. 2023): x_t = (1 - t) image + t noise, velocity v = noise - image. The
 network is u(x_t, r, t), the mean of the velocity over [r, t] (MeanFlow, Geng et al. 2025); u(x_t, t, t) is the velocity itself.
@@ -7,6 +7,8 @@ One step of any length along the flow is then exact for an exact network: x_r = 
 
 import copy
 import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UNet2DModel
@@ -14,10 +16,36 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
-from dim.config import GeneratorConfig
+from dim.config import GeneratorConfig, require
 from dim.nets.generator import Generator
 from dim.nets.generators.gan import channels_at, halvings
 from dim.spec import DataSpec
+
+__all__ = ["Diffusion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions:
+    """Of the generator `diffusion`."""
+
+    width: int = 64
+    """Channels at full resolution, an even number, doubled at the next two halvings."""
+    blocks: int = 1
+    """Residual blocks per resolution."""
+    steps: int = 1
+    """Steps of the sampler."""
+    guidance: float = 1.0
+    """Weight of the class against no class. 1: no guidance, which takes half the time."""
+    scheduler: Literal["mean", "euler", "heun"] = "mean"
+    """`mean`: jumps by learned mean velocities, for few steps. `euler`, `heun`: diffusers' solvers of the flow."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "blocks", "steps"):
+            require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+        even = "an even number of channels for the generator 'diffusion'"
+        require(self.width % 2 == 0, "generator.width", self.width, even)
+        require(self.guidance >= 0, "generator.guidance", self.guidance, "0 or more")
+
 
 TIME_SCALE = 16.0
 """Times in [0, 1] are multiplied by this before the sinusoidal embedding. At diffusers' 1,000 the derivative with respect to
@@ -35,6 +63,9 @@ class Diffusion(Generator):
         InputError: if a side of the image is not a multiple of 4.
     """
 
+    Options: ClassVar = DiffusionOptions
+    learns_by = "flow"
+    settings = ("flow",)
     sampler_options = ("steps", "guidance", "scheduler")
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:

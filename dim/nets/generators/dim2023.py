@@ -1,14 +1,36 @@
-"""The published DiM generator (Wang et al. 2023, arXiv 2303.04707), for any image size and number of classes."""
+"""The published network (DiM, Wang et al. 2023, arXiv 2303.04707), for any image size and number of classes."""
 
 import itertools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dim.config import GeneratorConfig
+from dim.config import GeneratorConfig, require
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
+
+__all__ = ["DiM2023"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiM2023Options:
+    """Of the generator `dim2023`."""
+
+    latent_dim: int = 64
+    """Gaussian inputs beside the label. Published for DiM: 90, after the one-hot label of 10."""
+    label_scale: float = 1.0
+    """Value of the one-hot label's entry. Published: 1, which is little beside 90 Gaussian inputs, so that the class is learned
+    late."""
+    width: int = 64
+    """Channels of every hidden layer (published: 196)."""
+
+    def __post_init__(self) -> None:
+        require(self.label_scale > 0, "generator.label_scale", self.label_scale, "a positive number")
+        for name in ("latent_dim", "width"):
+            require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
 
 
 def resolution_chain(height: int, width: int) -> list[tuple[int, int]]:
@@ -30,6 +52,8 @@ class DiM2023(Generator):
     classes keeps its noise. Sizes beyond 32 px get one more (transposed, plain) pair per doubling. Where a size is odd, the
     transposed convolution before it has kernel 3 in place of 4, as published for 28 px.
     """
+
+    Options: ClassVar = DiM2023Options
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, config.latent_dim, class_dim=spec.num_classes)

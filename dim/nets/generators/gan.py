@@ -1,18 +1,39 @@
-"""A residual one-step generator without normalisation, in the line of R3GAN (Huang et al. 2024) and StyleGAN2 (Karras et al.
-2020)."""
+"""Residual one-step network without normalisation, modulated by latent and class, after R3GAN (Huang et al. 2024) and StyleGAN2
+(Karras et al. 2020)."""
 
 import itertools
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dim.config import GeneratorConfig
+from dim.config import GeneratorConfig, require
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.nets.layers import ImageConv2d
 from dim.spec import DataSpec
+
+__all__ = ["GAN"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GANOptions:
+    """Of the generator `gan`."""
+
+    latent_dim: int = 64
+    """Gaussian inputs beside the class."""
+    width: int = 64
+    """Channels at full resolution, doubled at the next two halvings."""
+    blocks: int = 1
+    """Residual blocks per resolution."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "width", "blocks"):
+            require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+
 
 MOST_CHANNELS = 4
 """Channels grow from full resolution to the smallest map up to this multiple."""
@@ -83,6 +104,8 @@ class GAN(Generator):
     Raises:
         InputError: if a side of the image is not a multiple of 4.
     """
+
+    Options: ClassVar = GANOptions
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig) -> None:
         super().__init__(spec, config.latent_dim, class_dim=config.latent_dim)

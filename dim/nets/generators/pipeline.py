@@ -1,20 +1,42 @@
-"""A pretrained diffusers pipeline as the generator to start from: class-conditional latent diffusion (Rombach et al. 2022; DiT,
-Peebles & Xie 2023), sampled in a few deterministic steps (DDIM, Song et al. 2021, eq. 12 with eta 0)."""
+"""A pretrained pipeline of diffusers to start from: class-conditional latent diffusion (Rombach et al. 2022; DiT, Peebles & Xie
+2023), sampled in a few deterministic steps (DDIM, Song et al. 2021, eq. 12 with eta 0)."""
 
 import copy
 import math
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
-from dim.config import GeneratorConfig
+from dim.config import GeneratorConfig, require
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.nets.pretrained import DENOISERS, Parts, open_pipeline
 from dim.spec import DataSpec
+
+__all__ = ["Pipeline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """Of the generator `pipeline`."""
+
+    pretrained: str | None = None
+    """What to start from: a local folder or a Hub id (owner/name), such as a DiTPipeline, in .safetensors files."""
+    pretrained_classes: tuple[int, ...] = ()
+    """The pipeline's class that each class of the data starts from. Default: the same numbers, if there are as many classes."""
+    steps: int = 1
+    """Steps of the sampler."""
+    guidance: float = 1.0
+    """Weight of the class against no class. 1: no guidance, which takes half the time."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "generator.steps", self.steps, "at least 1")
+        require(self.guidance >= 0, "generator.guidance", self.guidance, "0 or more")
+
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow makes real images grey
 
@@ -55,6 +77,9 @@ class Pipeline(Generator):
 
     classes: Tensor
 
+    Options: ClassVar = PipelineOptions
+    learns_by = "denoising"
+    settings = ("flow.label_dropout",)
     sampler_options = ("steps", "guidance")
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig, architecture: dict[str, Any] | None = None) -> None:

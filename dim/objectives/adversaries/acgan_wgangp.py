@@ -1,6 +1,9 @@
-"""AC-GAN with WGAN-GP (Odena et al. 2017; Gulrajani et al. 2017), the adversarial half of DiM."""
+"""AC-GAN with WGAN-GP (Odena et al. 2017; Gulrajani et al. 2017), the adversarial half of DiM: a critic with a classifier and a
+gradient penalty (published)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,29 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.config import AdversarialConfig
+from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import Discriminator
 from dim.objectives import add_gradient
 from dim.spec import DataSpec
+
+__all__ = ["Adversarial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialOptions:
+    """Of the loss `acgan-wgangp`."""
+
+    gradient_penalty: float = 10.0
+    """Weight of the gradient penalty (Gulrajani et al. 2017, eq. 3)."""
+    class_weight: float = 1.0
+    """Weight of the classification loss of both networks (Odena et al. 2017)."""
+    class_weight_generated: float = 1.0
+    """Weight of the discriminator's classification loss on generated images, beside 1 for real ones. Published: 1. At 0 it learns
+    classes from real images only, so that early images, which do not show their class yet, cannot disturb it."""
+
+    def __post_init__(self) -> None:
+        for name in ("gradient_penalty", "class_weight", "class_weight_generated"):
+            require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, generated: Tensor, mixture: Tensor) -> Tensor:
@@ -46,6 +68,15 @@ class Adversarial:
             processes, clipping).
         rank: number of this process, so that each makes its own draws.
     """
+
+    Options: ClassVar = AdversarialOptions
+    network: ClassVar = Discriminator
+    discriminator_options: ClassVar = ("width",)
+
+    @classmethod
+    def of_run(cls, *common: Any, scheduled: Any, mean: Any, **shared: Any) -> Self:
+        """As a run makes it: nothing of it follows a schedule, and nothing is averaged over processes beside gradients."""
+        return cls(*common, **shared)
 
     def __init__(
         self,

@@ -1,6 +1,9 @@
-"""The relativistic loss with zero-centred penalties (R3GAN, Huang et al. 2024), and augmentation with an adaptive probability."""
+"""Relativistic loss with R1 and R2 (R3GAN, Huang et al. 2024): a projection discriminator judges real and generated images of a
+class in pairs. Augmentation may have an adaptive probability (Karras et al. 2020)."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,38 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.config import AdversarialConfig
+from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import ProjectionDiscriminator
 from dim.objectives import add_gradient
 from dim.spec import DataSpec
+
+__all__ = ["Relativistic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativisticOptions:
+    """Of the loss `relativistic`."""
+
+    gamma: float = 0.05
+    """Weight of R1 + R2, halved: the squared norms of the discriminator's gradient at real and at generated images."""
+    gamma_end: float | None = None
+    """Gamma that a cosine reaches at the end of stage one. Default: constant."""
+    penalty_every: int = 1
+    """Take R1 + R2 only every so many steps, multiplied by that number (lazy regularisation, Karras et al. 2020)."""
+    augment_target: float | None = None
+    """Augment each image with a probability that adapts (ADA, Karras et al. 2020). It rises while the discriminator ranks more
+    than this share of pairs correctly, counted as right minus wrong, in (0, 1). Needs `augment`. Default: augment all images."""
+    augment_images: int = 500_000
+    """Images in which that probability can go from 0 to 1. Needs `augment_target`."""
+
+    def __post_init__(self) -> None:
+        require(self.gamma >= 0, "adversarial.gamma", self.gamma, "0 or more")
+        require(self.gamma_end is None or self.gamma_end >= 0, "adversarial.gamma_end", self.gamma_end, "0 or more")
+        for name in ("penalty_every", "augment_images"):
+            require(getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1")
+        target = self.augment_target
+        require(target is None or 0 < target < 1, "adversarial.augment_target", target, "a number in (0, 1)")
+        require(target is None or self.augment != "", "adversarial.augment_target", target, "an augmentation beside it")
 
 
 class Relativistic:
@@ -31,6 +62,31 @@ class Relativistic:
         mean: averages a scalar over processes.
         rank: number of this process, so that each makes its own draws.
     """
+
+    Options: ClassVar = RelativisticOptions
+    network: ClassVar = ProjectionDiscriminator
+    discriminator_options: ClassVar = ("width", "blocks")
+
+    @classmethod
+    def of_run(
+        cls,
+        discriminator: ProjectionDiscriminator,
+        optimizer: torch.optim.Optimizer,
+        config: AdversarialConfig,
+        spec: DataSpec,
+        *,
+        scheduled: Callable[[int, float, float | None], float],
+        **shared: Any,
+    ) -> Self:
+        """As a run makes it: `scheduled` gives a value between two at a step of stage one."""
+        return cls(
+            discriminator,
+            optimizer,
+            config,
+            spec,
+            gamma=lambda step: scheduled(step, config.gamma, config.gamma_end),
+            **shared,
+        )
 
     def __init__(
         self,

@@ -1,0 +1,64 @@
+"""Which real data to use."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from dim.config.settings import Choices, Section, require
+
+DATASETS = Choices("data set", "dim.data.sources")
+
+
+def reads_files(dataset: str) -> bool:
+    """Whether a data set lies in files below a root."""
+    return getattr(DATASETS.load(dataset), "reads_files", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Which real data to use."""
+
+    choices: ClassVar = DATASETS
+    selector: ClassVar = "dataset"
+    prefix: ClassVar = "data."
+
+    dataset: Annotated[str, tyro.conf.arg(aliases=["--dataset"])] = "digits"
+    """The data set."""
+    root: Annotated[str | None, tyro.conf.arg(aliases=["--data-root"])] = None
+    """Where the data lies: torchvision's root, or the folder itself. Default: the environment variable DIM_DATA_ROOT. `digits`
+    come with scikit-learn and have none."""
+    resolution: Annotated[int | None, tyro.conf.arg(aliases=["--resolution"])] = None
+    """Height and width in pixels: images are resized and centre-cropped. Required for `folder`; default: the data's own size."""
+    channels: Literal[1, 3] | None = None
+    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder`."""
+    val_fraction: float = 0.1
+    """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
+    split_seed: int = 0
+    """Seed of the split into training, validation and test part."""
+    memory_gib: float = 8.0
+    """Decoded images up to this size are held on the device; a larger data set is read batch by batch."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "a number in [0, 0.5]")
+        require(self.resolution is None or self.resolution >= 4, "data.resolution", self.resolution, "at least 4 pixels")
+        require(self.memory_gib >= 0, "data.memory_gib", self.memory_gib, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Of data without a test part of its own."""
+
+    test_fraction: float = 0.2
+    """digits, folder: part of every class that becomes the test part, where the data has none of its own; in (0, 0.5]."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.test_fraction <= 0.5, "data.test_fraction", self.test_fraction, "a number in (0, 0.5]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Of torchvision's data sets."""
+
+    download: bool = False
+    """Let torchvision download the data set if it is absent from the root."""

@@ -1,0 +1,1 @@
+"""Formats of stored sets, one per file."""

@@ -1,0 +1,7 @@
+"""CIFAR-10: RGB photographs of 32x32 pixels, by torchvision."""
+
+from dim.data.torchvision import torchvision_source
+
+__all__ = ["cifar10"]
+
+cifar10 = torchvision_source("CIFAR10")

@@ -1,0 +1,7 @@
+"""CIFAR-100: RGB photographs of 32x32 pixels in a hundred classes, by torchvision."""
+
+from dim.data.torchvision import torchvision_source
+
+__all__ = ["cifar100"]
+
+cifar100 = torchvision_source("CIFAR100")

@@ -1,0 +1,7 @@
+"""Fashion-MNIST: grey garments of 28x28 pixels, by torchvision."""
+
+from dim.data.torchvision import torchvision_source
+
+__all__ = ["fashion_mnist"]
+
+fashion_mnist = torchvision_source("FashionMNIST")

@@ -1,0 +1,7 @@
+"""SVHN: RGB house numbers of 32x32 pixels, by torchvision."""
+
+from dim.data.torchvision import torchvision_source
+
+__all__ = ["svhn"]
+
+svhn = torchvision_source("SVHN")

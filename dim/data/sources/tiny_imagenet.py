@@ -1,0 +1,26 @@
+"""Tiny-ImageNet: RGB photographs of 64x64 pixels in 200 classes, in its own layout."""
+
+from dim.config import DataConfig
+from dim.data.files import class_folders, file_items, require_root
+from dim.data.items import Items
+from dim.errors import InputError
+
+__all__ = ["tiny_imagenet"]
+
+
+def tiny_imagenet(config: DataConfig) -> tuple[Items, Items]:
+    """Tiny-ImageNet's own layout; its labelled `val` part is the test part, as everywhere in the literature."""
+    root = require_root(config)
+    root = root / "tiny-imagenet-200" if (root / "tiny-imagenet-200").is_dir() else root
+    annotations = root / "val" / "val_annotations.txt"
+    if not (root / "train").is_dir() or not annotations.is_file():
+        raise InputError(f"no Tiny-ImageNet under {config.root!r}: expected train/ and val/val_annotations.txt")
+    train = class_folders(root / "train", root, config)
+    position = {name: label for label, name in enumerate(train.names)}
+    rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
+    if unknown := [name for _, name in rows if name not in position]:
+        raise InputError(f"{annotations} names class {unknown[0]!r} that train/ lacks")
+    files = [root / "val" / "images" / file for file, _ in rows]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"{annotations} names {missing[0].name}, which is missing from val/images")
+    return train, file_items(files, [position[name] for _, name in rows], train.names, root, config)

@@ -1,0 +1,1 @@
+"""Purposes of refinement, one per file."""

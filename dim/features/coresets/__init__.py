@@ -1,0 +1,1 @@
+"""Coreset rules, one per file."""

@@ -1,0 +1,180 @@
+"""Students: the classifiers that sets are trained on, scored by, and matched through.
+
+Every student takes float32 (B, C, H, W) images in [-1, 1] of the data set's own size, normalises them internally, and
+returns (B, classes) logits. Architectures, one per file in `dim.nets.students`, follow the data-set-distillation literature (Zhao
+et al. 2021 and later); `timm:NAME` takes any timm model, trained from scratch.
+"""
+
+import inspect
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dim import rng
+from dim.augment import Augment
+from dim.config import STUDENTS, ProtocolConfig
+from dim.errors import InputError, nearest
+from dim.spec import DataSpec
+
+
+def norm_layer(name: str, channels: int) -> nn.Module:
+    """A normalisation over (B, C, H, W): batch, batchstats, instance, layer, group (four channels each) or none.
+
+    `instance` is `GroupNorm(C, C)`, as in the literature's ConvNet. `batchstats` is batch norm by the statistics of the
+    batch at hand, also in evaluation mode: it keeps no running statistics, as published pools used it and as
+    functional gradients need it.
+    """
+    match name:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "batchstats":
+            return nn.BatchNorm2d(channels, track_running_stats=False)
+        case "instance":
+            return nn.GroupNorm(channels, channels)
+        case "layer":
+            return nn.GroupNorm(1, channels)
+        case "group":
+            return nn.GroupNorm(max(1, channels // 4), channels)
+        case "none":
+            return nn.Identity()
+    raise InputError(f"norm is {name!r}: expected batch, batchstats, instance, layer, group or none")
+
+
+class Student(nn.Module):
+    """A classifier of images in [-1, 1]: `head(body((images - mean) / std))`.
+
+    Attributes:
+        spec: the data it is made for.
+        body: (B, C, H, W) normalised images -> (B, F) features.
+        head: (B, F) -> (B, classes).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: DataSpec, body: nn.Module, features: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.body = body
+        self.head = nn.Linear(features, spec.num_classes)
+        mean, std = spec.mean_std(torch.zeros(()))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features before the last layer: (B, C, H, W) in [-1, 1] -> (B, F)."""
+        return self.body((images - self.mean) / self.std).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.embed(images))
+
+
+def require_spatial_norm(norm: str, size: int) -> None:
+    """Instance norm of a single pixel is the same for every image: such a network cannot learn."""
+    if norm == "instance" and size < 2:
+        raise InputError(
+            "norm is 'instance' and the last map is a single pixel, where it erases the image: use norm=batch or layer"
+        )
+
+
+def flat_features(body: nn.Module, spec: DataSpec) -> int:
+    """Number of features that a convolutional body gives for one image of this size."""
+    training = body.training
+    body.eval()
+    with torch.no_grad():
+        # Two images: batch norm without running statistics refuses a single value per channel.
+        features = body(torch.zeros(2, *spec.image_shape)).flatten(1).shape[1]
+    body.train(training)
+    return features
+
+
+class _TimmBody(nn.Module):
+    """A timm model without its classifier."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+
+def _timm(spec: DataSpec, name: str, options: dict[str, Any]) -> Student:
+    import timm
+
+    if name not in timm.list_models():
+        raise InputError(f"unknown timm model {name!r}. {nearest(name, timm.list_models())}")
+    settings = {"pretrained": False, "in_chans": spec.channels, "num_classes": 0, **options}
+    try:
+        try:
+            model = timm.create_model(name, img_size=(spec.height, spec.width), **settings)
+        except TypeError:  # convolutional models take any size and know no img_size
+            model = timm.create_model(name, **settings)
+        body = _TimmBody(model)
+        return Student(spec, body, flat_features(body, spec))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"timm model {name!r} cannot take {spec.height}x{spec.width} images: {reason}") from None
+
+
+def parse_student(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `convnet:width=64,norm=batch` into a name and options; `timm:NAME` and `package.module:Name` keep their colon.
+
+    Raises:
+        InputError: for an unknown name or option, or a value that does not parse.
+    """
+    name, _, rest = text.partition(":")
+    if name not in STUDENTS.names() and rest and "=" not in rest.partition(":")[0]:  # timm:NAME, or package.module:Name
+        second, _, rest = rest.partition(":")
+        name = f"{name}:{second}"
+    known = None
+    if not name.startswith("timm:"):
+        if name not in STUDENTS.names() and ":" not in name:
+            raise InputError(f"unknown student {name!r}. {nearest(name, [*STUDENTS.names(), 'timm:NAME'])}")
+        parameters = inspect.signature(STUDENTS.load(name)).parameters
+        known = {key: parameter for key, parameter in parameters.items() if key != "spec"}
+    options: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"student option {item!r} in {text!r}: expected option=value")
+        if known is not None and key not in known:
+            raise InputError(f"unknown option {key!r} of student {name!r}. {nearest(key, known)}")
+        numeric = re.fullmatch(r"-?[0-9]+", value) is not None
+        if known is not None and isinstance(known[key].default, int):
+            low = 1 if known[key].default else 0  # a default of 0 stands for "choose for me"
+            if not numeric or int(value) < low:
+                raise InputError(f"option {key!r} of student {name!r} is {value!r}: expected a whole number, {low} or more")
+        options[key] = int(value) if numeric else value
+    return name, options
+
+
+def build_student(text: str, spec: DataSpec, *, seed: int) -> Student:
+    """Build a student by name, with weights initialised from `seed`, on the CPU.
+
+    Args:
+        text: a file of `dim.nets.students`, `timm:NAME` or `package.module:Name`, with options as `parse_student` reads them.
+        spec: the data it will see.
+        seed: any integer; the same seed gives the same weights.
+
+    Raises:
+        InputError: for an unknown name or option, or an architecture that cannot take such images.
+    """
+    name, options = parse_student(text)
+    with rng.initialisation(seed, "student", rng.fold(0, text)):
+        if name.startswith("timm:"):
+            return _timm(spec, name.removeprefix("timm:"), options)
+        return STUDENTS.load(name)(spec, **options)
+
+
+def check_protocol(protocol: ProtocolConfig, spec: DataSpec) -> None:
+    """Refuse a scoring protocol that names an unknown architecture or augmentation.
+
+    Raises:
+        InputError: naming it.
+    """
+    for student in protocol.students:
+        parse_student(student)
+    Augment(protocol.augment, spec)

@@ -1,0 +1,1 @@
+"""Students, one architecture per file."""
