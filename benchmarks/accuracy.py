@@ -19,7 +19,8 @@ from dim.config import to_dict
 from dim.data.real import load_data
 from dim.hub import load_generator
 from dim.recipes.load import load_recipe
-from dim.runs.train import fit, make_accelerator
+from dim.runs.accelerator import make_accelerator
+from dim.runs.train import fit
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator, Score
 from dim.score.report import format_accuracy, print_scores, real_grid, scores_to_json

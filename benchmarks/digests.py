@@ -63,7 +63,7 @@ COMMANDS = {
     "S/graded": f"{SAMPLE} --policy.steps graded --teacher.folder R/gan --hard",
     "S/matched": f"{SAMPLE} --policy.steps filtered matched --teacher.folder E/fine --teacher.top-k 3 --format safetensors",
     "S/trajectory": f"{SAMPLE} {REFINE} --hard --format latents",
-    "S/moments": f"{SAMPLE} {REFINE} --refine.by moments --format safetensors",
+    "S/moments": f"{SAMPLE} {REFINE.replace(' --refine.student-steps 3', '')} --refine.by moments --format safetensors",
     "S/webdataset": f"{SAMPLE} --format webdataset",
     "S/parquet": f"{SAMPLE} --format parquet",
     "S/anchored": f"{SAMPLE} {REFINE} --format generator",

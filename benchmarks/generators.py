@@ -32,8 +32,9 @@ from dim.nets.generator import Generator
 from dim.pictures import save_png
 from dim.recipes.load import load_recipe
 from dim.run_folder import RUN
-from dim.runs.train import fit, make_accelerator, sample_grid
-from dim.sampler import sample_set, stored_bytes
+from dim.runs.accelerator import make_accelerator
+from dim.runs.train import fit
+from dim.sampler import sample_grid, sample_set, stored_bytes
 from dim.score.coverage import Coverage
 from dim.score.evaluate import Evaluator
 

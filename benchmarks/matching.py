@@ -30,7 +30,8 @@ from dim.io import read_json, write_json
 from dim.nets.generator import Generator
 from dim.recipes.load import load_recipe
 from dim.run_folder import RUN, read_run
-from dim.runs.train import Trainer, fit, make_accelerator
+from dim.runs.accelerator import make_accelerator
+from dim.runs.train import Trainer, fit
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator
 

@@ -22,7 +22,8 @@ from dim.config import TrainConfig, to_dict
 from dim.data.real import RealData, load_data
 from dim.hub import load_generator
 from dim.recipes.load import load_recipe
-from dim.runs.train import fit, make_accelerator
+from dim.runs.accelerator import make_accelerator
+from dim.runs.train import fit
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator
 

@@ -25,7 +25,8 @@ from dim.objectives.logit import PoolMatching
 from dim.pool import build_pool
 from dim.pools.fresh import FreshPool
 from dim.recipes.load import load_recipe
-from dim.runs.train import Trainer, make_accelerator
+from dim.runs.accelerator import make_accelerator
+from dim.runs.train import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dim.io import atomic_folder
 from dim.nets.generator import Generator
 from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
 from dim.pictures import save_png
-from dim.runs.train import sample_grid
+from dim.sampler import sample_grid
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Generator:

@@ -1,13 +1,24 @@
-"""What every long run shares: stopping on signals, the guard against non-finite values, progress."""
+"""What every long run shares: opening or resuming a folder, clock, metrics, checkpoints by time and step, pictures, stopping on
+signals, the guard against non-finite values, progress. What a step does stays with the run (`dim.runs`,
+`dim.trajectory.record`).
+"""
 
 import contextlib
+import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
+
+from dim.io import save_tensors
+from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, check_same_run, open_run, require_free_run
+from dim.spec import DataSpec
 
 _TELL_SECONDS = 20.0
 
@@ -43,6 +54,241 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def continues(
+    out: Path,
+    config: Any,
+    spec: DataSpec,
+    *,
+    resume: bool,
+    kind: str = "run",
+    may_change: Collection[str] = (),
+    holds: str = CHECKPOINT,
+    main: bool = True,
+) -> bool:
+    """Whether a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
+
+    Args:
+        out: the folder.
+        config: the settings now.
+        spec: the data now.
+        resume: whether the user asks for it.
+        kind: what kind of run the folder should be of.
+        may_change: settings that the result does not depend on.
+        holds: name of the file from which such a run continues.
+        main: whether this process looks after the folder; others do not refuse it.
+
+    Raises:
+        InputError: if the run there has other settings or another data set; or, without `resume`, if there is anything to lose.
+    """
+    if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
+        return True
+    if main:
+        require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
+    return False
+
+
+class Run(Protocol):
+    """What a loop asks of the run that it drives."""
+
+    remedy: str
+    """What to try when values stop being finite."""
+
+    def check(self) -> None:
+        """Raise, by `Loop.fail`, if the state is not worth saving."""
+        ...
+
+    def state(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds: tensors, and JSON values."""
+        ...
+
+    def result(self) -> None:
+        """Write the result as it is now, beside the checkpoint."""
+        ...
+
+    def picture(self) -> None:
+        """Write a picture of the result."""
+        ...
+
+
+class Loop:
+    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown.
+
+        with Loop(...) as loop:
+            while loop.step < loop.total:
+                ...                     # one step
+                loop.advance()
+                if loop.logs():
+                    loop.log({"loss": ...})
+                loop.between()          # picture, checkpoint, stop
+
+    The order between two steps is metrics, picture, checkpoint: a run that is killed between any two of them and resumed from the
+    checkpoint before makes the later ones again, so that nothing is missing.
+
+    Args:
+        run: says what is saved.
+        out: the run folder.
+        name: of the progress bar.
+        unit: what a step is called.
+        total, step: steps of the whole run, and those that are done.
+        seconds: wall time that was spent before.
+        settings: has log_steps, sample_steps, checkpoint_steps and checkpoint_minutes, as far as the run has them.
+        description: what run.json says, see `dim.run_folder.run_description`.
+        device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
+        file: name of the checkpoint.
+        main: whether this process writes. Others count along.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        out: Path,
+        *,
+        name: str,
+        total: int,
+        description: Mapping[str, Any],
+        settings: Any,
+        device: torch.device,
+        unit: str = "step",
+        step: int = 0,
+        seconds: float = 0.0,
+        tf32: bool | None = None,
+        file: str = CHECKPOINT,
+        main: bool = True,
+    ) -> None:
+        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, main
+        self.total, self.step = total, step
+        self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
+        self._save_seconds = 60 * settings.checkpoint_minutes
+        self._command = KINDS[description["kind"]]
+        self._asked: list[int] = []
+        self._stack = contextlib.ExitStack()
+        if device.type == "cuda" and tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        if main:
+            open_run(out, description, step)
+        self._saved_at = time.monotonic()
+        self._started = self._saved_at - seconds
+        self.progress = Progress(name, total, step, unit=unit, show=main)
+
+    def __enter__(self) -> "Loop":
+        self._asked = self._stack.enter_context(stop_signals())
+        self._stack.enter_context(self.progress)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._stack.close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            # The step may be half done, so the last checkpoint stands.
+            done = f"stopped at once in {self._unit} {self.step + 1} of {self.total}, without saving"
+            raise Interrupted(f"{done}; {self._remedy()}", signal.SIGINT) from None
+
+    def _remedy(self) -> str:
+        return f"continue with: dim {self._command} --out {self.out} --resume"
+
+    # --- the clock and what is written while the run works ---------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        """Seconds of wall time that the run has taken, those before it was resumed included."""
+        return time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """What happens within is not counted as the run's time."""
+        began = time.monotonic()
+        yield
+        self._started += time.monotonic() - began
+
+    def advance(self) -> None:
+        """Count a step."""
+        self.step += 1
+        self.progress.advance()
+
+    def logs(self, end: int | None = None) -> bool:
+        """Whether metrics are due: every `log_steps` steps, and at the `end` of the run or of a part of it."""
+        return self.step % self._every["log_steps"] == 0 or self.step == (self.total if end is None else end)
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Record values beside the step and the seconds."""
+        if self._main:
+            append_metrics(self.out, {"step": self.step, "seconds": round(self.elapsed(), 2), **values})
+
+    def log(self, values: Mapping[str, Any], *, shown: Mapping[str, float] | None = None, note: str = "") -> None:
+        """Record values, and show some of them (all, by default) beside the progress."""
+        self.record(values)
+        if self._main:
+            self.progress.show(values if shown is None else shown, note=note)
+
+    # --- between two steps -----------------------------------------------------------------------------------------------
+
+    def between(self, where: str | None = None) -> None:
+        """Picture and checkpoint where they are due, and a stop where one was asked for; the end of the run writes its own.
+
+        Args:
+            where: the place in the run, for people. Default: the number of the step.
+
+        Raises:
+            Interrupted: after a signal, when the state has been saved.
+        """
+        if self.step == self.total:
+            return
+        every = self._every
+        if every["sample_steps"] and self.step % every["sample_steps"] == 0 and self._main:
+            self._run.picture()
+        due = every["checkpoint_steps"] > 0 and self.step % every["checkpoint_steps"] == 0
+        due |= self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
+        if due or self._asked:
+            self.save()
+        self.stop_if_asked(where)
+
+    def stop_if_asked(self, where: str | None = None) -> None:
+        """Raise Interrupted if a signal asked for a stop; the state must have been saved."""
+        if self._asked:
+            where = where or f"at {self._unit} {self.step} of {self.total}"
+            raise Interrupted(f"interrupted {where}; {self._remedy()}", self._asked[0])
+
+    def save(self) -> None:
+        """Write the checkpoint, and then the result.
+
+        Raises:
+            NonFiniteError: if the state holds a value that is not finite.
+        """
+        self._run.check()
+        tensors, metadata = self._run.state()
+        finite = [value.isfinite().all() for value in tensors.values() if value.is_floating_point()]
+        if not bool(torch.stack(finite).all()):
+            self.fail(f"{self._unit} {self.step}: the weights are not finite")
+        if self._main:
+            save_tensors(self.out / self._file, tensors, metadata)
+            self._run.result()
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Write checkpoint, result and last picture at the end of the run."""
+        self.save()
+        if self._main:
+            self._run.picture()
+
+    # --- the guard -------------------------------------------------------------------------------------------------------
+
+    def require_finite(self, losses: Mapping[str, float]) -> None:
+        """Fail if a loss is not finite; see `fail`."""
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                self.fail(f"{self._unit} {self.step}: loss {name!r} is {value}")
+
+    def fail(self, what: str) -> None:
+        """Save the state at fault beside the last good one, and stop.
+
+        Raises:
+            NonFiniteError: always; it says what happened, where both states are, and what to try.
+        """
+        if self._main:
+            save_tensors(self.out / FAILED, *self._run.state())
+        kept = self.out / self._file
+        good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
+        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {self._run.remedy}")
 
 
 class Progress:

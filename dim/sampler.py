@@ -17,6 +17,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generator import Generator
+from dim.pictures import grid
 from dim.spec import DataSpec
 
 T = TypeVar("T")
@@ -247,3 +248,22 @@ def leave_together() -> None:
     if state.num_processes > 1:
         state.wait_for_everyone()
         state.destroy_process_group()
+
+
+def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int = 20, seed: int = 0):
+    """The first images of every class (of the first classes, if there are many), one row per class, as a picture."""
+    classes = min(generator.spec.num_classes, max_classes)
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    images = generator.sample(labels, seed=seed)
+    return grid(images.view(classes, per_class, *generator.spec.image_shape))
+
+
+def set_grid(subject: SyntheticSet, *, per_class: int = 10, max_classes: int = 20):
+    """The first images of every class of a set (of the first classes, if there are many), one row per class, as a picture."""
+    images, _ = subject.tensors()
+    rows = []
+    for label in range(min(subject.spec.num_classes, max_classes)):
+        own = images[subject.labels == label][:per_class]
+        rows.append(own)
+    longest = max(map(len, rows))
+    return grid(torch.stack([torch.cat((row, torch.ones(longest - len(row), *subject.spec.image_shape))) for row in rows]))

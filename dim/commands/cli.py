@@ -38,7 +38,8 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     from dim.data.real import load_data
-    from dim.runs.train import fit, make_accelerator
+    from dim.runs.accelerator import make_accelerator
+    from dim.runs.train import fit
     from dim.score.report import write_report
 
     accelerator = make_accelerator(config, Path(parsed.out))

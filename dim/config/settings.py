@@ -49,10 +49,12 @@ class Choices:
         what: what is chosen, in the singular, for messages.
         source: the package that holds one module per choice; or the choices themselves, each with its options or None, for
             choices that are a branch of one algorithm and not a piece of code of their own.
+        open: whether somebody else's code can be a choice, too. Default: where the source is a package.
     """
 
-    def __init__(self, what: str, source: str | Mapping[str, type | None]) -> None:
+    def __init__(self, what: str, source: str | Mapping[str, type | None], *, open: bool | None = None) -> None:
         self.what, self._source = what, source
+        self._open = isinstance(source, str) if open is None else open
         self._external: dict[str, Any] = {}
 
     def names(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class Choices:
         """Raise InputError if there is no such choice, with the nearest known name and the option that it was given for."""
         if name in self._external or name in self.names():
             return
-        if _EXTERNAL.fullmatch(name):
+        if self._open and _EXTERNAL.fullmatch(name):
             raise InputError(
                 f"{self.what} {name!r} is code outside this package, and code that only a file names is not imported: "
                 "name it on the command line, or pass the object itself from Python"
@@ -123,7 +125,7 @@ class Choices:
             name = f"{choice.__module__}:{choice.__qualname__}"
             self._external[name] = choice
             return name
-        if isinstance(self._source, str) and _EXTERNAL.fullmatch(choice) and choice not in self._external:
+        if self._open and _EXTERNAL.fullmatch(choice) and choice not in self._external:
             module, _, name = choice.partition(":")
             try:
                 self._external[choice] = getattr(importlib.import_module(module), name)

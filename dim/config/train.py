@@ -13,7 +13,7 @@ GENERATORS = Choices("generator", "dim.nets.generators")
 ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries")
 DISTANCES = Choices("distance", "dim.objectives.distances")
 POOLS = Choices("pool", "dim.pools")
-OBJECTIVES = Choices("objective", "dim.objectives.more")
+OBJECTIVES = Choices("objective", {}, open=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +257,17 @@ class TrainConfig(Settings):
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
     path_matching: PathMatchingConfig = field(default_factory=PathMatchingConfig)
+    objectives: tuple[str, ...] = ()
+    """Further objectives of stage two, of your own: package.module:Name. See `dim.objectives.Objective`."""
     fit: FitConfig = field(default_factory=FitConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
         """Refuse what the chosen generator and the chosen loss do not use."""
+        names = tuple(name if isinstance(name, str) else OBJECTIVES.admit(name) for name in self.objectives)
+        object.__setattr__(self, "objectives", names)
+        for name in names:
+            OBJECTIVES.require(name)
         generator = GENERATORS.load(self.generator.name)
         for section in ("adversarial", "discriminator", "flow"):
             changed = _changed(getattr(self, section))

@@ -7,7 +7,6 @@ natural images, with their labels and the learned step size.
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,15 @@ from dim.data.real import RealData, per_class_indices
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import digest, load_tensors, save_tensors
-from dim.loop import Interrupted, NonFiniteError, Progress, stop_signals
+from dim.io import digest, load_tensors
+from dim.loop import Loop, continues
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
-from dim.pictures import grid, save_png
+from dim.pictures import save_png
 from dim.provenance import versions
-from dim.run_folder import (
-    CHECKPOINT,
-    FAILED,
-    MAY_CHANGE,
-    append_metrics,
-    check_same_run,
-    open_run,
-    read_run,
-    require_free_run,
-    run_description,
-    unprefixed,
-)
-from dim.sampler import stored_bytes
+from dim.run_folder import CHECKPOINT, MAY_CHANGE, read_run, run_description, unprefixed
+from dim.sampler import set_grid, stored_bytes
 from dim.spec import require_same_data
 from dim.trajectory.flat import FlatNetwork, worth_compiling
 from dim.trajectory.initial import confident_images, ensemble_logits, open_experts, paths
@@ -102,11 +90,12 @@ class Distiller:
         device: torch.device,
     ) -> None:
         self.config, self.out, self.device, self.natural = config, out, device, data
-        self.step, self.seconds, self.skipped, self._bad = 0, 0.0, 0, 0
+        self.loop: Loop | None = None
+        self._begun = {"step": 0, "seconds": 0.0}
+        self.skipped, self._bad = 0, 0
         self.store = open_experts(experts, config, data)
         check_protocol(config.protocol, data.spec)
-        resume = resume and check_same_run(out, config, data.spec, kind="distillation", may_change=_MAY_CHANGE)
-        resume = resume and (out / CHECKPOINT).is_file()
+        resume = continues(out, config, data.spec, resume=resume, kind="distillation", may_change=_MAY_CHANGE)
         self._experts_digest = self.store.digest()
         self.generator = self._checked(generator)
         self._generator_digest = None if self.generator is None else digest(self.generator.state_dict())
@@ -115,8 +104,6 @@ class Distiller:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
         if resume and began.get("generator_digest") != self._generator_digest:
             raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
-        if not resume:
-            require_free_run(out, kind="distillation")
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
         self.data = data if self.whitening is None else self.whitening.data(data)
         calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
@@ -140,6 +127,11 @@ class Distiller:
         else:
             values, logits = self._initial()
             self._make_optimizers(values, logits)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self._begun["step"] if self.loop is None else self.loop.step
 
     # --- the set -------------------------------------------------------------------------------------------------------------
 
@@ -198,7 +190,7 @@ class Distiller:
         images = self.generator(latents, self.labels).float()
         return images if self.whitening is None else self.whitening.whiten(images)
 
-    def result(self) -> SyntheticSet:
+    def result_set(self) -> SyntheticSet:
         """The set as it is now."""
         images = self.seen().detach()
         soft, teacher = None, None
@@ -229,7 +221,7 @@ class Distiller:
             "step_size": self.step_size.item(),
             "iterations": self.step,
             "skipped": self.skipped,
-            "seconds": round(self._elapsed(), 1),
+            "seconds": round(self.loop.elapsed(), 1),
             "experts": {"count": self.store.layout.experts, "bytes": self.store.bytes()},
             **({} if self.generator is None else {"latents": 4 * self.values.numel(), "generator": stored_bytes(self.generator)}),
             "versions": versions(),
@@ -241,28 +233,32 @@ class Distiller:
     def run(self) -> SyntheticSet:
         """Iterate to the end and write the set."""
         config = self.config.distill
-        if self.device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
         description = run_description(self.config, self.natural.spec, self.device, "distillation")
         store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
         store |= {} if self.generator is None else {"generator_digest": self._generator_digest}
-        open_run(self.out, {**description, **store}, self.step)
-        self._saved_at = time.monotonic()
-        self._started = self._saved_at - self.seconds
-        with stop_signals() as asked, Progress("distill", config.iterations, self.step, unit="iteration") as progress:
+        self.loop = Loop(
+            self,
+            self.out,
+            name="distill",
+            unit="iteration",
+            total=config.iterations,
+            description={**description, **store},
+            settings=config,
+            device=self.device,
+            tf32=config.tf32,
+            **self._begun,
+        )
+        with self.loop as loop:
             losses: list[float] = []
-            while self.step < config.iterations:
+            while loop.step < loop.total:
                 losses.append(self.iterate())
-                progress.advance()
-                if self.step % config.log_steps == 0 or self.step == config.iterations:
-                    self._log(losses, progress)
+                loop.advance()
+                if loop.logs():
+                    self._log(losses)
                     losses = []
-                self._periodic()
-                if asked and self.step < config.iterations:
-                    self._save()
-                    done = f"interrupted at iteration {self.step} of {config.iterations}"
-                    raise Interrupted(f"{done}; continue with: dim distill --out {self.out} --resume", asked[0])
-        return self._save(final=True)
+                loop.between()
+        self.loop.finish()
+        return self.result_set()
 
     def iterate(self) -> float:
         """One iteration: gradient, guard, update. Returns the loss."""
@@ -276,7 +272,6 @@ class Distiller:
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
         loss, usable = torch.stack((losses["trajectory"], finite.to(losses["trajectory"].dtype))).tolist()
         limit = self.config.distill.skip_above
-        self.step += 1
         if usable and math.isfinite(loss) and (limit == 0 or loss <= limit):
             self._bad = 0
             for optimizer in self.optimizers:
@@ -304,45 +299,33 @@ class Distiller:
         self.step_size.mul_(change.clamp(-math.log(2), math.log(2)).exp())
 
     def _give_up(self, loss: float) -> None:
-        save_tensors(self.out / FAILED, self._tensors(), self._metadata())
         limit = self.config.distill.skip_above
         expected = f"at most {limit:g} (--distill.skip-above)" if limit else "a finite loss and gradient"
-        raise NonFiniteError(
-            f"{_MOST_BAD} iterations in a row gave no usable update, the last with loss {loss:.4g}: expected {expected}. "
-            f"The state is saved in {self.out / FAILED}. Try a lower --step-size.initial or --images.lr, or an earlier window"
-        )
+        what = f"{_MOST_BAD} iterations in a row gave no usable update, the last with loss {loss:.4g}: expected {expected}"
+        self.loop.advance()
+        self.loop.fail(what)
 
-    def _log(self, losses: list[float], progress: Progress) -> None:
+    def _log(self, losses: list[float]) -> None:
         finite = [loss for loss in losses if math.isfinite(loss)]
         values = {"step_size": self.step_size.item(), "skipped": float(self.skipped)}
         if finite:
             values = {"trajectory": sum(finite) / len(finite)} | values
-        append_metrics(self.out, {"step": self.step, "seconds": round(self._elapsed(), 2), **values})
-        progress.show(values)
-
-    def _periodic(self) -> None:
-        config = self.config.distill
-        if self.step == config.iterations:
-            return  # the end writes both
-        due = config.checkpoint_steps > 0 and self.step % config.checkpoint_steps == 0
-        if config.checkpoint_minutes > 0:
-            due |= time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
-        if config.sample_steps > 0 and self.step % config.sample_steps == 0:
-            self._save_grid(self.result())  # before the checkpoint, so that a kill between the two does not lose it
-        if due:
-            self._save()
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
+        self.loop.log(values)
 
     # --- the run folder --------------------------------------------------------------------------------------------------------
 
-    def _metadata(self) -> dict[str, Any]:
-        return {
+    remedy = "Try a lower --step-size.initial or --images.lr, or an earlier window"
+
+    def check(self) -> None:
+        """See `dim.loop.Run`: updates that are not finite are skipped."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `dim.loop.Run`."""
+        return self._tensors(), {
             "format": 1,
             "kind": "distillation",
-            "step": self.step,
-            "seconds": self._elapsed(),
+            "step": self.loop.step,
+            "seconds": self.loop.elapsed(),
             "skipped": self.skipped,
             "bad": self._bad,
         }
@@ -359,7 +342,7 @@ class Distiller:
 
     def _load(self) -> None:
         tensors, metadata = load_tensors(self.out / CHECKPOINT, self.device)
-        self.step, self.seconds = metadata["step"], metadata["seconds"]
+        self._begun = {"step": metadata["step"], "seconds": metadata["seconds"]}
         self.skipped, self._bad = metadata["skipped"], metadata["bad"]
         self._make_optimizers(tensors["values"], tensors.get("logits"))
         for name, optimizer in zip(("values", "logits"), self.optimizers, strict=False):
@@ -368,26 +351,11 @@ class Distiller:
             self.step_size.copy_(tensors["step_size"])
             self._step_momentum.copy_(tensors["step_momentum"])
 
-    def _save(self, final: bool = False) -> SyntheticSet:
-        """Write the checkpoint and the set; with `final`, also the last picture."""
-        result = self.result()
-        save_tensors(self.out / CHECKPOINT, self._tensors(), self._metadata())
-        write_into(self.out, result.content(), result.spec, result.info)
-        if final:
-            self._save_grid(result)
-        self._saved_at = time.monotonic()
-        return result
+    def result(self) -> None:
+        """See `dim.loop.Run`."""
+        made = self.result_set()
+        write_into(self.out, made.content(), made.spec, made.info)
 
-    def _save_grid(self, result: SyntheticSet) -> None:
-        save_png(self.out / "samples" / f"step-{self.step:07d}.png", set_grid(result))
-
-
-def set_grid(subject: SyntheticSet, *, per_class: int = 10, max_classes: int = 20):
-    """The first images of every class of a set (of the first classes, if there are many), one row per class, as a picture."""
-    images, _ = subject.tensors()
-    rows = []
-    for label in range(min(subject.spec.num_classes, max_classes)):
-        own = images[subject.labels == label][:per_class]
-        rows.append(own)
-    longest = max(map(len, rows))
-    return grid(torch.stack([torch.cat((row, torch.ones(longest - len(row), *subject.spec.image_shape))) for row in rows]))
+    def picture(self) -> None:
+        """See `dim.loop.Run`."""
+        save_png(self.out / "samples" / f"step-{self.loop.step:07d}.png", set_grid(self.result_set()))

@@ -4,9 +4,9 @@ Weights are flat vectors, so that several experts train at once as the rows of o
 lines each. Everything is a function of (seed, expert, step): a recording that was killed continues bit by bit (on the CPU).
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ from dim.augment import Augment
 from dim.config import ExpertsConfig, RecordConfig
 from dim.data.real import EpochBatches, RealData, Split
 from dim.data.whiten import Whitening
-from dim.io import load_tensors, save_tensors
-from dim.loop import Interrupted, NonFiniteError, Progress, stop_signals
-from dim.run_folder import MAY_CHANGE, append_metrics, check_same_run, open_run, require_free_run, run_description
+from dim.io import load_tensors
+from dim.loop import Loop, continues
+from dim.run_folder import MAY_CHANGE, read_metrics, run_description
 from dim.trajectory.flat import FlatNetwork, compiled, worth_compiling
 from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
 
@@ -57,10 +57,8 @@ class _Recorder:
     def __init__(self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device) -> None:
         self.config, self.settings, self.out, self.device = config, config.experts, out, device
         self.natural_spec = data.spec
-        resume = resume and check_same_run(out, config, data.spec, kind="experts", may_change=_MAY_CHANGE)
-        resume = resume and (out / LAYOUT).is_file()
-        if not resume:
-            require_free_run(out, lambda out: (out / LAYOUT).is_file(), kind="experts")
+        rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT}
+        resume = continues(out, config, data.spec, resume=resume, **rules)
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
         last = round(self.settings.epochs / self.settings.every)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
@@ -84,42 +82,44 @@ class _Recorder:
             first = -(-count // together) * together  # the last group may be smaller
         state = self._load_state(first) if self.store is not None else None
         step = 0 if state is None else state[0]
-        description = run_description(self.config, self.natural_spec, self.device, "experts")
-        open_run(self.out, description, first * self.total + step)
+        self.loop = Loop(
+            self,
+            self.out,
+            name="experts",
+            total=-(-count // together) * self.total,
+            step=first // together * self.total + step,
+            seconds=max((entry.get("seconds", 0.0) for entry in read_metrics(self.out)), default=0.0),
+            description=run_description(self.config, self.natural_spec, self.device, "experts"),
+            settings=self.settings,
+            device=self.device,
+            file=STATE,
+        )
         if self.store is None:
             self.store = ExpertStore.create(self.out, self.layout)
-        groups = range(first, count, together)
-        total, initial = -(-count // together) * self.total, first // together * self.total + step
-        with stop_signals() as asked, Progress("experts", total, initial) as progress:
-            for start in groups:
-                self._group(list(range(start, min(count, start + together))), state, progress, asked)
+        with self.loop:
+            for start in range(first, count, together):
+                self._group(list(range(start, min(count, start + together))), state)
                 state = None
         (self.out / STATE).unlink(missing_ok=True)
         return self.store
 
-    def _group(
-        self, members: list[int], state: tuple[int, dict[str, Tensor]] | None, progress: Progress, asked: list[int]
-    ) -> None:
+    def _group(self, members: list[int], state: tuple[int, dict[str, Tensor]] | None) -> None:
         """Train some experts side by side."""
-        settings, train = self.settings, self.data.train
+        settings, train, loop = self.settings, self.data.train, self.loop
         batches = [
             EpochBatches(train, settings.batch_size, seed=rng.fold(settings.seed, "expert-batches", member), purpose="expert")
             for member in members
         ]
         step, tensors = self._begin(members) if state is None else state
-        saved_at = time.monotonic()
         while step < self.total:
             loss = self._step(members, batches, step, tensors)
             step += 1
-            progress.advance()
+            self._now = members, step, tensors
+            loop.advance()
             if step % self.per_moment == 0:
-                self._end_moment(members, step, loss, tensors, progress)
-            due = settings.checkpoint_minutes > 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
-            if (due or asked) and step < self.total:
-                self._save_state(members, step, tensors)
-                saved_at = time.monotonic()
-                if asked:
-                    self._interrupt(f"in expert {members[0]}, step {step} of {self.total}", asked[0])
+                self._end_moment(members, step, loss, tensors)
+            if step < self.total:
+                loop.between(f"in expert {members[0]}, step {step} of {self.total}")
         tests = self._accuracies(tensors["theta"], self.data.test, torch.arange(len(self.data.test)))
         for row, member in enumerate(members):
             lengths = tuple(tuple(float(f"{value:.7g}") for value in moment) for moment in tensors["lengths"][row].tolist())
@@ -127,8 +127,8 @@ class _Recorder:
             record = ExpertRecord(lengths=lengths, accuracies=accuracies, test_accuracy=round(float(tests[row]), 3))
             self.store.finish(member, record)
         (self.out / STATE).unlink(missing_ok=True)
-        if asked and members[-1] + 1 < settings.count:
-            self._interrupt(f"after {members[-1] + 1} of {settings.count} experts", asked[0])
+        if members[-1] + 1 < settings.count:
+            loop.stop_if_asked(f"after {members[-1] + 1} of {settings.count} experts")
 
     def _begin(self, members: list[int]) -> tuple[int, dict[str, Tensor]]:
         """The state of experts that have not begun."""
@@ -145,21 +145,17 @@ class _Recorder:
         self._keep(members, 0, tensors)
         return 0, tensors
 
-    def _end_moment(self, members: list[int], step: int, loss: Tensor, tensors: dict[str, Tensor], progress: Progress) -> None:
+    def _end_moment(self, members: list[int], step: int, loss: Tensor, tensors: dict[str, Tensor]) -> None:
         """Record what a moment leaves: path lengths, accuracy, checkpoint, metrics."""
         moment, theta = step // self.per_moment, tensors["theta"]
         if not bool(theta.isfinite().all() & loss.isfinite().all()):
-            raise NonFiniteError(
-                f"expert {members[0]}: the weights are not finite at moment {moment}. {self.out} keeps the finished experts; "
-                "try a lower learning rate (--experts.lr)"
-            )
+            self.loop.fail(f"expert {members[0]}: the weights are not finite at moment {moment}")
         tensors["lengths"][:, moment - 1] = self.network.tensor_norms(theta - tensors["previous"]).cpu()
         accuracies = tensors["accuracies"][:, moment] = self._along(theta)
         self._keep(members, moment, tensors)
         tensors["before"], tensors["previous"] = tensors["previous"], theta.clone()
         values = {"loss": float(loss.mean()), "accuracy": float(accuracies.mean())}
-        append_metrics(self.out, {"step": members[0] * self.total + step, "expert": members[0], "moment": moment, **values})
-        progress.show(values, note=f"expert {members[0]}")
+        self.loop.log({"expert": members[0], "moment": moment, **values}, shown=values, note=f"expert {members[0]}")
 
     def _keep(self, members: list[int], moment: int, tensors: dict[str, Tensor]) -> None:
         """Store the checkpoints that a moment completes."""
@@ -171,9 +167,6 @@ class _Recorder:
                 theta = smoothed(around, waypoint, last) if smooth and waypoint > 0 else around[waypoint]
                 for row, member in enumerate(members):
                     self.store.write(member, moments.index(waypoint), theta[row])
-
-    def _interrupt(self, where: str, signal_number: int) -> None:
-        raise Interrupted(f"interrupted {where}; continue with: dim experts --out {self.out} --resume", signal_number)
 
     # --- training ------------------------------------------------------------------------------------------------------------
 
@@ -235,8 +228,21 @@ class _Recorder:
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 
-    def _save_state(self, members: list[int], step: int, tensors: dict[str, Tensor]) -> None:
-        save_tensors(self.out / STATE, tensors, {"kind": "recording", "first": members[0], "step": step})
+    remedy = "The finished experts are kept. Try a lower learning rate (--experts.lr)"
+
+    def check(self) -> None:
+        """See `dim.loop.Run`: weights are checked at every moment."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `dim.loop.Run`: of the experts that are being trained."""
+        members, step, tensors = self._now
+        return tensors, {"kind": "recording", "first": members[0], "step": step}
+
+    def result(self) -> None:
+        """See `dim.loop.Run`: finished experts have been written."""
+
+    def picture(self) -> None:
+        """See `dim.loop.Run`: there is none."""
 
     def _load_state(self, first: int) -> tuple[int, dict[str, Tensor]] | None:
         """The state of the group that begins with expert `first`, if it was saved."""

@@ -539,7 +539,7 @@ def test_a_run_that_fails_while_saving_and_resumes(wholes, digits, experts, tmp_
     """At a step where a checkpoint and a picture are due; nothing is missing afterwards."""
     config, folder = wholes["learned"]
     often = dataclasses.replace(config, distill=dataclasses.replace(config.distill, checkpoint_steps=4))
-    module = importlib.import_module("dim.runs.distill")  # `dim.runs.distill` is the function
+    module = importlib.import_module("dim.loop" if name == "save_tensors" else "dim.runs.distill")
     with monkeypatch.context() as patch:
         patch.setattr(module, name, lambda *_: fail())
         with pytest.raises(Fault):

@@ -1,0 +1,52 @@
+"""The two stages of a training, and the schedules within a stage."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from dim.config import StageConfig, TrainConfig
+from dim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A span of steps with its settings."""
+
+    name: str
+    config: StageConfig
+    start: int
+    stop: int
+    matching: bool
+
+    def scheduled(self, step: int, first: float, last: float | None) -> float:
+        """A value at a step: constant, or a half cosine from the stage's first step to its end, where it stays."""
+        if last is None:
+            return first
+        progress = min(1.0, (step - self.start) / max(1, self.stop - self.start))
+        return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+    def lr(self, step: int) -> float:
+        """Learning rate at a step."""
+        return self.scheduled(step, self.config.lr, self.config.lr_end)
+
+    def settings(self, step: int) -> dict[str, Any]:
+        """What the optimisers' settings are at a step."""
+        beta1, beta2 = self.config.betas
+        return {"lr": self.lr(step), "betas": (beta1, self.scheduled(step, beta2, self.config.beta2_end))}
+
+
+def plan(config: TrainConfig, images: int) -> list[Stage]:
+    """The stages of a run on so many training images.
+
+    Raises:
+        InputError: if there is nothing to train.
+    """
+    stages, start = [], 0
+    for name, settings, matching in (("one", config.stage_one, False), ("two", config.stage_two, True)):
+        steps = round(settings.epochs * images / settings.batch_size)
+        stages.append(Stage(name, settings, start, start + steps, matching and config.matching.weight > 0))
+        start += steps
+    if start == 0:
+        lengths = f"stage_one.epochs is {config.stage_one.epochs:g} and stage_two.epochs {config.stage_two.epochs:g}"
+        raise InputError(f"{lengths}: no step of training for {images} images; raise one of them")
+    return stages
