@@ -28,23 +28,25 @@ def paired_distance(real: Tensor, generated: Tensor) -> Tensor:
     return (real - generated).square().mean()
 
 
-def mean_distance(real: Tensor, generated: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of the class means of log-probabilities, estimated without bias (a U-statistic).
+def mean_distance(real: Tensor, generated: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Squared distance of the class means of log-probabilities or features, estimated without bias (a U-statistic).
 
     For every class, products of *different* rows only: with a_i real and b_i generated, n of each, the mean over i != j of
     a_i a_j + b_i b_j - 2 a_i b_j. Its expectation is |E a - E b|^2 whatever the spread, so nothing is gained by collapsing; a_i
     and b_i, which share an augmentation draw and so are correlated, never meet. Classes are weighted by their images.
 
     Args:
-        real, generated: float (B, K) log-probabilities.
-        labels: int64 (B,), the class of both images of a row.
+        real, generated: float (B, F) log-probabilities or features.
+        labels: int64 (B,) in [0, classes), the class of both images of a row.
+        classes: of the data; F may be smaller or larger.
 
     Returns:
-        A scalar, averaged over the K outputs like `paired_distance`. A single estimate may be negative. Classes with fewer
+        A scalar, averaged over the F outputs like `paired_distance`. A single estimate may be negative. Classes with fewer
         than two images in the batch have no such estimate and count as 0.
     """
     outputs = real.shape[1]
-    members = F.one_hot(labels, outputs).to(real.dtype)  # (B, K classes)
+    # Columns of classes that do not exist add 0. They keep the order of summation that seeded runs have had.
+    members = F.one_hot(labels, max(classes, outputs)).to(real.dtype)  # (B, classes)
     count = members.sum(0)
     pairs = (count * (count - 1)).clamp(min=1)  # with one image of a class, the sum below is 0
     # With d = a - b: the mean over i != j of d_i d_j.
@@ -63,6 +65,7 @@ class PoolMatching:
     def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
         self.pool, self.config = pool, config
         self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
+        self._classes = spec.num_classes
 
     def _outputs(self, images: Tensor, step: int) -> Tensor:
         """What the members that serve a step say, (members, B, F)."""
@@ -74,7 +77,7 @@ class PoolMatching:
         if kind == "pairs":
             return paired_distance(real, generated)
         if kind == "means":
-            return mean_distance(real, generated, labels)
+            return mean_distance(real, generated, labels, self._classes)
         real, generated = standardised(real, generated)
         if kind == "characteristic":
             source = rng.generator(self._seed, "matching-frequencies", step, device=real.device)

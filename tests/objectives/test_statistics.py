@@ -54,7 +54,7 @@ def test_equals_a_sum_over_pairs(name):
 def test_the_linear_kernel_is_the_distance_of_means():
     real, generated = values()
     result = class_distance(lambda x, y: x @ y.T, real, generated, LABELS)
-    torch.testing.assert_close(result, 4 * mean_distance(real, generated, LABELS))
+    torch.testing.assert_close(result, 4 * mean_distance(real, generated, LABELS, 3))
 
 
 @pytest.mark.parametrize("name", KERNELS)
