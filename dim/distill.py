@@ -446,27 +446,28 @@ def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, la
 def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
     """DATM's initial set: random real images of every class that an expert classifies correctly, and their label logits.
 
-    The expert is drawn from the store. Images come class by class within each round, like all sets here.
+    The expert is drawn from the store. Where it gets too few images of a class right, the next ones are asked about the others,
+    as in the published code. Images come class by class within each round, like all sets here.
 
     Raises:
-        InputError: if an expert gets fewer than `ipc` training images of a class right.
+        InputError: if all experts together get fewer than `ipc` training images of a class right.
     """
     weights = _last_weights(store, network)
-    judge = weights[rng.fold(seed, "init-expert") % len(weights)]
+    first = rng.fold(seed, "init-expert") % len(weights)
     chosen = []
     for label in range(data.spec.num_classes):
         members = (data.train.labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=rng.generator(seed, "init-confident", label))]
         found = torch.empty(0, dtype=torch.int64)
-        for part in members.split(max(256, 2 * ipc)):
-            images = data.train.batch(part)[0]
-            right = network.predict(judge, images).argmax(1).cpu() == label
-            found = torch.cat((found, part[right]))[:ipc]
-            if len(found) == ipc:
-                break
+        for judge in weights[first:] + weights[:first]:
+            for part in members[~torch.isin(members, found)].split(max(256, 2 * ipc)):
+                if len(found) == ipc or len(part) == 0:
+                    break
+                right = network.predict(judge, data.train.batch(part)[0]).argmax(1).cpu() == label
+                found = torch.cat((found, part[right]))[:ipc]
         if len(found) < ipc:
             raise InputError(
-                f"an expert gets {len(found)} training images of class {label} right: {ipc} were asked for; "
+                f"the experts get {len(found)} training images of class {label} right: {ipc} were asked for; "
                 "train experts longer, or use --images.init real"
             )
         chosen.append(found)
