@@ -736,13 +736,19 @@ class LabelsConfig:
 
     kind: Literal["hard", "teacher", "learned"] = "hard"
     """`hard`: the class. `teacher`: probabilities that the matched expert gives at the target, refreshed every iteration
-    (TESLA). `learned`: logits that begin as the mean over experts that are right, and are then learned (DATM)."""
+    (TESLA). `learned`: logits that begin as experts' and are then learned (DATM)."""
+    init: Literal["right", "one"] = "right"
+    """learned: logits begin as `right`, the mean over the experts that classify the image correctly; or as those of `one`
+    expert, drawn from the store, also where it is wrong (published for CIFAR-100 at IPC 50)."""
     lr: float = 2.0
     """learned: SGD learning rate."""
     momentum: float = 0.9
     """learned: SGD momentum."""
 
     def __post_init__(self) -> None:
+        logits = self.kind == "learned" or self.init == "right"
+        expected = f"'right' where labels.kind is {self.kind!r}, as only 'learned' labels begin as logits"
+        _require(logits, "labels.init", self.init, expected)
         _require(self.lr >= 0, "labels.lr", self.lr, "0 or more")
         _require(0 <= self.momentum < 1, "labels.momentum", self.momentum, "a number in [0, 1)")
 

@@ -161,23 +161,29 @@ class Distiller:
     def _initial(self) -> tuple[Tensor, Tensor | None]:
         """What is optimised, pixels or latents, and label logits if they are learned."""
         config, spec, seed = self.config, self.data.spec, self.config.distill.seed
-        learned = config.labels.kind == "learned"
         if self.generator is not None:
             indices = torch.arange(config.images.ipc, device=self.device).repeat_interleave(spec.num_classes)
             latents = self.generator.latents(self.labels, indices, seed=seed)
-            images = self._rendered(latents)
-            return latents, ensemble_logits(self.store, self.network, images, self.labels) if learned else None
+            return latents, self._initial_logits(self._rendered(latents))
         if config.images.init == "confident":
-            images, logits = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
+            images = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
         elif config.images.init == "real":
             chosen = per_class_indices(self.data.train.labels, config.images.ipc, spec.num_classes, seed=rng.fold(seed, "init"))
             images = self.data.train.batch(chosen)[0].to(self.device)
-            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
         else:
             source = rng.generator(seed, "init-noise")
             images = torch.randn(len(self.labels), *spec.image_shape, generator=source).to(self.device) * self._std + self._mean
-            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
-        return (images - self._mean) / self._std, logits if learned else None
+        return (images - self._mean) / self._std, self._initial_logits(images)
+
+    def _initial_logits(self, images: Tensor) -> Tensor | None:
+        """Label logits of the initial images, if they are learned."""
+        if self.config.labels.kind != "learned":
+            return None
+        if self.config.labels.init == "one":
+            expert = _drawn_expert(self.store, self.config.distill.seed)
+            theta = self.store.weights(expert, len(self.store.layout.moments) - 1)
+            return self.network.predict(theta.to(self.device), images)
+        return ensemble_logits(self.store, self.network, images, self.labels)
 
     def _make_optimizers(self, values: Tensor, logits: Tensor | None) -> None:
         images, labels = self.config.images, self.config.labels
@@ -427,6 +433,11 @@ def _last_weights(store: ExpertStore, network: FlatNetwork) -> list[Tensor]:
     return [store.weights(expert, last).to(network.device) for expert in range(store.layout.experts)]
 
 
+def _drawn_expert(store: ExpertStore, seed: int) -> int:
+    """The expert that initial images and labels come from, where it is one."""
+    return rng.fold(seed, "init-expert") % store.layout.experts
+
+
 def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """Label logits of images: the mean over the trained experts that classify each correctly; over all if none does (DATM).
 
@@ -443,17 +454,20 @@ def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, la
     return (every * weight[:, :, None]).sum(0) / weight.sum(0)[:, None]
 
 
-def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
-    """DATM's initial set: random real images of every class that an expert classifies correctly, and their label logits.
+def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> Tensor:
+    """DATM's initial images: random real ones of every class that an expert classifies correctly.
 
     The expert is drawn from the store. Where it gets too few images of a class right, the next ones are asked about the others,
     as in the published code. Images come class by class within each round, like all sets here.
+
+    Returns:
+        float32 (classes * ipc, C, H, W) as the experts see them, on the network's device.
 
     Raises:
         InputError: if all experts together get fewer than `ipc` training images of a class right.
     """
     weights = _last_weights(store, network)
-    first = rng.fold(seed, "init-expert") % len(weights)
+    first = _drawn_expert(store, seed)
     chosen = []
     for label in range(data.spec.num_classes):
         members = (data.train.labels == label).nonzero().squeeze(1)
@@ -471,6 +485,4 @@ def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, i
                 "train experts longer, or use --images.init real"
             )
         chosen.append(found)
-    images, labels = data.train.batch(torch.stack(chosen, dim=1).flatten())
-    images, labels = images.to(network.device), labels.to(network.device)
-    return images, ensemble_logits(store, network, images, labels)
+    return data.train.batch(torch.stack(chosen, dim=1).flatten())[0].to(network.device)

@@ -155,7 +155,7 @@ class Judges:
 
     def chosen(self, ipc: int, seed: int = 0) -> dict[int, list[int]]:
         """Numbers of the chosen images of either class."""
-        images, _ = confident_images(self, self, self.data, ipc, seed)
+        images = confident_images(self, self, self.data, ipc, seed)
         numbers = self.numbers(images)
         return {0: numbers[0::2], 1: numbers[1::2]}
 
@@ -184,7 +184,7 @@ def test_experts_are_asked_in_turn_until_there_are_enough_confident_images(seed)
     for ipc in range(1, 8):
         judges.asked.clear()
         assert judges.chosen(ipc, seed) == {0: wanted[:ipc], 1: sure[:ipc]}
-        experts = [expert for expert, numbers in judges.asked[:-3] if min(numbers) < 10]
+        experts = [expert for expert, numbers in judges.asked if min(numbers) < 10]
         needed = 1 if ipc <= 3 else 2 if ipc <= len(right[first] | right[(first + 1) % 3]) else 3
         assert experts == [(first + place) % 3 for place in range(needed)], "asked more experts than it had to"
     with pytest.raises(InputError, match=r"the experts get 7 training images of class 0 right: 8 were.*--images\.init real"):
@@ -217,11 +217,11 @@ def test_confident_images_of_recorded_experts(digits, experts, network):
     fewest = int(counts.min())
     some = torch.bincount(digits.train.labels[right.any(0)], minlength=10)
     judge = store.weights(first, 4)
-    images, _ = confident_images(store, network, digits, fewest, 0)
+    images = confident_images(store, network, digits, fewest, 0)
     labels = torch.arange(10).repeat(fewest)
     assert torch.equal(network.predict(judge, images).argmax(1), labels)
     assert int(some[counts.argmin()]) > fewest, "the case below does not occur"
-    images, _ = confident_images(store, network, digits, fewest + 1, 0)
+    images = confident_images(store, network, digits, fewest + 1, 0)
     wrong = network.predict(judge, images).argmax(1) != torch.arange(10).repeat(fewest + 1)
     assert wrong.nonzero().squeeze(1).tolist() == [10 * fewest + label for label in range(10) if counts[label] == fewest]
     with pytest.raises(
@@ -250,6 +250,33 @@ def test_learned_labels_begin_as_the_mean_over_experts_that_are_right(digits, ex
         expected.append(torch.stack(own or list(logits[:, position])).mean(0))
     torch.testing.assert_close(state(tmp_path / "set")["logits"], torch.stack(expected), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(subject.soft, torch.stack(expected).softmax(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", ["real", "confident", "noise"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_learned_labels_may_begin_as_those_of_one_expert(digits, experts, network, tmp_path, init, seed):
+    """Of the expert that is drawn from the store, at its last moment, whether it is right or not."""
+    sections = {"images": {"init": init, "ipc": 12}, "labels": {"kind": "learned", "init": "one"}}
+    distill(recipe(**sections, distill={"iterations": 0, "seed": seed}), digits, experts, tmp_path / "set")
+    subject, other = dim.load_set(tmp_path / "set"), initial(digits, experts, tmp_path / "other", init, "learned", 12, seed)
+    assert torch.equal(subject.images, other.images)
+    judge = ExpertStore.open(experts).weights(rng.fold(seed, "init-expert") % 3, 4)
+    expected = network.predict(judge, subject.images)
+    torch.testing.assert_close(state(tmp_path / "set")["logits"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(subject.soft, expected.softmax(1), rtol=1e-3, atol=1e-3)
+    right = expected.argmax(1) == subject.labels
+    assert right.all() if init == "confident" else not right.all(), "the case of a wrong expert does not occur"
+    assert (state(tmp_path / "other")["logits"] - expected).abs().max() > 0.1
+
+
+def test_latents_labels_may_begin_as_those_of_one_expert(digits, experts, network, tmp_path):
+    """Also where images are a generator's."""
+    generator = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+    sections = {**LATENTS, "labels": {"kind": "learned", "init": "one"}, "distill": {"iterations": 0}}
+    subject = distill(recipe(**sections), digits, experts, tmp_path / "set", generator=generator)
+    judge = ExpertStore.open(experts).weights(rng.fold(0, "init-expert") % 3, 4)
+    expected = network.predict(judge, subject.images)
+    torch.testing.assert_close(state(tmp_path / "set")["logits"], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_label_logits_of_images_that_only_some_experts_get_right(digits, experts, network):
