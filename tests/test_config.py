@@ -92,7 +92,7 @@ def test_recipes_have_what_defines_their_method(method):
     assert named
     for config in named:
         assert (config.labels.kind == "learned") == (method == "datm")
-        assert (config.images.init == "confident") == (method == "datm")
+        assert (config.images.init == "confident" or config.labels.init == "one") == (method == "datm")
         assert (config.experts.optimizer == "gsam") == (method == "datm")
         published = "as published" in config.about.title
         assert (config.trajectory.gradient == "frozen") == (method == "tesla" or (method == "mct" and published))
