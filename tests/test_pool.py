@@ -138,8 +138,8 @@ def test_even_the_shortest_life_has_a_step_of_training(make):
 
 
 def test_the_member_of_a_step_is_drawn_by_seed_and_step_alone(make):
-    """Which slot serves which step is settled before anything is trained, and stays what it is: it does not depend on earlier steps,
-    on the first step or on the length of an epoch."""
+    """Which slot serves which step is settled before anything is trained: it does not depend on earlier steps, on the first step
+    or on the length of an epoch."""
     expected = [rng.fold(5, "pool-draw", step) % 4 for step in range(40)]
     assert expected[:12] == [1, 1, 3, 2, 1, 3, 3, 3, 0, 0, 0, 2]
 
