@@ -90,7 +90,7 @@ def test_recipes_have_what_defines_their_method(method):
     assert named
     for config in named:
         assert (config.labels.kind == "learned") == (method == "datm")
-        assert (config.images.init == "confident") == (method == "datm")
+        assert (config.images.init == "confident" or getattr(config.labels, "init", None) == "one") == (method == "datm")
         assert (config.experts.optimizer == "gsam") == (method == "datm")
         published = "as published" in config.about.title
         assert (config.trajectory.gradient == "frozen") == (method == "tesla" or (method == "mct" and published))
@@ -296,6 +296,9 @@ def test_values_out_of_range_are_refused(values):
         ({"labels": {"kind": "soft"}}, "labels.kind"),
         ({"labels": {"lr": -1, "kind": "learned"}}, "labels.lr"),
         ({"labels": {"momentum": -0.1, "kind": "learned"}}, "labels.momentum"),
+        ({"labels": {"init": "one"}}, "labels.init"),
+        ({"labels": {"init": "one", "kind": "teacher"}}, "labels.init"),
+        ({"labels": {"init": "mean", "kind": "learned"}}, "labels.init"),
         ({"step_size": {"initial": 0}}, "step_size.initial"),
         ({"step_size": {"lr": -1}}, "step_size.lr"),
         ({"step_size": {"momentum": 1}}, "step_size.momentum"),

@@ -59,6 +59,47 @@ def test_views_gradients_and_memory_formats_are_stored_by_value(tmp_path):
     assert all(torch.equal(loaded[name], value) for name, value in stored.items())
 
 
+_BASE = torch.arange(12.0)
+_TIED = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"a": _BASE, "b": _BASE},
+        {"a": _BASE, "b": _BASE, "c": _BASE},
+        {"whole": _BASE, "part": _BASE[3:7]},
+        {"part": _BASE[3:7], "whole": _BASE},
+        {"first": _BASE[:6], "second": _BASE[6:]},
+        {"overlap": _BASE[:8], "more": _BASE[4:]},
+        {"flat": _BASE, "table": _BASE.view(3, 4), "bits": _BASE.view(torch.int32)},
+        {"weight": _TIED, "tied": _TIED, "detached": _TIED.detach()},
+        {"row": _BASE[:1].expand(5), "column": _BASE[::2], "whole": _BASE},
+        {"empty": _BASE[:0], "nothing": torch.empty(0), "whole": _BASE},
+    ],
+    ids=lambda stored: "-".join(stored),
+)
+def test_tensors_that_share_memory_are_stored_each_on_its_own(tmp_path, stored):
+    """Tied weights, and slices and views of one tensor: the format refuses those that share. What was given stays as it was."""
+    before = {name: (tensor.data_ptr(), tensor.detach().clone()) for name, tensor in stored.items()}
+    io.save_tensors(tmp_path / "a", stored, {})
+    loaded, _ = io.load_tensors(tmp_path / "a")
+    assert loaded.keys() == stored.keys()
+    for name, (pointer, value) in before.items():
+        assert loaded[name].dtype == value.dtype
+        assert torch.equal(loaded[name], value)
+        assert stored[name].data_ptr() == pointer
+        assert torch.equal(stored[name].detach(), value)
+
+
+def test_tensors_that_shared_memory_are_apart_when_read(tmp_path):
+    """Writing into one that was loaded leaves the other alone."""
+    io.save_tensors(tmp_path / "a", {"a": _BASE, "b": _BASE}, {})
+    loaded, _ = io.load_tensors(tmp_path / "a")
+    loaded["a"].zero_()
+    assert torch.equal(loaded["b"], torch.arange(12.0))
+
+
 def test_not_a_number_is_refused_in_metadata_and_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         io.save_tensors(tmp_path / "a", {}, {"loss": float("nan")})

@@ -103,6 +103,78 @@ def test_persistent_members_live_on_and_are_renewed(make):
     assert 3 in lives, "the first lives were to be cut short at different ages"
 
 
+@pytest.mark.parametrize(
+    ("members", "max_age", "first"),
+    [(4, 8, [2, 4, 6, 8]), (3, 6, [2, 4, 6]), (2, 10, [5, 10]), (1, 5, [5]), (4, 2, [1, 1, 2, 2])],
+)
+def test_first_lives_are_shares_of_the_full_age(make, members, max_age, first):
+    """Slot number s of m lives for (s + 1) / m of the age at first, by hand, and for all of it from then on, so that members are
+    of different ages at any time."""
+    pool = make(upkeep_every=1, members=members, max_age=max_age)
+    lives: dict[int, list[int]] = {slot: [] for slot in range(members)}
+    met: list = []
+    for step in range(100):
+        net = pool.draw(step)
+        (slot,) = [number for number, member in pool.slots.items() if member.net is net]
+        if all(net is not other for other in met):
+            met.append(net)  # kept, so that no other is taken for it
+            lives[slot].append(0)
+        pool.advance(*_batch(step), step)
+        lives[slot][-1] += 1
+    for slot, ages in lives.items():
+        assert len(ages) > 2, "not long enough to tell"
+        assert ages[0] == first[slot]
+        assert set(ages[1:-1]) == {max_age}
+        assert ages[-1] <= max_age
+
+
+def test_even_the_shortest_life_has_a_step_of_training(make):
+    """A share of the age that rounds to none would renew its member at every draw, untrained."""
+    pool = make(members=4, max_age=1)
+    for step in range(30):
+        pool.draw(step)
+    assert {slot: (member.generation, member.age) for slot, member in pool.slots.items()} == dict.fromkeys(range(4), (0, 0))
+
+
+def test_the_member_of_a_step_is_drawn_by_seed_and_step_alone(make):
+    """Which slot serves which step is settled before anything is trained: it does not depend on earlier steps, on the first step
+    or on the length of an epoch."""
+    expected = [rng.fold(5, "pool-draw", step) % 4 for step in range(40)]
+    assert expected[:12] == [1, 1, 3, 2, 1, 3, 3, 3, 0, 0, 0, 2]
+
+    def served(pool, steps) -> list[int]:
+        found = []
+        for step in steps:
+            net = pool.draw(step)
+            found += [slot for slot, member in pool.slots.items() if member.net is net]
+        return found
+
+    assert served(make(seed=5), range(40)) == expected
+    assert served(make(seed=5, steps_per_epoch=7, first_step=20), range(20, 40)) == expected[20:]
+    assert served(make(seed=5), reversed(range(40))) == expected[::-1]
+    assert served(make(seed=6), range(40)) != expected
+
+
+def test_a_slot_keeps_its_architecture_and_every_life_begins_anew(make, spec):
+    """Slot s has architecture s modulo their number; life g of it begins with the weights of (seed, s, g)."""
+    pool = make(seed=5, upkeep_every=1, members=4, max_age=3)
+    lives: set[tuple[int, int]] = set()
+    for step in range(80):
+        net = pool.draw(step)
+        (slot,) = [number for number, member in pool.slots.items() if member.net is net]
+        life = pool.slots[slot].generation
+        if (slot, life) not in lives:
+            student = TINY["students"][slot % 2]
+            assert pool.slots[slot].student == student
+            seed = rng.fold(5, "pool-member", slot, life)
+            assert torch.equal(_weights(net), _weights(build_student(student, spec(1, 8), seed=seed)))
+            lives.add((slot, life))
+        pool.advance(*_batch(step), step)
+    assert {slot for slot, _ in lives} == {0, 1, 2, 3}
+    for slot in range(4):
+        assert sorted(life for other, life in lives if other == slot) == list(range(max(g for s, g in lives if s == slot) + 1))
+
+
 def test_the_member_stays_throughout_a_step(make):
     """Also when its last upkeep brings it to its end in the middle of the step."""
     pool = make(members=1, max_age=2, upkeep_steps=3, upkeep_every=1)

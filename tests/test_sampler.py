@@ -11,6 +11,7 @@ import torch
 import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.data.synthetic import SyntheticSet
+from dim.emit.policy import Ranking
 from dim.errors import InputError
 from dim.nets.generator import build_generator
 from dim.nets.generator_file import save_generator_file
@@ -225,6 +226,67 @@ def test_a_set_is_stored_as_latents_and_generator(saved, tmp_path):
     soft = SyntheticSet(subject.images, subject.labels, subject.spec, **parts)
     again = dim.load_set(soft.save(tmp_path / "soft", "latents", generator=generator))
     assert torch.equal(again.soft, soft.soft)
+
+
+@pytest.fixture
+def by_row(generator, monkeypatch):
+    """Makes images differ by the row of their block, as rounding does on some processors, but so that 8 bits show it."""
+    original = type(generator).forward
+
+    def forward(self, z, y):
+        shift = torch.linspace(-0.5, 0.5, len(y))[:, None, None, None]
+        return 0.5 * original(self, z, y) + shift
+
+    monkeypatch.setattr(type(generator), "forward", forward)
+
+
+def ranking_of(generator, moved: bool) -> Ranking:
+    """The last of nine candidates first, and beside them latents that no candidate has."""
+    numbers = tuple((torch.arange(9) * step).flip(0) for step in (*range(1, 10), 11))
+    latents = torch.randn(10, 9, 6, generator=torch.Generator().manual_seed(2)) if moved else None
+    return Ranking(numbers, {"policy": "test"}, latents)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("size", [{"ipc": 7}, {"counts": {3: 5, 0: 2}}, {"ipc": 4, "classes": [9, 4]}])
+def test_images_of_stored_latents_are_made_again_by_place(by_row, saved, tmp_path, moved, size):
+    """A stored latent has a place in its class and no number. So images of a ranking, too, are made in the rows of their places,
+    and not in those of the numbers that they were chosen by: read again, they are the same bit by bit."""
+    generator = dim.load_generator(saved)
+    ranking = ranking_of(generator, moved)
+    subject = sample_set(generator, **size, seed=3, ranking=ranking, latents=True)
+    labels, places = request(generator.spec, **size)
+    wanted = ranking.latents_of(labels, places)
+    if wanted is None:
+        wanted = generator.latents(labels, ranking.numbers_of(labels, places), seed=3)
+    assert torch.equal(subject.latents, wanted)
+    assert torch.equal(subject.images, generator.pixels(labels, places, seed=3, latents=wanted))
+    by_number = generator.pixels(labels, ranking.numbers_of(labels, places), seed=3, latents=wanted)
+    assert not torch.equal(subject.images, by_number), "rows make no difference here"
+    again = dim.load_set(subject.save(tmp_path / "set", "latents", generator=generator))
+    assert torch.equal(again.latents, subject.latents)
+    assert torch.equal(again.images, subject.images)
+
+
+def test_moved_latents_are_made_by_place_also_where_they_are_not_kept(by_row, saved):
+    """Whether a refined set is stored as images or as latents, its images are the same."""
+    generator = dim.load_generator(saved)
+    kept, plain = (
+        sample_set(generator, ipc=5, seed=3, ranking=ranking_of(generator, True), latents=keep) for keep in (True, False)
+    )
+    assert plain.latents is None
+    assert torch.equal(kept.images, plain.images)
+
+
+def test_ranked_images_without_latents_are_those_of_their_numbers(by_row, saved):
+    """Bit by bit the images that the plain set has under these numbers."""
+    generator = dim.load_generator(saved)
+    ranking = ranking_of(generator, False)
+    subject = sample_set(generator, ipc=5, seed=3, ranking=ranking)
+    for label in range(10):
+        numbers = ranking.numbers[label][:5]
+        expected = generator.pixels(torch.full((5,), label), numbers, seed=3)
+        assert torch.equal(of_class(subject, label), expected)
 
 
 def test_latents_that_cannot_be_stored_are_refused(generator, saved, tmp_path):

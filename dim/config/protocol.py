@@ -17,8 +17,12 @@ Schedule = Literal["step", "cosine", "constant"]
 class ProtocolConfig(Settings):
     """How students are trained on a set or a stream. It travels with the run, so that its scores are comparable.
 
-    The step budget of n images per class is `epochs * ceil(n * classes / batch_size)`, on both tracks.
-    """
+    The step budget of n images per class is `epochs * ceil(n * classes / batch_size)`, on both tracks, and every batch is full.
+    A stored set is shuffled anew for every pass, and batches continue from one pass into the next. A set of a multiple of
+    `batch_size`, and one of less than a batch, which is then fed whole, is thus passed over exactly `epochs` times. Another set
+    is seen more often, each of its images as often as the others or once more: 100 images in batches of 64 take 2 steps per
+    epoch, which are 1.28 passes. (Published code ends every pass with a smaller batch, at the same number of steps.) A stream
+    gives `batch_size` fresh images at every step, also where its budget stands for a smaller set."""
 
     prefix: ClassVar = "protocol."
 
@@ -32,7 +36,8 @@ class ProtocolConfig(Settings):
     ] = ("convnet",)
     """Architectures, with options after the name as in `convnet:width=64,depth=3`."""
     epochs: int = 1000
-    """Passes over a set of n images per class that its step budget stands for. Published: 1000."""
+    """Passes over a set of n images per class that its step budget stands for; more of them where the set does not divide into
+    batches. Published: 1000."""
     full_epochs: int = 0
     """Passes over the full real data for the control row; 0: the largest step budget in the table."""
     batch_size: int = 64
@@ -62,7 +67,7 @@ class ProtocolConfig(Settings):
         require(self.weight_decay >= 0, "protocol.weight_decay", self.weight_decay, "0 or more")
 
     def steps(self, images: int) -> int:
-        """Step budget of a set of this many images."""
+        """Step budget of a set of this many images: `epochs` times the batches that hold it, the last one perhaps not full."""
         return self.epochs * -(-images // self.batch_size)
 
 

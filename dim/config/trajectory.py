@@ -193,6 +193,9 @@ class ImagesConfig(Settings):
 class LearnedLabelOptions:
     """Of labels of kind `learned`."""
 
+    init: Literal["right", "one"] = "right"
+    """learned: what the logits start as. `right`: the mean over the experts that classify the image correctly. `one`: the logits
+    of one expert, drawn from the store, also where it is wrong (published for CIFAR-100 at IPC 50)."""
     lr: float = 2.0
     """learned: SGD learning rate."""
     momentum: float = 0.9

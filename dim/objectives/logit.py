@@ -18,8 +18,8 @@ from dim.spec import DataSpec
 class MatchingDistance(Protocol):
     """A distance between outputs for real and for generated images; one file each in `dim.objectives.distances`."""
 
-    def __init__(self, config: MatchingConfig, *, seed: int) -> None:
-        """Args: the settings, with the options of this distance; the seed of the run."""
+    def __init__(self, config: MatchingConfig, spec: DataSpec, *, seed: int) -> None:
+        """Args: the settings, with the options of this distance; the data; the seed of the run."""
 
     def __call__(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
         """The distance, differentiable in the outputs of generated images.
@@ -45,7 +45,7 @@ class PoolMatching:
     def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
         self.pool, self.config = pool, config
         self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
-        self._distance: MatchingDistance = DISTANCES.load(config.distance)(config, seed=seed)
+        self._distance: MatchingDistance = DISTANCES.load(config.distance)(config, spec, seed=seed)
 
     def _outputs(self, images: Tensor, step: int) -> Tensor:
         """What the members that serve a step say, (members, B, F)."""

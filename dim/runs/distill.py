@@ -31,7 +31,7 @@ from dim.run_folder import CHECKPOINT, MAY_CHANGE, read_run, run_description, un
 from dim.sampler import set_grid, stored_bytes
 from dim.spec import require_same_data
 from dim.trajectory.flat import FlatNetwork, worth_compiling
-from dim.trajectory.initial import confident_images, ensemble_logits, open_experts, paths
+from dim.trajectory.initial import confident_images, drawn_expert, ensemble_logits, open_experts, paths
 
 _MAY_CHANGE = (
     *MAY_CHANGE,
@@ -149,23 +149,29 @@ class Distiller:
     def _initial(self) -> tuple[Tensor, Tensor | None]:
         """What is optimised, pixels or latents, and label logits if they are learned."""
         config, spec, seed = self.config, self.data.spec, self.config.distill.seed
-        learned = config.labels.kind == "learned"
         if self.generator is not None:
             indices = torch.arange(config.images.ipc, device=self.device).repeat_interleave(spec.num_classes)
             latents = self.generator.latents(self.labels, indices, seed=seed)
-            images = self._rendered(latents)
-            return latents, ensemble_logits(self.store, self.network, images, self.labels) if learned else None
+            return latents, self._initial_logits(self._rendered(latents))
         if config.images.init == "confident":
-            images, logits = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
+            images = confident_images(self.store, self.network, self.data, config.images.ipc, seed)
         elif config.images.init == "real":
             chosen = per_class_indices(self.data.train.labels, config.images.ipc, spec.num_classes, seed=rng.fold(seed, "init"))
             images = self.data.train.batch(chosen)[0].to(self.device)
-            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
         else:
             source = rng.generator(seed, "init-noise")
             images = torch.randn(len(self.labels), *spec.image_shape, generator=source).to(self.device) * self._std + self._mean
-            logits = ensemble_logits(self.store, self.network, images, self.labels) if learned else None
-        return (images - self._mean) / self._std, logits if learned else None
+        return (images - self._mean) / self._std, self._initial_logits(images)
+
+    def _initial_logits(self, images: Tensor) -> Tensor | None:
+        """Label logits of the initial images, if they are learned."""
+        if self.config.labels.kind != "learned":
+            return None
+        if self.config.labels.init == "one":
+            expert = drawn_expert(self.store, self.config.distill.seed)
+            theta = self.store.weights(expert, len(self.store.layout.moments) - 1)
+            return self.network.predict(theta.to(self.device), images)
+        return ensemble_logits(self.store, self.network, images, self.labels)
 
     def _make_optimizers(self, values: Tensor, logits: Tensor | None) -> None:
         images, labels = self.config.images, self.config.labels

@@ -18,7 +18,15 @@ from dim import rng
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.features.distances import K_LARGEST, METRICS, distances, double, expected_coverage, frechet_distance, neighbour_metrics
+from dim.features.distances import (
+    K_LARGEST,
+    METRICS,
+    distances,
+    double,
+    expected_coverage,
+    frechet_distance,
+    neighbour_metrics,
+)
 from dim.features.spaces import Features, load_features
 from dim.nets.generator import Generator
 from dim.pictures import grid

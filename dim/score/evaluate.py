@@ -1,8 +1,8 @@
 """The evaluator: train fresh students on a set or a stream, many seeds, and report the last epoch's test accuracy.
 
 Two tracks that are never mixed. *Fixed*: a stored set of exactly IPC images per class. *Stream*: fresh images at the step
-budget that IPC stands for. Controls go through the same code: random real images and coresets at the same IPC, real data at
-the same step budget (the oracle), and the full data.
+budget that IPC stands for. All batches are full; `ProtocolConfig` says what that makes of `epochs`. Controls go through the same
+code: random real images and coresets at the same IPC, real data at the same step budget (the oracle), and the full data.
 """
 
 import dataclasses
@@ -156,7 +156,8 @@ class Evaluator:
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
-        """A stored set: `epochs` passes over it, at its own learning rate if it carries one and the protocol allows it."""
+        """A stored set at its step budget: `epochs` passes over it, or more where it does not divide into batches. At its own
+        learning rate if it carries one and the protocol allows it."""
         require_same_data(subject.spec, self.data.spec)
         images, targets = subject.tensors()
         labels = label_kind_of(subject)

@@ -19,7 +19,10 @@ Three ways to differentiate it:
   dL/dbeta -= lambda . g_i and one derivative of the scalar s_i = lambda . g_i(theta_i, x_i, y_i) gives the rest:
   dL/dx_i = -beta ds_i/dx_i, dL/dy_i = -beta ds_i/dy_i, lambda -= beta ds_i/dtheta_i (a Hessian-vector product).
 - `frozen` (TESLA, Cui et al. 2023, eq. 6): lambda stays lambda_N, as though every theta_i were a constant. Not the gradient
-  of L unless N = 1; kept because it is what the paper does, with the factor 2 that its code loses.
+  of L unless N = 1; kept because it is what the paper does. The published code loses the factor 2 of lambda_N in the images'
+  gradient (`2 *` repeats a tuple there), but not in the step size's. Here both have it, so that at the published learning rate
+  of images every update moves them twice as far as that code does. Recipes keep the published rate and do not compensate: half
+  of it gives the code's updates.
 """
 
 import functools

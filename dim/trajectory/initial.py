@@ -44,6 +44,11 @@ def _last_weights(store: ExpertStore, network: FlatNetwork) -> list[Tensor]:
     return [store.weights(expert, last).to(network.device) for expert in range(store.layout.experts)]
 
 
+def drawn_expert(store: ExpertStore, seed: int) -> int:
+    """The expert that initial images and labels come from, where it is one."""
+    return rng.fold(seed, "init-expert") % store.layout.experts
+
+
 def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """Label logits of images: the mean over the trained experts that classify each correctly; over all if none does (DATM).
 
@@ -60,33 +65,35 @@ def ensemble_logits(store: ExpertStore, network: FlatNetwork, images: Tensor, la
     return (every * weight[:, :, None]).sum(0) / weight.sum(0)[:, None]
 
 
-def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> tuple[Tensor, Tensor]:
-    """DATM's initial set: random real images of every class that an expert classifies correctly, and their label logits.
+def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, ipc: int, seed: int) -> Tensor:
+    """DATM's initial images: random real ones of every class that an expert classifies correctly.
 
-    The expert is drawn from the store. Images come class by class within each round, like all sets here.
+    The expert is drawn from the store. Where it gets too few images of a class right, the next ones are asked about the others,
+    as in the published code. Images come class by class within each round, like all sets here.
+
+    Returns:
+        float32 (classes * ipc, C, H, W) as the experts see them, on the network's device.
 
     Raises:
-        InputError: if an expert gets fewer than `ipc` training images of a class right.
+        InputError: if all experts together get fewer than `ipc` training images of a class right.
     """
     weights = _last_weights(store, network)
-    judge = weights[rng.fold(seed, "init-expert") % len(weights)]
+    first = drawn_expert(store, seed)
     chosen = []
     for label in range(data.spec.num_classes):
         members = (data.train.labels == label).nonzero().squeeze(1)
         members = members[torch.randperm(len(members), generator=rng.generator(seed, "init-confident", label))]
         found = torch.empty(0, dtype=torch.int64)
-        for part in members.split(max(256, 2 * ipc)):
-            images = data.train.batch(part)[0]
-            right = network.predict(judge, images).argmax(1).cpu() == label
-            found = torch.cat((found, part[right]))[:ipc]
-            if len(found) == ipc:
-                break
+        for judge in weights[first:] + weights[:first]:
+            for part in members[~torch.isin(members, found)].split(max(256, 2 * ipc)):
+                if len(found) == ipc or len(part) == 0:
+                    break
+                right = network.predict(judge, data.train.batch(part)[0]).argmax(1).cpu() == label
+                found = torch.cat((found, part[right]))[:ipc]
         if len(found) < ipc:
             raise InputError(
-                f"an expert gets {len(found)} training images of class {label} right: {ipc} were asked for; "
+                f"the experts get {len(found)} training images of class {label} right: {ipc} were asked for; "
                 "train experts longer, or use --images.init real"
             )
         chosen.append(found)
-    images, labels = data.train.batch(torch.stack(chosen, dim=1).flatten())
-    images, labels = images.to(network.device), labels.to(network.device)
-    return images, ensemble_logits(store, network, images, labels)
+    return data.train.batch(torch.stack(chosen, dim=1).flatten())[0].to(network.device)

@@ -14,7 +14,8 @@ class Window:
     """Start points drawn uniformly from [low, high), and targets `span` later.
 
     MTT: whole moments from 0 to `high` - 1. DATM: the upper bound grows linearly from `high_at_first` to `high` while
-    `grows_for` iterations pass. MCT: any real number, and targets are cut off at the path's end.
+    `grows_for` iterations pass, truncated to a whole moment as in its code. MCT: any real number, and targets are cut off at
+    the path's end.
 
     Args:
         low, high: range of start points, in recorded moments.
@@ -62,7 +63,7 @@ class Window:
         if self.high_at_first is None or iteration >= self.grows_for:
             return self.high
         grown = self.high_at_first + (self.high - self.high_at_first) * iteration / self.grows_for
-        return grown if self.continuous else float(max(math.floor(self.low) + 1, round(grown)))
+        return grown if self.continuous else float(max(math.floor(self.low) + 1, math.floor(grown)))
 
     def draw(self, seed: int, iteration: int, member: int, last: float) -> tuple[float, float]:
         """Start and target of an iteration; a function of (seed, iteration, member)."""

@@ -61,6 +61,34 @@ def test_graded_begins_easy_and_ends_hard():
     assert abs(float(ranks[order[20]]) - 50) <= 3, "place `half` is a median one"
 
 
+# Ranks from the surest, 0, in the order in which turns take them.
+@pytest.mark.parametrize(
+    ("count", "half", "order"),
+    [
+        # Quantiles 0, 1/2, 2/3, 3/4, 4/5, 5/6, ... of 10: 0, 5, 6.67, 7.5, 8, 8.33, 8.57, 8.75, 8.89, 9, 9.09. At 7.5, 7 is
+        # taken and 8 is nearer than 6; at 8.33, 10 is nearer than 6; from then on only easier ones are left.
+        (11, 1, [0, 5, 7, 8, 9, 10, 6, 4, 3, 2, 1]),
+        # 0, 1/3, 2/4, 3/5, 4/6, 5/7, 6/8, 7/9 of 7: 0, 2.33, 3.5, 4.2, 4.67, 5, 5.25, 5.44. 3.5 lies between 3 and 4: the easier.
+        (8, 2, [0, 2, 3, 4, 5, 6, 7, 1]),
+        # 0, 1/4, 2/5, 3/6, 4/7, 5/8 of 5: 0, 1.25, 2, 2.5, 2.86, 3.13.
+        (6, 3, [0, 1, 2, 3, 4, 5]),
+        # 0, 1/10, 2/11, 3/12, 4/13 of 4: 0, 0.4, 0.73, 1, 1.23. At 0.4, 0 is taken.
+        (5, 9, [0, 1, 2, 3, 4]),
+        # 0, 1/6, 2/7, 3/8, 4/9, 5/10, 6/11 ... of 19: 0, 3.17, 5.43, 7.13, 8.44, 9.5 (9 and 10: the easier), 10.36, 11.08,
+        # 11.69, 12.21, 12.67, 13.06, 13.41, 13.72, 14, ...: 13 at 12.67, 14 at 13.06, 15 at 13.41, 16 at 13.72 and so on to 19,
+        # and back from 6: those between were jumped over.
+        (20, 5, [0, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 6, 4, 2, 1]),
+        (1, 4, [0]),
+    ],
+)
+def test_graded_takes_the_quantile_of_its_turn(count, half, order):
+    """Turn i takes the free rank nearest to i / (i + half) of the last rank, and of two equally near ones the easier."""
+    sure = torch.linspace(1.0, 0.1, count)
+    assert graded(sure, half).tolist() == order
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+    assert shuffled[graded(sure[shuffled], half)].tolist() == order
+
+
 def test_matched_is_the_greedy_choice_and_beats_chance():
     source = torch.Generator().manual_seed(0)
     points, target = torch.randn(60, 4, generator=source, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)

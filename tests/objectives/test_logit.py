@@ -21,6 +21,7 @@ def _values(rows: int = 7, outputs: int = 4, seed: int = 0) -> tuple[torch.Tenso
 
 
 LABELS = torch.tensor([0, 2, 0, 1, 2, 2, 0])  # class 1 has one image, class 3 none
+CLASSES = 4
 
 
 def _slow_mean_distance(real, generated, labels) -> float:
@@ -42,12 +43,38 @@ def test_mean_distance_by_hand():
     """One class, two images: a = 1, 3; b = 0, 5; one output of two used: (1*3 + 0*5 - (1*5 + 3*0)) / 2."""
     real = torch.tensor([[1.0, 0], [3, 0]])
     generated = torch.tensor([[0.0, 0], [5, 0]])
-    assert float(mean_distance(real, generated, torch.tensor([1, 1]))) == pytest.approx((3 + 0 - 5) / 2)
+    assert float(mean_distance(real, generated, torch.tensor([1, 1]), 2)) == pytest.approx((3 + 0 - 5) / 2)
 
 
 def test_mean_distance_equals_a_sum_over_pairs():
     real, generated = _values()
-    assert float(mean_distance(real, generated, LABELS)) == pytest.approx(_slow_mean_distance(real, generated, LABELS), rel=1e-12)
+    assert float(mean_distance(real, generated, LABELS, CLASSES)) == pytest.approx(
+        _slow_mean_distance(real, generated, LABELS), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("classes", [3, 4, 12])
+@pytest.mark.parametrize("outputs", [1, 2, 4, 9])
+def test_mean_distance_takes_any_number_of_classes_and_outputs(classes, outputs):
+    """Features need not be as many as classes: more classes than features, as many, and fewer, with the last class present."""
+    real, generated = _values(outputs=outputs)
+    labels = torch.tensor([0, 2, 0, classes - 1, 2, 2, classes - 1])
+    expected = _slow_mean_distance(real, generated, labels)
+    assert expected != 0
+    assert float(mean_distance(real, generated, labels, classes)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("outputs", [10, 32, 128])
+def test_mean_distance_keeps_its_bits_where_outputs_are_not_fewer_than_classes(outputs):
+    """Logged losses of seeded runs repeat: sums are over as many columns as there are outputs, as they always were."""
+    for seed in range(8):
+        real, generated = (values.float() for values in _values(64, outputs, seed))
+        labels = torch.randint(0, 10, (64,), generator=torch.Generator().manual_seed(seed))
+        members = torch.eye(outputs)[labels]
+        count, difference = members.sum(0), real - generated
+        total = (members.T @ difference).square().sum(1) - members.T @ difference.square().sum(1)
+        expected = (total / (count * (count - 1)).clamp(min=1) * count).sum() / (len(real) * outputs)
+        assert torch.equal(mean_distance(real, generated, labels, 10), expected)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -57,7 +84,7 @@ def test_mean_distance_is_unbiased_exactly(n):
     b = torch.tensor([[5.0, 1.0], [-1.0, 0.5], [0.5, 0.0]], dtype=torch.float64)
     labels = torch.ones(n, dtype=torch.int64)
     draws = [
-        float(mean_distance(a[list(i)], b[list(j)], labels))
+        float(mean_distance(a[list(i)], b[list(j)], labels, CLASSES))
         for i in itertools.product(range(len(a)), repeat=n)
         for j in itertools.product(range(len(b)), repeat=n)
     ]
@@ -81,17 +108,17 @@ def test_only_the_published_pairing_rewards_collapse():
     paired = [expected(paired_distance, spread) for spread in spreads]
     assert paired == pytest.approx([(1 + spread**2) / 2 for spread in spreads])
     assert min(paired) == paired[0], "collapse is the published optimum"
-    unbiased = [expected(lambda a, b: mean_distance(a, b, labels), spread) for spread in spreads]
+    unbiased = [expected(lambda a, b: mean_distance(a, b, labels, CLASSES), spread) for spread in spreads]
     assert unbiased == pytest.approx([0.0] * 4, abs=1e-6)
 
 
 def test_classes_with_fewer_than_two_images_count_as_zero():
     real, generated = _values(3)
     labels = torch.tensor([0, 1, 2])
-    assert float(mean_distance(real, generated, labels)) == 0
+    assert float(mean_distance(real, generated, labels, CLASSES)) == 0
     generated.requires_grad_()
     values = torch.cat((generated, generated[:1] + 1))
-    mean_distance(torch.cat((real, real[:1])), values, torch.tensor([0, 1, 2, 0])).backward()
+    mean_distance(torch.cat((real, real[:1])), values, torch.tensor([0, 1, 2, 0]), CLASSES).backward()
     assert generated.grad[0].abs().sum() > 0
     assert generated.grad[1:].abs().sum() == 0
 
@@ -99,34 +126,36 @@ def test_classes_with_fewer_than_two_images_count_as_zero():
 def test_classes_are_weighted_by_their_images():
     real, generated = _values(5)
     labels = torch.tensor([0, 0, 3, 3, 3])
-    parts = [mean_distance(real[labels == k], generated[labels == k], labels[labels == k]) for k in (0, 3)]
-    torch.testing.assert_close(mean_distance(real, generated, labels), (2 * parts[0] + 3 * parts[1]) / 5)
+    parts = [mean_distance(real[labels == k], generated[labels == k], labels[labels == k], CLASSES) for k in (0, 3)]
+    torch.testing.assert_close(mean_distance(real, generated, labels, CLASSES), (2 * parts[0] + 3 * parts[1]) / 5)
 
 
-@pytest.mark.parametrize("distance", [mean_distance, lambda a, b, labels: paired_distance(a, b)])
+@pytest.mark.parametrize("distance", [mean_distance, lambda a, b, labels, classes: paired_distance(a, b)])
 def test_gradients(distance):
     real, generated = _values()
-    assert torch.autograd.gradcheck(lambda a, b: distance(a, b, LABELS), (real.requires_grad_(), generated.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda a, b: distance(a, b, LABELS, CLASSES), (real.requires_grad_(), generated.requires_grad_())
+    )
 
 
 def test_order_does_not_matter_to_mean_distance():
     real, generated = _values()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
-    expected = mean_distance(real, generated, LABELS)
-    torch.testing.assert_close(mean_distance(real[order], generated[order], LABELS[order]), expected)
+    expected = mean_distance(real, generated, LABELS, CLASSES)
+    torch.testing.assert_close(mean_distance(real[order], generated[order], LABELS[order], CLASSES), expected)
 
 
 def test_mean_distance_is_unbiased_where_rows_share_an_augmentation():
     """Equal distributions whose rows are equal, the strongest correlation that there is: over all draws of two the mean is 0."""
     a, labels = torch.tensor([[0.0, 1.0], [2.0, -3.0]], dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-    draws = [float(mean_distance(a[list(i)], a[list(i)], labels)) for i in itertools.product(range(2), repeat=2)]
+    draws = [float(mean_distance(a[list(i)], a[list(i)], labels, CLASSES)) for i in itertools.product(range(2), repeat=2)]
     assert sum(draws) == pytest.approx(0, abs=1e-12)
 
 
 def test_adding_the_same_to_both_sides_does_not_change_the_expected_distance():
     """The estimate itself is symmetric in its two sides."""
     real, generated = _values()
-    torch.testing.assert_close(mean_distance(real, generated, LABELS), mean_distance(generated, real, LABELS))
+    torch.testing.assert_close(mean_distance(real, generated, LABELS, CLASSES), mean_distance(generated, real, LABELS, CLASSES))
     torch.testing.assert_close(paired_distance(real + 3, generated + 3), paired_distance(real, generated))
 
 
@@ -137,9 +166,9 @@ def test_paired_distance_by_hand():
 def test_shapes_that_disagree_are_refused():
     real, generated = _values()
     with pytest.raises(RuntimeError):
-        mean_distance(real, generated[:, :3], LABELS)
+        mean_distance(real, generated[:, :3], LABELS, CLASSES)
     with pytest.raises(RuntimeError):
-        mean_distance(real, generated, LABELS[:5])
+        mean_distance(real, generated, LABELS[:5], CLASSES)
     with pytest.raises(RuntimeError):
         paired_distance(real, generated[:5])
 
@@ -202,6 +231,25 @@ def test_accumulate_adds_the_weighted_gradient(spec, distance):
         assert float(leaf.grad[place]) == pytest.approx(1 + 0.5 * slope, abs=1e-7)
     if distance == "means":
         assert torch.equal(leaf.grad[3], torch.ones_like(leaf.grad[3])), "a class with one image moved"
+
+
+@pytest.mark.parametrize("distance", ["pairs", "means", "moments", "kernel", "characteristic"])
+@pytest.mark.parametrize(("kind", "width"), [("features", 1), ("features", 3), ("features", 40), ("logits", 12)])
+def test_every_distance_takes_features_of_any_width(spec, distance, kind, width):
+    """A narrow model may have fewer features than the data have classes."""
+    weight = torch.randn(64, width, generator=torch.Generator().manual_seed(4))
+
+    class Pool:
+        def outputs(self, images, step, kind):
+            return torch.tanh(images.flatten(1) @ weight)[None]
+
+    config = MatchingConfig(distance=distance, outputs=kind, augment="")
+    images, real = (values.float() for values in _batch())
+    leaf, labels = images.requires_grad_(), torch.tensor([0, 11, 0, 7, 11, 11, 0])
+    loss = PoolMatching(Pool(), config, spec(1, 8, 12), seed=0).accumulate(leaf, labels, real=real, step=0)["matching"]
+    assert loss.isfinite()
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad.abs().sum() > 0
 
 
 def test_accumulate_without_an_earlier_gradient(spec):

@@ -1,6 +1,7 @@
 """Distances between distributions within classes."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_equals_a_sum_over_pairs(name):
 def test_the_linear_kernel_is_the_distance_of_means():
     real, generated = values()
     result = class_distance(lambda x, y: x @ y.T, real, generated, LABELS)
-    torch.testing.assert_close(result, 4 * mean_distance(real, generated, LABELS))
+    torch.testing.assert_close(result, 4 * mean_distance(real, generated, LABELS, 3))
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -97,6 +98,60 @@ def test_only_the_distance_of_means_is_blind_to_spread():
     for kernel in KERNELS.values():
         assert spread_distance(kernel, 0.3) > 10 * abs(spread_distance(kernel, 1.0))
     assert spread_distance(lambda x, y: x @ y.T, 0.3) == pytest.approx(0, abs=0.01)
+
+
+# Squared distances at which every bandwidth has a share of its own, and exp(-|x - y|^2 / (2 s^2)) for s = 1/2, 1, 2.
+BY_HAND = [
+    (0.0, (1.0, 1.0, 1.0)),
+    (0.5, (0.36787944117144233, 0.7788007830714049, 0.9394130628134758)),  # e^-1, e^-1/4, e^-1/16
+    (2.0, (0.01831563888873418, 0.36787944117144233, 0.7788007830714049)),  # e^-4, e^-1, e^-1/4
+    (8.0, (1.1253517471925912e-07, 0.01831563888873418, 0.36787944117144233)),  # e^-16, e^-4, e^-1
+    (32.0, (1.603810890548638e-28, 1.1253517471925912e-07, 0.01831563888873418)),  # e^-64, e^-16, e^-4
+]
+
+
+@pytest.mark.parametrize(("square", "parts"), BY_HAND)
+def test_gaussians_by_hand(square, parts):
+    """The bandwidths are 1/2, 1 and 2, with equal weights: at 32 only the widest is left, at 1/2 all three count."""
+    x = torch.tensor([[3.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    y = x[:1] + torch.tensor([[(square / 2) ** 0.5, -((square / 2) ** 0.5)]], dtype=torch.float64)
+    result = gaussians(x, y)
+    assert result.shape == (2, 1)
+    assert float(result[0]) == pytest.approx(sum(parts) / 3, rel=1e-12)
+    far = math.dist((0.0, 0.0), y[0].tolist()) ** 2
+    assert float(result[1]) == pytest.approx(sum(math.exp(-far / (2 * s * s)) for s in (0.5, 1, 2)) / 3, rel=1e-12)
+
+
+def test_waves_by_hand(monkeypatch):
+    """With frequencies of 1 in place of Gaussian ones the scales are bare: the mean of cos(2 d), cos(d), cos(d / 2), in turn."""
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: torch.ones(shape))
+    x, y = (torch.tensor([values], dtype=torch.float64) for values in ([1.0, 0.5], [0.25, 0.75]))  # d = 1.5 - 1 = 0.5
+    source = torch.Generator()
+    cosines = (0.5403023058681398, 0.8775825618903728, 0.9689124217106447)  # of 1, 1/2, 1/4
+    for count, expected in ((1, cosines[0]), (2, sum(cosines[:2]) / 2), (3, sum(cosines) / 3), (4, sum(cosines, cosines[0]) / 4)):
+        assert float(waves(2, source, count)(x, y)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_waves_are_a_sum_over_frequencies():
+    """Against cosines summed one by one, of 512 Gaussian frequencies that are scaled by 2, 1 and 1/2 in turn."""
+    x, y = values(3, 5)
+    drawn = torch.randn(5, 512, generator=rng.generator(7, "test")).double().T.tolist()
+    result = waves(5, rng.generator(7, "test"))(x, y)
+    for i, j in itertools.product(range(3), repeat=2):
+        gaps = (x[i] - y[j]).tolist()
+        terms = [
+            math.cos((2.0, 1.0, 0.5)[place % 3] * sum(w * gap for w, gap in zip(frequency, gaps, strict=True)))
+            for place, frequency in enumerate(drawn)
+        ]
+        assert float(result[i, j]) == pytest.approx(sum(terms) / 512, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("square", "parts"), BY_HAND)
+def test_waves_have_the_bandwidths_of_the_gaussians_in_the_limit(square, parts):
+    """E cos(<w, d>) over w of standard deviation 1/s is exp(-|d|^2 / (2 s^2)). Within four standard errors of 90,000 cosines."""
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    y = torch.tensor([[(square / 2) ** 0.5] * 2], dtype=torch.float64)
+    assert float(waves(2, rng.generator(1, "test"), 90_000)(x, y)) == pytest.approx(sum(parts) / 3, abs=4 * 0.71 / 300)
 
 
 def test_characteristic_functions_and_gaussian_kernels_agree_in_the_limit():

@@ -11,14 +11,16 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dim
 from dim import rng
 from dim.config import DataConfig, ExpertsConfig, GeneratorConfig, RecordConfig, TrajectoryRecipe, from_dict, to_dict, to_toml
-from dim.data.real import from_dataset, load_data
+from dim.data.real import ArraySplit, RealData, from_dataset, load_data
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import load_tensors, read_json
@@ -124,18 +126,109 @@ def test_confident_images_are_real_ones_that_the_judge_gets_right(digits, expert
     assert not torch.equal(network.predict(judge, real_images(digits)).argmax(1), digits.train.labels)
 
 
-def test_confident_images_that_an_expert_lacks_are_refused(digits, experts, network):
-    """Also where a class has as many images, but too few that it gets right."""
+class Judges:
+    """Stands in for a store and its network: which training images every expert gets right is a table. Image number n has the
+    value n in all its pixels, and logits say its class or another one."""
+
+    device = torch.device("cpu")
+    layout = SimpleNamespace(moments=(0, 1), experts=3)
+
+    def __init__(self, labels: torch.Tensor, right: list[set[int]]) -> None:
+        images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+        train = ArraySplit(images, labels, "cpu")
+        spec = SimpleNamespace(num_classes=2)
+        self.data, self.right, self.asked = RealData(spec, train, train, train), right, []
+
+    def weights(self, expert: int, position: int) -> torch.Tensor:
+        assert position == 1, "not the last moment"
+        return torch.tensor(expert)
+
+    def numbers(self, images: torch.Tensor) -> list[int]:
+        return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+
+    def predict(self, theta: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        numbers = self.numbers(images)
+        assert numbers, "asked about no images"
+        self.asked.append((int(theta), tuple(numbers)))
+        labels = self.data.train.labels[numbers]
+        right = torch.tensor([number in self.right[int(theta)] for number in numbers])
+        return F.one_hot(torch.where(right, labels, 1 - labels), 2).float()
+
+    def chosen(self, ipc: int, seed: int = 0) -> dict[int, list[int]]:
+        """Numbers of the chosen images of either class."""
+        images = confident_images(self, self, self.data, ipc, seed)
+        numbers = self.numbers(images)
+        return {0: numbers[0::2], 1: numbers[1::2]}
+
+
+def shuffled(members: list[int], label: int, seed: int = 0) -> list[int]:
+    """The order in which images of a class are looked at."""
+    order = torch.randperm(len(members), generator=rng.generator(seed, "init-confident", label))
+    return [members[place] for place in order.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_experts_are_asked_in_turn_until_there_are_enough_confident_images(seed):
+    """Images 0 to 9 are of class 0, 10 to 19 of class 1. Of class 0 every expert gets three right, of class 1 nine. Of the first
+    come as many as the drawn expert gets right, then those that the next one does, without repeats; the second is the drawn
+    expert's alone."""
+    labels = torch.arange(20) // 10
+    right = [{0, 1, 2}, {2, 3, 4}, {4, 5, 6}]
+    first = rng.fold(seed, "init-expert") % 3
+    order = shuffled(list(range(10)), 0, seed)
+    wanted = []
+    for expert in (first, (first + 1) % 3, (first + 2) % 3):
+        wanted += [number for number in order if number in right[expert] and number not in wanted]
+    assert len(wanted) == 7
+    judges = Judges(labels, [some | set(range(10, 19)) for some in right])
+    sure = [number for number in shuffled(list(range(10, 20)), 1, seed) if number != 19]
+    for ipc in range(1, 8):
+        judges.asked.clear()
+        assert judges.chosen(ipc, seed) == {0: wanted[:ipc], 1: sure[:ipc]}
+        experts = [expert for expert, numbers in judges.asked if min(numbers) < 10]
+        needed = 1 if ipc <= 3 else 2 if ipc <= len(right[first] | right[(first + 1) % 3]) else 3
+        assert experts == [(first + place) % 3 for place in range(needed)], "asked more experts than it had to"
+    with pytest.raises(InputError, match=r"the experts get 7 training images of class 0 right: 8 were.*--images\.init real"):
+        judges.chosen(8, seed)
+
+
+def test_confident_images_are_refused_only_where_all_experts_together_have_too_few():
+    """Also where they get a whole class right, and the class is too small."""
+    labels = torch.tensor([0, 0, 1, 1])
+    none = Judges(labels, [{0, 1}, {0, 1}, {0, 1}])
+    with pytest.raises(InputError, match="the experts get 0 training images of class 1 right: 1 were asked for"):
+        none.chosen(1)
+    first = rng.fold(0, "init-expert") % 3
+    assert [expert for expert, numbers in none.asked if min(numbers) > 1] == [first, (first + 1) % 3, (first + 2) % 3]
+    for place in range(3):  # the expert that gets everything right is asked first, second or last
+        sure = (first + place) % 3
+        only = Judges(labels, [{0, 1, 2, 3} if expert == sure else set() for expert in range(3)])
+        assert only.chosen(2) == {0: shuffled([0, 1], 0), 1: shuffled([2, 3], 1)}
+        with pytest.raises(InputError, match="the experts get 2 training images of class 0 right: 3 were asked for"):
+            only.chosen(3)
+
+
+def test_confident_images_of_recorded_experts(digits, experts, network):
+    """As many as the drawn expert gets right of its worst class are all its own; one more is another expert's, if it has it."""
     store = ExpertStore.open(experts)
-    judge = store.weights(rng.fold(0, "init-expert") % 3, 4)
-    right = network.predict(judge, real_images(digits)).argmax(1) == digits.train.labels
-    counts = torch.bincount(digits.train.labels[right], minlength=10)
-    label = int(counts.argmin())
-    fewest = int(counts[label])
-    images, _ = confident_images(store, network, digits, fewest, 0)
-    assert len(images) == 10 * fewest
-    with pytest.raises(InputError, match=rf"gets {fewest} training images of class {label} right.*--images\.init real"):
-        confident_images(store, network, digits, fewest + 1, 0)
+    first = rng.fold(0, "init-expert") % 3
+    every = torch.stack([network.predict(store.weights(expert, 4), real_images(digits)).argmax(1) for expert in range(3)])
+    right = every == digits.train.labels
+    counts = torch.bincount(digits.train.labels[right[first]], minlength=10)
+    fewest = int(counts.min())
+    some = torch.bincount(digits.train.labels[right.any(0)], minlength=10)
+    judge = store.weights(first, 4)
+    images = confident_images(store, network, digits, fewest, 0)
+    labels = torch.arange(10).repeat(fewest)
+    assert torch.equal(network.predict(judge, images).argmax(1), labels)
+    assert int(some[counts.argmin()]) > fewest, "the case below does not occur"
+    images = confident_images(store, network, digits, fewest + 1, 0)
+    wrong = network.predict(judge, images).argmax(1) != torch.arange(10).repeat(fewest + 1)
+    assert wrong.nonzero().squeeze(1).tolist() == [10 * fewest + label for label in range(10) if counts[label] == fewest]
+    with pytest.raises(
+        InputError, match=rf"the experts get {int(some.min())} training images of class {int(some.argmin())} right"
+    ):
+        confident_images(store, network, digits, int(some.min()) + 1, 0)
 
 
 def test_noise_is_gaussian_in_the_students_coordinates(digits, experts, tmp_path):
@@ -158,6 +251,33 @@ def test_learned_labels_begin_as_the_mean_over_experts_that_are_right(digits, ex
         expected.append(torch.stack(own or list(logits[:, position])).mean(0))
     torch.testing.assert_close(state(tmp_path / "set")["logits"], torch.stack(expected), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(subject.soft, torch.stack(expected).softmax(1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", ["real", "confident", "noise"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_learned_labels_may_begin_as_those_of_one_expert(digits, experts, network, tmp_path, init, seed):
+    """Of the expert that is drawn from the store, at its last moment, whether it is right or not."""
+    sections = {"images": {"init": init, "ipc": 12}, "labels": {"kind": "learned", "init": "one"}}
+    distill(recipe(**sections, distill={"iterations": 0, "seed": seed}), digits, experts, tmp_path / "set")
+    subject, other = dim.load_set(tmp_path / "set"), initial(digits, experts, tmp_path / "other", init, "learned", 12, seed)
+    assert torch.equal(subject.images, other.images)
+    judge = ExpertStore.open(experts).weights(rng.fold(seed, "init-expert") % 3, 4)
+    expected = network.predict(judge, subject.images)
+    torch.testing.assert_close(state(tmp_path / "set")["logits"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(subject.soft, expected.softmax(1), rtol=1e-3, atol=1e-3)
+    right = expected.argmax(1) == subject.labels
+    assert right.all() if init == "confident" else not right.all(), "the case of a wrong expert does not occur"
+    assert (state(tmp_path / "other")["logits"] - expected).abs().max() > 0.1
+
+
+def test_latents_labels_may_begin_as_those_of_one_expert(digits, experts, network, tmp_path):
+    """Also where images are a generator's."""
+    generator = build_generator(GeneratorConfig(name="gan", width=4, latent_dim=6), digits.spec, seed=0).eval()
+    sections = {**LATENTS, "labels": {"kind": "learned", "init": "one"}, "distill": {"iterations": 0}}
+    subject = distill(recipe(**sections), digits, experts, tmp_path / "set", generator=generator)
+    judge = ExpertStore.open(experts).weights(rng.fold(0, "init-expert") % 3, 4)
+    expected = network.predict(judge, subject.images)
+    torch.testing.assert_close(state(tmp_path / "set")["logits"], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_label_logits_of_images_that_only_some_experts_get_right(digits, experts, network):

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import statistics
+from collections import Counter
 
 import pytest
 import torch
@@ -108,6 +109,22 @@ def test_a_fixed_set_is_walked_through_epoch_by_epoch(data, fed):
     assert orders[0] != orders[1]
     assert (score.track, score.distinct_images, score.images_seen, score.batch_size) == ("fixed", 40, 320, 10)
     assert score.bytes == subject.bytes_stored()
+
+
+@pytest.mark.parametrize(
+    ("ipc", "batch_size", "steps", "passes"),
+    [(5, 16, 12, 3.84), (10, 64, 6, 3.84), (7, 64, 6, 3 * 128 / 70), (1, 64, 3, 3.0), (8, 16, 15, 3.0), (3, 30, 3, 3.0)],
+)
+def test_batches_are_full_and_run_on_from_one_pass_into_the_next(data, fed, ipc, batch_size, steps, passes):
+    """As the protocol says: a set that does not divide into batches is seen more often than `epochs` times, here 3, and every
+    image as often as the others or once more."""
+    (score,) = Evaluator(data, dataclasses.replace(PROTOCOL, batch_size=batch_size), seeds=1).fixed(toy_set(data, ipc))
+    assert {len(labels) for _, labels in fed[0]} == {min(batch_size, 10 * ipc)}
+    assert score.steps == steps
+    assert score.images_seen / (10 * ipc) == pytest.approx(passes)
+    counts = Counter(key for images, _ in fed[0] for key in keys(images))
+    assert len(counts) == 10 * ipc
+    assert set(counts.values()) == {math.floor(passes), math.ceil(passes)}
 
 
 def test_a_set_smaller_than_a_batch_is_fed_whole(data, fed):

@@ -194,6 +194,28 @@ def test_frozen_is_the_published_formula(network, steps, labels, strategy):
     assert max(gaps.values()) < 1e-10 if steps == 1 else min(gaps.values()) > 1e-2
 
 
+def test_frozen_moves_images_twice_as_far_as_the_published_code(network):
+    """The published code differentiates beta (theta* - theta_0) . g_i + beta^2 G . g_i, half of what belongs to the images; its
+    gradient in the step size is whole."""
+    problem = _problem(network, 5)
+    theta, beta = problem["theta_start"], problem["step_size"]
+    wanted = problem["theta_target"] - theta
+    images, gradients = problem["images"].clone().requires_grad_(), []
+    for batch in problem["batches"]:
+        theta = theta.detach().requires_grad_()
+        loss = network.loss(theta, images[batch], problem["targets"][batch])
+        gradients.append(torch.autograd.grad(loss, theta, create_graph=True)[0])
+        theta = theta - beta * gradients[-1]
+    total = sum(gradients).detach()
+    terms = [(beta * wanted + beta**2 * total) @ gradient / wanted.square().sum() for gradient in gradients]
+    published = torch.autograd.grad(sum(terms), images)[0]
+    result = hypergradient(network.loss, **problem, method="frozen")
+    torch.testing.assert_close(result.images, 2 * published, rtol=1e-10, atol=1e-14)
+    step = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
+    loss = (-step * total - wanted).square().sum() / wanted.square().sum()
+    torch.testing.assert_close(result.step_size, torch.autograd.grad(loss, step)[0], rtol=1e-10, atol=1e-14)
+
+
 def test_frozen_students_side_by_side_give_the_mean(network):
     problem = _problem(network, 5, students=2)
     transform = _replayed(ALL, network, problem["batches"])

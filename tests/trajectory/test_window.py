@@ -60,6 +60,35 @@ def test_the_bound_grows_linearly(continuous):
     assert max(late) > 35
 
 
+@pytest.mark.parametrize(
+    ("iteration", "bound"), [(0, 10), (99, 10), (100, 11), (150, 11), (199, 11), (200, 12), (950, 19), (999, 19), (1000, 20)]
+)
+def test_a_growing_bound_is_truncated(iteration, bound):
+    """DATM's bound from 10 to 20 within 1,000 iterations: a moment joins when the bound has reached it, not half a moment
+    before."""
+    window = Window(low=0, high=20, span=2, high_at_first=10, grows_for=1000)
+    assert window.bound(iteration) == bound
+    starts = {window.draw(0, iteration, member, FAR)[0] for member in range(400)}
+    assert starts == set(map(float, range(bound)))
+
+
+@pytest.mark.parametrize(
+    ("first", "high", "length"), [(10, 20, 1000), (20, 40, 2000), (30, 50, 2000), (15, 20, 2000), (5, 10, 66)]
+)
+def test_every_published_bound_is_that_of_whole_numbers(first, high, length):
+    """Against integer division, at every iteration: no rounding of the division moves a bound."""
+    window = Window(low=0, high=high, span=2, high_at_first=first, grows_for=length)
+    bounds = [window.bound(iteration) for iteration in range(length + 3)]
+    assert bounds == [min(high, first + (high - first) * iteration // length) for iteration in range(length + 3)]
+
+
+def test_a_bound_between_two_moments_leaves_the_first_start_point():
+    """Truncated, a bound of 2.5 above a lowest start of 2 would leave none."""
+    window = Window(low=2, high=4, span=1, high_at_first=2.5, grows_for=10)
+    assert [window.bound(iteration) for iteration in (0, 3, 4, 9, 10)] == [3, 3, 3, 3, 4]
+    assert {window.draw(0, 0, member, FAR)[0] for member in range(20)} == {2.0}
+
+
 def test_a_bound_that_does_not_grow():
     window = Window(low=1, high=5, span=1)
     assert {window.bound(iteration) for iteration in (0, 1, 10**6)} == {5}

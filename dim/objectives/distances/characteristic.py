@@ -7,6 +7,7 @@ from torch import Tensor
 from dim import rng
 from dim.config import MatchingConfig
 from dim.objectives.statistics import Kernel, class_distance, standardised
+from dim.spec import DataSpec
 
 __all__ = ["Characteristic"]
 
@@ -33,7 +34,7 @@ def waves(outputs: int, source: torch.Generator, count: int = 512) -> Kernel:
 class Characteristic:
     """See `dim.objectives.logit.MatchingDistance`: new frequencies at every step."""
 
-    def __init__(self, config: MatchingConfig, *, seed: int) -> None:
+    def __init__(self, config: MatchingConfig, spec: DataSpec, *, seed: int) -> None:
         self._seed = seed
 
     def __call__(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dim.config import MatchingConfig
 from dim.objectives.statistics import class_distance, standardised
+from dim.spec import DataSpec
 
 __all__ = ["Kernel"]
 
@@ -19,7 +20,7 @@ def gaussians(x: Tensor, y: Tensor) -> Tensor:
 class Kernel:
     """See `dim.objectives.logit.MatchingDistance`."""
 
-    def __init__(self, config: MatchingConfig, *, seed: int) -> None:
+    def __init__(self, config: MatchingConfig, spec: DataSpec, *, seed: int) -> None:
         pass
 
     def __call__(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:

@@ -4,6 +4,7 @@ class mean, a pull towards collapse."""
 from torch import Tensor
 
 from dim.config import MatchingConfig
+from dim.spec import DataSpec
 
 __all__ = ["Pairs"]
 
@@ -26,7 +27,7 @@ def paired_distance(real: Tensor, generated: Tensor) -> Tensor:
 class Pairs:
     """See `dim.objectives.logit.MatchingDistance`."""
 
-    def __init__(self, config: MatchingConfig, *, seed: int) -> None:
+    def __init__(self, config: MatchingConfig, spec: DataSpec, *, seed: int) -> None:
         pass
 
     def __call__(self, real: Tensor, generated: Tensor, labels: Tensor, step: int) -> Tensor:
