@@ -5,8 +5,8 @@
 `--first` is a run that ended with stage one (such as `stage-one-alone` of `generators.py`). From its end one run per variant
 goes on with the recipe's stage two, as many steps as the time allows: with other pools at the recipe's weight, and with other
 distances, each at the weight at which it pulls as hard as the recipe's. `published` has the pool and the matching of
-`fashion-dim2023-small`. Every row has the steps per second, stream and fixed accuracy. A run, or a row, that lies finished in
---out is not made again.
+`fashion-dim2023-small`. Every row has the steps per second, stream and fixed accuracy. A run that lies finished in --out is not
+made again, and neither is a row that the same sources made.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import tyro
-from common import Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
+from common import KeepRows, Rows, Sources, begin_from, changed, epochs, save, scores_of, seconds_per_step, train
 
 from dim import rng
 from dim.config import TrainConfig, from_dict, load_recipe
 from dim.data.real import EpochBatches, RealData, load_data
-from dim.evaluate import Evaluator
-from dim.fit import Trainer, fit, make_accelerator
+from dim.evaluate import Evaluator, identity
+from dim.fit import Trainer, make_accelerator
 from dim.host import keep_freed_memory
 from dim.hub import load_generator
 from dim.io import read_json, write_json
@@ -58,7 +58,7 @@ VARIANTS = POOLS | DISTANCES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(KeepRows):
     """Compare pools and distances."""
 
     first: str
@@ -147,13 +147,15 @@ def both_tracks(evaluator: Evaluator, generator: Generator, ipc: int, name: str)
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     base = varied(arguments, "no matching")
     accelerator = make_accelerator(base, Path(arguments.out))
     data = load_data(base.data, accelerator.device)
     protocol = dataclasses.replace(base.protocol, students=arguments.students)
     evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=accelerator.device, split=arguments.split)
     asked = {key: getattr(arguments, key) for key in ("students", "seeds", "ipc", "split", "minutes")}
-    rows = Rows(Path(arguments.out) / "rows", asked)
+    kept = {"folder": Path(arguments.out) / "rows", "keep": arguments.keep_rows}
+    rows = Rows(sources, accelerator.device, asked, made_from={"stage one": Path(arguments.first)}, **kept)
     for variant in arguments.variants:
         config = varied(arguments, variant)
         folder = Path(arguments.out) / variant.replace(" ", "-").replace(",", "")
@@ -168,17 +170,19 @@ def main(arguments: Arguments) -> None:
         steps = round(60 * arguments.minutes / seconds)
         config = changed(config, {"stage_two": {"epochs": epochs(steps, config.stage_two.batch_size, data)}})
         run = folder / "run"
-        if not run.exists():
-            begin_from(Path(arguments.first), config, data, run, accelerator.device)
-        fit(config, data, run, resume=True)
+        train(config, data, run, make_accelerator(config, run), sources, first=Path(arguments.first))
         generator = load_generator(run, accelerator.device)
         described = read_json(run / RUN)["config"]
         for section, key in (("data", "root"), ("pool", "experts"), ("path_matching", "experts")):
             described[section][key] = None
         make = functools.partial(both_tracks, evaluator, generator, arguments.ipc, variant)
-        rows.add(variant, make, steps=steps, steps_per_second=round(1 / seconds, 3), config=described)
-    about = {"ipc": arguments.ipc, "minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads()}
-    print(save(arguments.name, {**about, "rows": rows.made}, accelerator.device))
+        made_from = {"run": run}
+        if config.pool.source == "experts" or config.path_matching.weight > 0:
+            made_from["experts"] = Path(arguments.experts)
+        facts = {"steps": steps, "steps_per_second": round(1 / seconds, 3), "config": described}
+        rows.add(variant, make, scored=(identity(generator),), made_from=made_from, **facts)
+    about = {"ipc": arguments.ipc, "minutes": arguments.minutes, "split": arguments.split}
+    print(save(arguments.name, {**about, "rows": rows.made}))
 
 
 if __name__ == "__main__":

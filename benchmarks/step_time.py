@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 import tyro
-from common import save
+from common import Rows, Sources, save
 
 from dim.config import PoolConfig, TrainConfig, load_recipe, to_dict
 from dim.data.real import EpochBatches, RealData, load_data
@@ -73,22 +73,25 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     base = load_recipe(arguments.recipe)
     root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=root))
     device = make_accelerator(base, Path(tempfile.gettempdir())).device
     data = load_data(base.data, device)
-    rows = []
+    described = to_dict(dataclasses.replace(base, data=dataclasses.replace(base.data, root=None)))
+    rows = Rows(sources, device, {"steps": arguments.steps, "config": described})
     for precision in arguments.precision:
         config = dataclasses.replace(base, fit=dataclasses.replace(base.fit, precision=precision, trackers=()))
-        default = seconds_per_step(config, data, config.pool, arguments.steps)
-        published = seconds_per_step(config, data, dataclasses.replace(config.pool, **PUBLISHED), arguments.steps)
-        rows.append({"precision": precision, "default": default, "published_upkeep": published, "ratio": default / published})
-        print(
-            f"precision {precision}: default {default:.2f} s, published upkeep {published:.2f} s, ratio {default / published:.3f}"
-        )
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=None))
-    print(save("step-time", {"steps": arguments.steps, "seconds_per_step": rows, "config": to_dict(base)}, device))
+
+        def measure(config: TrainConfig = config) -> dict[str, float]:
+            default = seconds_per_step(config, data, config.pool, arguments.steps)
+            published = seconds_per_step(config, data, dataclasses.replace(config.pool, **PUBLISHED), arguments.steps)
+            return {"default": default, "published_upkeep": published, "ratio": default / published}
+
+        row = rows.add(f"precision {precision}", measure, precision=precision)
+        print("{name}: default {default:.2f} s, published upkeep {published_upkeep:.2f} s, ratio {ratio:.3f}".format(**row))
+    print(save("step-time", {"steps": arguments.steps, "rows": rows.made, "config": described}))
 
 
 if __name__ == "__main__":
