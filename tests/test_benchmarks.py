@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -296,3 +297,27 @@ def test_program_explains_itself(load, name, capsys):
     keeps = name in ("generators", "matching", "policies", "published")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     assert {"Rows", "Sources", "save"} <= vars(module).keys()
+
+
+# --- results that lie here ---------------------------------------------------------------------------------------------------
+
+_NEW = ("clean", "sources", "configuration", "device", "device_name", "threads", "versions", "wall_seconds")
+
+
+@pytest.mark.parametrize("path", sorted((_BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_every_row_of_a_result_has_a_commit_or_says_why_not(path):
+    content = json.loads(path.read_text())
+    assert "commit" not in content  # a file has none: its rows have
+    (rows,) = (content[key] for key in ("rows", "scores", "seconds_per_step") if key in content)
+    assert rows
+    for made in (row["made"] for row in rows):
+        if made["commit"] is None:
+            assert made["commit_reason"]
+        else:
+            assert re.fullmatch("[0-9a-f]{12}", made["commit"])
+        if "first_stored" in made:  # from before rows said this themselves: what the history of the files proves
+            assert re.fullmatch(r"[0-9a-f]{12}:benchmarks/results/[a-z0-9-]+\.json", made["first_stored"])
+            assert ("commit_means" in made) == (made["commit"] is not None)
+        else:
+            assert set(_NEW) <= made.keys()
+            assert made["clean"] or made["commit"] is None or made["changes"]
