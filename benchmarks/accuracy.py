@@ -6,24 +6,25 @@ An unfinished run in --out is resumed. The result is benchmarks/results/RECIPE[-
 """
 
 import dataclasses
-import os
+import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from common import RESULTS, save
+from common import RESULTS, Rows, Sources, save, scores_of, stamped_scores, train
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import to_dict
+from dim.config.data import located
 from dim.data.real import load_data
 from dim.hub import load_generator
 from dim.recipes.load import load_recipe
 from dim.runs.accelerator import make_accelerator
-from dim.runs.train import fit
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator, Score
-from dim.score.report import format_accuracy, print_scores, real_grid, scores_to_json
+from dim.score.report import print_scores, real_grid, scores_to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,39 +50,40 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     config = load_recipe(arguments.recipe)
-    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+    config = dataclasses.replace(config, data=located(config.data, arguments.data_root))
     out = Path(arguments.out)
     accelerator = make_accelerator(config, out)
     data = load_data(config.data, accelerator.device)
-    fit(config, data, out, resume=(out / "checkpoint.safetensors").exists(), accelerator=accelerator)
+    train(config, data, out, accelerator, sources)
     generator = load_generator(out, accelerator.device)
     protocol = config.protocol
     if arguments.students:
         protocol = dataclasses.replace(protocol, students=arguments.students)
-    scores: list[Score] = []
-
-    def report(score: Score) -> None:
-        scores.append(score)
-        print(f"{score.name} {score.track} {score.ipc} {score.student}: {format_accuracy(score)}", flush=True)
-
-    evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=accelerator.device, report=report)
-    for ipc in arguments.ipc:
-        evaluator.fixed(sample_set(generator, ipc=ipc), "generator")
-    for ipc in arguments.stream_ipc:
-        evaluator.stream(generator, ipc)
-    for ipc in arguments.ipc:
-        evaluator.random_real(ipc)
-    for ipc in arguments.stream_ipc:
-        evaluator.oracle(ipc)
-    evaluator.full(max(score.steps for score in scores))
-    print_scores(scores)
+    evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=accelerator.device)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=None))
+    asked = {"config": to_dict(config), "protocol": to_dict(protocol), "seeds": arguments.seeds}
+    rows = Rows(sources, accelerator.device, asked)
+
+    def add(name: str, measure: Callable[[], list[Score]], **made_from: Path) -> None:
+        rows.add(name, lambda: scores_of(measure()), made_from=made_from)
+
+    for ipc in arguments.ipc:
+        add(f"generator, fixed, IPC {ipc}", lambda ipc=ipc: evaluator.fixed(sample_set(generator, ipc=ipc), "generator"), run=out)
+    for ipc in arguments.stream_ipc:
+        add(f"generator, stream, IPC {ipc}", functools.partial(evaluator.stream, generator, ipc), run=out)
+    for ipc in arguments.ipc:
+        add(f"random real, IPC {ipc}", functools.partial(evaluator.random_real, ipc))
+    for ipc in arguments.stream_ipc:
+        add(f"oracle, IPC {ipc}", functools.partial(evaluator.oracle, ipc))
+    steps = max(score["steps"] for row in rows.made for score in row["scores"])
+    add("full data", functools.partial(evaluator.full, steps))
+    print_scores([Score.from_dict(score) for row in rows.made for score in row["scores"]])
     about = generator.info["about"]
     content = {"train_seconds": about["seconds"], "train_steps": about["step"], "config": to_dict(config)}
     name = Path(arguments.recipe).stem + (f"-{arguments.tag}" if arguments.tag else "")
-    print(save(name, {**content, **scores_to_json(scores)}, accelerator.device))
+    print(save(name, {**content, **scores_to_json([]), "scores": stamped_scores(rows.made)}))
     shutil.copy(sorted((out / "samples").glob("step-*.png"))[-1], RESULTS / f"{name}-samples.png")
     real_grid(data).save(RESULTS / f"{name}-real.png")
 

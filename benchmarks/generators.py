@@ -4,15 +4,14 @@
 
 Stage one takes four fifths of the time, or what `--stage-one` says. From its end two runs go on: one with matching, one without,
 so that both have had the same time. Every row has coverage, FID, stream and fixed accuracy; few-step generators have one row per
-number of steps. A run, or a row, that lies finished in --out is not made again; an unfinished run is resumed. `--only-train`
-leaves the scoring to a later invocation, so that runs can be made apart. A recipe with the published matching gets that of
-`fashion-gan-small`, as the others have, at the learning rate of its stage one and a weight that was chosen on the validation
-part; the variant `published matching` has its own.
+number of steps. A run that lies finished in --out is not made again, and neither is a row that the same sources made; an
+unfinished run is resumed. `--only-train` leaves the scoring to a later invocation, so that runs can be made apart. A recipe with
+the published matching gets that of `fashion-gan-small`, as the others have, at the learning rate of its stage one and a weight
+that was chosen on the validation part; the variant `published matching` has its own.
 """
 
 import dataclasses
 import functools
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from common import RESULTS, Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
+from common import RESULTS, KeepRows, Rows, Sources, changed, epochs, save, scores_of, seconds_per_step, train
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import MatchingConfig, PoolConfig, StageConfig, TrainConfig
+from dim.config.data import located
 from dim.data.real import RealData, load_data
 from dim.hub import load_generator
 from dim.io import read_json, write_json
@@ -33,8 +33,7 @@ from dim.pictures import save_png
 from dim.recipes.load import load_recipe
 from dim.run_folder import RUN
 from dim.runs.accelerator import make_accelerator
-from dim.runs.train import fit
-from dim.sampler import sample_grid, sample_set, stored_bytes
+from dim.sampler import identity, sample_grid, sample_set, stored_bytes
 from dim.score.coverage import Coverage
 from dim.score.evaluate import Evaluator
 
@@ -58,7 +57,7 @@ def last(recipe: TrainConfig) -> dict[str, TrainConfig]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(KeepRows):
     """Compare generators."""
 
     recipes: tuple[str, ...] = ("fashion-dim2023-small", "fashion-gan-small", "fashion-diffusion-small")
@@ -114,14 +113,6 @@ def plan(variant: str, recipe: TrainConfig, data: RealData, minutes: tuple[float
     return changed(config, {"stage_one": one, "stage_two": {"epochs": epochs(steps, recipe.stage_two.batch_size, data)}})
 
 
-def train(config: TrainConfig, data: RealData, out: Path, first: Path | None) -> Path:
-    """Train, resume, or find finished; beginning at the end of the run in `first` if there is one."""
-    accelerator = make_accelerator(config, out)
-    if first is not None and not out.exists():
-        begin_from(first, config, data, out, accelerator.device)
-    return fit(config, data, out, resume=out.exists(), accelerator=accelerator)
-
-
 def samples_per_second(generator: Generator) -> float:
     """Speed of drawing images, on this device."""
     labels = torch.arange(512) % generator.spec.num_classes
@@ -134,10 +125,10 @@ def samples_per_second(generator: Generator) -> float:
 class Suite:
     """Data, evaluator and rows of one invocation."""
 
-    def __init__(self, arguments: Arguments, data: RealData, base: TrainConfig, device: torch.device) -> None:
+    def __init__(self, arguments: Arguments, data: RealData, base: TrainConfig, device: torch.device, sources: Sources) -> None:
         self.arguments, self.device = arguments, device
         asked = {key: getattr(arguments, key) for key in ("students", "seeds", "samples", "split", "ipc", "fixed_ipc")}
-        self.rows = Rows(Path(arguments.out) / "rows", asked)
+        self.rows = Rows(sources, device, asked, folder=Path(arguments.out) / "rows", keep=arguments.keep_rows)
         protocol = dataclasses.replace(base.protocol, students=arguments.students)
         self.evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split=arguments.split)
         self.coverage = Coverage(data, samples=arguments.samples)
@@ -161,17 +152,18 @@ class Suite:
         """Score one generator's stream alone."""
         return scores_of(self.evaluator.stream(generator, ipc, name))
 
-    def score_run(self, name: str, variant: str, run: Path) -> None:
-        """Score a run; a matched few-step one at each number of steps."""
+    def score_run(self, name: str, variant: str, run: Path, first: Path) -> None:
+        """Score a run that began at the end of `first`; a matched few-step one at each number of steps."""
         generator = load_generator(run, self.device)
         about, config = generator.info["about"], read_json(run / RUN)["config"]
         config["data"]["root"] = None
-        facts = {"variant": variant, "steps": about["step"], "config": config}
+        facts = {"variant": variant, "steps": about["step"], "config": config, "made_from": {"stage one": first, "run": run}}
         for steps in self.arguments.steps if generator.sampler and variant == "matched" else self.arguments.steps[:1]:
             label = f"{name}, {variant}"
             if generator.sampler:
                 generator.configure(steps=steps)
                 label += f", {steps} steps"
+            facts["scored"] = (identity(generator),)
             self.rows.add(label, functools.partial(self.score, generator, label), **facts)
             for n in self.arguments.ipc[1:] if steps == self.arguments.steps[0] else ():
                 self.rows.add(f"{label}, IPC {n}", functools.partial(self.score_stream, generator, label, n), **facts)
@@ -185,18 +177,16 @@ class Suite:
 
 
 def main(arguments: Arguments) -> None:
-    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
-    recipes = {
-        name: changed(
-            load_recipe(name),
-            {"data": {"root": root}, "generator": {"width": width}, "fit": {"trackers": (), "sample_steps": 0}},
-        )
-        for name, width in zip(arguments.recipes, arguments.widths, strict=True)
-    }
+    sources = Sources.of(__file__)
+    recipes = {}
+    for name, width in zip(arguments.recipes, arguments.widths, strict=True):
+        recipe = load_recipe(name)
+        recipe = dataclasses.replace(recipe, data=located(recipe.data, arguments.data_root))
+        recipes[name] = changed(recipe, {"generator": {"width": width}, "fit": {"trackers": (), "sample_steps": 0}})
     base = next(iter(recipes.values()))
     device = make_accelerator(base, Path(tempfile.gettempdir())).device
     data = load_data(base.data, device)
-    suite = Suite(arguments, data, base, device)
+    suite = Suite(arguments, data, base, device, sources)
     if not arguments.only_train:
         suite.controls()
     minutes = (arguments.stage_one * arguments.minutes, (1 - arguments.stage_one) * arguments.minutes)
@@ -205,17 +195,17 @@ def main(arguments: Arguments) -> None:
         runs: dict[str, Path] = {}
         for variant in (FIRST, *(one for one in last(recipe) if one in arguments.variants)):
             config = plan(variant, recipe, data, minutes, folder)
-            runs[variant] = train(config, data, folder / variant.replace(" ", "-"), runs.get(FIRST))
+            out = folder / variant.replace(" ", "-")
+            runs[variant] = train(config, data, out, make_accelerator(config, out), sources, first=runs.get(FIRST))
         if arguments.only_train:
             continue
         for variant, run in list(runs.items())[1:]:
-            suite.score_run(Path(name).stem, variant, run)
+            suite.score_run(Path(name).stem, variant, run, runs[FIRST])
         shown = load_generator(runs.get("matched", run), device)
         save_png(RESULTS / f"{arguments.name}-{recipe.generator.name}.png", sample_grid(shown))
     if arguments.only_train:
         return
-    about = {"minutes": minutes, "split": arguments.split, "threads": torch.get_num_threads()}
-    print(save(arguments.name, {**about, "rows": suite.rows.made}, device))
+    print(save(arguments.name, {"minutes": minutes, "split": arguments.split, "rows": suite.rows.made}))
 
 
 if __name__ == "__main__":

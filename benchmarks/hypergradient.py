@@ -9,6 +9,7 @@ of a process of its own.
 """
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -21,13 +22,14 @@ from typing import Literal
 
 import torch
 import tyro
-from common import save
+from common import Rows, Sources, save
 from torch import Tensor
 
 from dim import rng
 from dim.augment import Augment
 from dim.commands.malloc import keep_freed_memory
 from dim.config import DataConfig
+from dim.config.data import located
 from dim.data.real import load_data, per_class_indices
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.hypergrad import Derivatives, Hypergradient, Loss, hypergradient
@@ -61,9 +63,8 @@ class Problem:
     """Images, a stretch of training to match, batches and augmentation draws."""
 
     def __init__(self, arguments: Arguments, steps: int, images_per_class: int = 10) -> None:
-        root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
         self.device = torch.device(arguments.device)
-        data = load_data(DataConfig(dataset="cifar10", root=root), self.device)
+        data = load_data(located(DataConfig(dataset="cifar10"), arguments.data_root), self.device)
         self.network = FlatNetwork(arguments.student, data.spec, self.device)
         self.compiled = FlatNetwork(arguments.student, data.spec, self.device, compiled=True)
         chosen = per_class_indices(data.train.labels, images_per_class, data.spec.num_classes, seed=0)
@@ -158,9 +159,11 @@ def synchronize(problem: Problem) -> None:
         torch.cuda.synchronize()
 
 
-def time_all(arguments: Arguments) -> list[dict]:
+def time_all(arguments: Arguments, rows: Rows) -> None:
+    """Time every way, in turns, and add a row for each."""
     problem = Problem(arguments, arguments.steps)
-    rows: dict[str, dict] = {}
+    measured: dict[str, dict[str, float]] = {}
+    spent: dict[str, float] = {}
     exact: Hypergradient | None = None
     found = ways(problem)
     for name, way in found.items():
@@ -169,22 +172,25 @@ def time_all(arguments: Arguments) -> list[dict]:
         synchronize(problem)
         exact = exact or result
         error = float((result.images - exact.images).norm() / exact.images.norm())
-        rows[name] = {"name": name, "first_call": time.perf_counter() - started, "image_error": error, "seconds": float("inf")}
+        spent[name] = time.perf_counter() - started
+        measured[name] = {"first_call": spent[name], "image_error": error, "seconds": float("inf")}
     for _ in range(arguments.repeats):
         for name, way in found.items():
             started = time.perf_counter()
             way()
             synchronize(problem)
-            rows[name]["seconds"] = min(rows[name]["seconds"], time.perf_counter() - started)
-    for row in rows.values():
-        row["of_unroll"] = row["seconds"] / rows["unroll"]["seconds"]
-        row["of_published_frozen"] = row["seconds"] / rows["published frozen"]["seconds"]
+            seconds = time.perf_counter() - started
+            spent[name] += seconds
+            measured[name]["seconds"] = min(measured[name]["seconds"], seconds)
+    for name, row in measured.items():
+        row["of_unroll"] = row["seconds"] / measured["unroll"]["seconds"]
+        row["of_published_frozen"] = row["seconds"] / measured["published frozen"]["seconds"]
+        rows.put(name, row, spent[name])
         print(
-            f"{row['name']:<56} {row['seconds']:7.2f} s  {row['of_unroll']:.2f} of unroll  {row['of_published_frozen']:.2f} of "
+            f"{name:<56} {row['seconds']:7.2f} s  {row['of_unroll']:.2f} of unroll  {row['of_published_frozen']:.2f} of "
             f"published frozen  image error {row['image_error']:.1e}",
             flush=True,
         )
-    return list(rows.values())
 
 
 def peak_memory(arguments: Arguments) -> float:
@@ -202,36 +208,43 @@ def peak_memory(arguments: Arguments) -> float:
     return int(peak.group(1)) * 1024 / 1e6
 
 
-def memory_all(arguments: Arguments) -> list[dict]:
-    rows = []
+def memory_of(arguments: Arguments, name: str, steps: int) -> dict[str, float]:
+    """Peak memory of a process that takes the gradient once."""
+    command = [sys.executable, __file__, "--memory-of", name, "--memory-steps", str(steps)]
+    command += ["--student", arguments.student, "--batch-size", str(arguments.batch_size), "--device", arguments.device]
+    command += ["--data-root", arguments.data_root] if arguments.data_root else []
+    # Large blocks go back to the system when they are freed, so that the peak is of what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return {"peak_mb": float(done.stdout.split()[-1])}
+
+
+def memory_all(arguments: Arguments, rows: Rows) -> None:
+    """Add rows of the ways whose memory is compared."""
     first, *_, last = arguments.memory_steps
     constant = {"adjoint, reverse-over-reverse, eager": (first, last)}
     # Unrolled, the most steps would need more memory than a small machine has.
     growing = arguments.memory_steps if arguments.device != "cpu" else arguments.memory_steps[:2]
     for name, counts in {"unroll": growing, **constant}.items():
         for steps in counts:
-            command = [sys.executable, __file__, "--memory-of", name, "--memory-steps", str(steps)]
-            command += ["--student", arguments.student, "--batch-size", str(arguments.batch_size), "--device", arguments.device]
-            command += ["--data-root", arguments.data_root] if arguments.data_root else []
-            # Large blocks go back to the system when they are freed, so that the peak is of what is in use.
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            rows.append({"name": name, "steps": steps, "peak_mb": float(done.stdout.split()[-1])})
-            print(f"{name:<56} N = {steps:<3} {rows[-1]['peak_mb']:8.0f} MB", flush=True)
-    return rows
+            row = rows.add(name, functools.partial(memory_of, arguments, name, steps), steps=steps)
+            print(f"{name:<56} N = {steps:<3} {row['peak_mb']:8.0f} MB", flush=True)
 
 
 def main(arguments: Arguments) -> None:
     if arguments.memory_of is not None:
         print(peak_memory(arguments))
         return
+    sources = Sources.of(__file__)
     settings = {**dataclasses.asdict(arguments), "data_root": None}
     parameters = Problem(arguments, 1).network.size
     suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
     for part, measure in {"time": time_all, "memory": memory_all}.items():
         if part in arguments.parts:
-            content = {"settings": settings, "parameters": parameters, "rows": measure(arguments)}
-            print(save(f"hypergradient-{part}{suffix}", content, arguments.device), flush=True)
+            rows = Rows(sources, arguments.device, settings)
+            measure(arguments, rows)
+            content = {"settings": settings, "parameters": parameters, "rows": rows.made}
+            print(save(f"hypergradient-{part}{suffix}", content), flush=True)
 
 
 if __name__ == "__main__":

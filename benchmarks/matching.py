@@ -5,13 +5,12 @@
 `--first` is a run that ended with stage one (such as `stage-one-alone` of `generators.py`). From its end one run per variant
 goes on with the recipe's stage two, as many steps as the time allows: with other pools at the recipe's weight, and with other
 distances, each at the weight at which it pulls as hard as the recipe's. `published` has the pool and the matching of
-`fashion-dim2023-small`. Every row has the steps per second, stream and fixed accuracy. A run, or a row, that lies finished in
---out is not made again.
+`fashion-dim2023-small`. Every row has the steps per second, stream and fixed accuracy. A run that lies finished in --out is not
+made again, and neither is a row that the same sources made.
 """
 
 import dataclasses
 import functools
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import Any
 
 import torch
 import tyro
-from common import Rows, begin_from, changed, epochs, save, scores_of, seconds_per_step
+from common import KeepRows, Rows, Sources, begin_from, changed, epochs, save, scores_of, seconds_per_step, train
 
 from dim import rng
 from dim.commands.malloc import keep_freed_memory
 from dim.config import TrainConfig, from_dict
+from dim.config.data import located
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.hub import load_generator
 from dim.io import read_json, write_json
@@ -31,12 +31,12 @@ from dim.nets.generator import Generator
 from dim.recipes.load import load_recipe
 from dim.run_folder import RUN, read_run
 from dim.runs.accelerator import make_accelerator
-from dim.runs.train import Trainer, fit
-from dim.sampler import sample_set
+from dim.runs.train import Trainer
+from dim.sampler import identity, sample_set
 from dim.score.evaluate import Evaluator
 
 FAITHFUL = {"source": "fresh", "images": "real", "upkeep_steps": 16, "upkeep_every": 1}
-EXPERTS = {"source": "experts", "images": "real"}
+EXPERTS = {"source": "experts"}
 PATHS = {"weight": 1.0, "every": 2, "steps": 20, "epochs": 1.0, "starts": (0.0, 15.0), "step_size": 0.02}
 OURS = "own pool of generated images"
 POOLS: dict[str, dict[str, dict[str, Any]]] = {
@@ -60,7 +60,7 @@ VARIANTS = POOLS | DISTANCES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(KeepRows):
     """Compare pools and distances."""
 
     first: str
@@ -94,11 +94,10 @@ def varied(arguments: Arguments, variant: str) -> TrainConfig:
     first: TrainConfig = from_dict(TrainConfig, read_run(Path(arguments.first))["config"])
     recipe: TrainConfig = load_recipe(arguments.recipe)
     base = dataclasses.replace(first, stage_two=recipe.stage_two, matching=recipe.matching, pool=recipe.pool, about=recipe.about)
-    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
     if variant == "published":
         published: TrainConfig = load_recipe("fashion-dim2023-small")
         base = dataclasses.replace(base, matching=published.matching, pool=published.pool)
-    config = changed(changed(base, {"data": {"root": root}}), VARIANTS[variant])
+    config = changed(dataclasses.replace(base, data=located(base.data, arguments.data_root)), VARIANTS[variant])
     if config.pool.source == "experts":
         config = changed(config, {"pool": {"experts": arguments.experts}})
     if config.path_matching.weight > 0:
@@ -122,7 +121,7 @@ def pull(config: TrainConfig, data: RealData, first: Path) -> float:
             real, labels = batches.at(step - begin)
             latents = torch.randn(size, trainer.generator.latent_dim, generator=rng.generator(config.fit.seed, "pull", step))
             images = trainer.generator(latents.to(real.device), labels)
-            for part in range(trainer.pool.due(step)):
+            for part in range(len(trainer.pool.due(step))):
                 trainer.pool.advance(images.detach(), labels, step, part)
             if step >= begin + 60:
                 leaf = images.detach().requires_grad_()
@@ -149,13 +148,15 @@ def both_tracks(evaluator: Evaluator, generator: Generator, ipc: int, name: str)
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     base = varied(arguments, "no matching")
     accelerator = make_accelerator(base, Path(arguments.out))
     data = load_data(base.data, accelerator.device)
     protocol = dataclasses.replace(base.protocol, students=arguments.students)
     evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=accelerator.device, split=arguments.split)
     asked = {key: getattr(arguments, key) for key in ("students", "seeds", "ipc", "split", "minutes")}
-    rows = Rows(Path(arguments.out) / "rows", asked)
+    kept = {"folder": Path(arguments.out) / "rows", "keep": arguments.keep_rows}
+    rows = Rows(sources, accelerator.device, asked, made_from={"stage one": Path(arguments.first)}, **kept)
     for variant in arguments.variants:
         config = varied(arguments, variant)
         folder = Path(arguments.out) / variant.replace(" ", "-").replace(",", "")
@@ -170,17 +171,19 @@ def main(arguments: Arguments) -> None:
         steps = round(60 * arguments.minutes / seconds)
         config = changed(config, {"stage_two": {"epochs": epochs(steps, config.stage_two.batch_size, data)}})
         run = folder / "run"
-        if not run.exists():
-            begin_from(Path(arguments.first), config, data, run, accelerator.device)
-        fit(config, data, run, resume=True)
+        train(config, data, run, make_accelerator(config, run), sources, first=Path(arguments.first))
         generator = load_generator(run, accelerator.device)
         described = read_json(run / RUN)["config"]
         for section, key in (("data", "root"), ("pool", "experts"), ("path_matching", "experts")):
             described[section][key] = None
         make = functools.partial(both_tracks, evaluator, generator, arguments.ipc, variant)
-        rows.add(variant, make, steps=steps, steps_per_second=round(1 / seconds, 3), config=described)
-    about = {"ipc": arguments.ipc, "minutes": arguments.minutes, "split": arguments.split, "threads": torch.get_num_threads()}
-    print(save(arguments.name, {**about, "rows": rows.made}, accelerator.device))
+        made_from = {"run": run}
+        if config.pool.source == "experts" or config.path_matching.weight > 0:
+            made_from["experts"] = Path(arguments.experts)
+        facts = {"steps": steps, "steps_per_second": round(1 / seconds, 3), "config": described}
+        rows.add(variant, make, scored=(identity(generator),), made_from=made_from, **facts)
+    about = {"ipc": arguments.ipc, "minutes": arguments.minutes, "split": arguments.split}
+    print(save(arguments.name, {**about, "rows": rows.made}))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ Policies may be made by several invocations on one --out; the last, with all, fi
 The stream rows are the generator with both kinds of labels, the real data with both, and the generator around refined images
 (`dim.anchored`). The last rows are about storage: the refined set as generator, latents and labels, and pixels distilled by
 trajectory matching (a folder made by `dim distill`), each with its bytes. Every row says how many seconds its set took. A row
-that lies in --out is not made again.
+that lies in --out and was made by the same sources is not made again.
 """
 
 import dataclasses
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 import tyro
-from common import RESULTS, Rows, save, scores_of
+from common import RESULTS, KeepRows, Rows, Sources, changed_section, save, scores_of
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import PolicyConfig, ProtocolConfig, RefineConfig, from_dict, to_dict
@@ -49,7 +48,7 @@ POLICIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(KeepRows):
     """Compare policies."""
 
     generator: str
@@ -98,9 +97,10 @@ class Suite:
     """What all rows share."""
 
     def __init__(self, arguments: Arguments) -> None:
+        sources = Sources.of(__file__)
         self.arguments = arguments
         self.generator: Generator = load_generator(arguments.generator)
-        root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
+        root = arguments.data_root
         self.data: RealData = real_data_of(self.generator.info, root, "cpu")
         carried = from_dict(ProtocolConfig, self.generator.info["protocol"])
         protocol = dataclasses.replace(carried, students=arguments.students)
@@ -109,14 +109,17 @@ class Suite:
         about = {"teacher": self.teacher.name, "protocol": to_dict(protocol)}
         about |= {"seeds": arguments.seeds, "split": arguments.split}
         self._rankings: dict[str, Ranking] = {}
-        self.controls = Rows(Path(arguments.out), about)
-        self.rows = Rows(Path(arguments.out), {"generator": identity(self.generator), **about})
+        kept = {"folder": Path(arguments.out), "keep": arguments.keep_rows}
+        experts = {"experts": Path(arguments.experts)}
+        given = {"generator": Path(arguments.generator), **experts}
+        self.controls = Rows(sources, "cpu", about, made_from=experts, **kept)
+        self.rows = Rows(sources, "cpu", {"generator": identity(self.generator), **about}, made_from=given, **kept)
 
     def policy(self, name: str) -> tuple[Policy, dict[str, Any]]:
         """A policy, and what a row says of it."""
         steps, changes = POLICIES[name]
         config = PolicyConfig(steps=steps, candidates=self.arguments.candidates)
-        refinement = dataclasses.replace(self.arguments.refine, **changes)
+        refinement = changed_section(self.arguments.refine, changes)
         features = trained_features(self.data) if "matched" in steps else None
         given = {"teacher": self.teacher, "data": self.data, "features": features, "experts": self.arguments.experts}
         facts = {"policy": to_dict(config), "refinement": to_dict(refinement) if "refined" in steps else None}
@@ -209,7 +212,8 @@ class Suite:
                 made = {"bytes": subject.bytes_stored(), "seconds": subject.info.get("seconds")}
                 return {**made, **scores_of(scores)}
 
-            self.rows.add(f"pixels of {Path(folder).name}", make, set=identity(subject), images=len(subject))
+            facts = {"set": identity(subject), "images": len(subject), "made_from": {"set": Path(folder)}}
+            self.rows.add(f"pixels of {Path(folder).name}", make, **facts)
 
 
 def main(arguments: Arguments) -> None:
@@ -221,8 +225,8 @@ def main(arguments: Arguments) -> None:
         if "refined" in POLICIES[name][0]:
             suite.around(name)
     suite.stored()
-    about = {"generator": suite.generator.info["about"], "teacher": suite.teacher.name, "threads": torch.get_num_threads()}
-    print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.controls.made + suite.rows.made}, "cpu"))
+    about = {"generator": {**suite.generator.info["about"], "digest": identity(suite.generator)}, "teacher": suite.teacher.name}
+    print(save(arguments.name, {**about, "split": arguments.split, "rows": suite.controls.made + suite.rows.made}))
 
 
 if __name__ == "__main__":

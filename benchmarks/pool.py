@@ -6,7 +6,6 @@ For every seed, one stage one serves all float32 variants; the bfloat16 variant 
 """
 
 import dataclasses
-import os
 import statistics
 import tempfile
 import time
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from common import begin_from, changed, save
+from common import Rows, Sources, begin_from, changed, save
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import TrainConfig, to_dict
+from dim.config.data import located
 from dim.data.real import RealData, load_data
 from dim.hub import load_generator
 from dim.recipes.load import load_recipe
@@ -67,12 +67,14 @@ def stage_two(config: TrainConfig, data: RealData, first: Path, out: Path) -> fl
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     base = load_recipe(arguments.recipe)
-    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
-    base = changed(base, {"data": {"root": root}, "fit": {"trackers": (), "sample_steps": 0}})
+    base = dataclasses.replace(base, data=located(base.data, arguments.data_root))
+    base = changed(base, {"fit": {"trackers": (), "sample_steps": 0}})
     device = make_accelerator(base, Path(tempfile.gettempdir())).device
     data = load_data(base.data, device)
-    rows = {name: {"name": name, "seconds": [], "fixed": [], "stream": []} for name in VARIANTS}
+    measured: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "fixed": [], "stream": []} for name in VARIANTS}
+    spent, scored = dict.fromkeys(VARIANTS, 0.0), {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as scratch:
         for run in range(arguments.runs):
             firsts: dict[str, Path] = {}
@@ -82,21 +84,28 @@ def main(arguments: Arguments) -> None:
                 if not first.exists():
                     alone = changed(config, {"stage_two": {"epochs": 0.0}})
                     fit(alone, data, first, accelerator=make_accelerator(alone, first))
-                out = Path(scratch) / f"{run}-{number}"
-                row = rows[name]
+                out, started = Path(scratch) / f"{run}-{number}", time.perf_counter()
+                row = measured[name]
                 row["seconds"].append(stage_two(config, data, first, out))
                 generator = load_generator(out, device)
                 evaluator = Evaluator(data, config.protocol, seeds=arguments.seeds, device=device)
-                row["fixed"].append(evaluator.fixed(sample_set(generator, ipc=arguments.ipc))[0].mean)
-                row["stream"].append(evaluator.stream(generator, arguments.ipc)[0].mean)
+                scores = {"fixed": evaluator.fixed(sample_set(generator, ipc=arguments.ipc))[0]}
+                scores["stream"] = evaluator.stream(generator, arguments.ipc)[0]
+                for track, score in scores.items():
+                    row[track].append(score.mean)
+                    scored[name].append(score.made["digest"])
+                spent[name] += time.perf_counter() - started
                 seconds, fixed, stream = (row[key][-1] for key in ("seconds", "fixed", "stream"))
                 print(f"{name}, run {run}: {seconds:.1f} s, fixed {fixed:.1f}, stream {stream:.1f}", flush=True)
-    for row in rows.values():
-        parts = [f"{k} {statistics.fmean(row[k]):.1f} ± {statistics.stdev(row[k]):.1f}" for k in ("seconds", "fixed", "stream")]
-        print(f"{row['name']}: {', '.join(parts)} (n = {arguments.runs})")
     base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=None))
-    content = {"ipc": arguments.ipc, "runs": arguments.runs, "students_per_run": arguments.seeds, "rows": list(rows.values())}
-    print(save(f"pool-{Path(arguments.recipe).stem}", {**content, "config": to_dict(base)}, device))
+    asked = {"ipc": arguments.ipc, "runs": arguments.runs, "students_per_run": arguments.seeds}
+    rows = Rows(sources, device, {**asked, "config": to_dict(base)})
+    for name, row in measured.items():
+        rows.put(name, row, spent[name], scored=scored[name], changes=VARIANTS[name])
+        spread = {key: statistics.stdev(values) if len(values) > 1 else float("nan") for key, values in row.items()}
+        parts = [f"{key} {statistics.fmean(values):.1f} ± {spread[key]:.1f}" for key, values in row.items()]
+        print(f"{name}: {', '.join(parts)} (n = {arguments.runs})")
+    print(save(f"pool-{Path(arguments.recipe).stem}", {**asked, "rows": rows.made, "config": to_dict(base)}))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ each, so that the mean is over all of them. The default pool draws as it always 
 """
 
 import dataclasses
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Literal
 
 import torch
 import tyro
-from common import save
+from common import Rows, Sources, changed_section, save
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import PoolConfig, TrainConfig, to_dict
+from dim.config.data import located
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.objectives.logit import PoolMatching
 from dim.pool import build_pool
@@ -64,8 +64,7 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
 
         def run(number: int) -> None:
             for step in range(number):
-                trainer.step = step
-                trainer.train_step(stage, batches, upkeep, objectives)
+                trainer.train_step(step, stage, batches, upkeep, objectives)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
@@ -76,22 +75,24 @@ def seconds_per_step(config: TrainConfig, data: RealData, pool_config: PoolConfi
 
 
 def main(arguments: Arguments) -> None:
+    sources = Sources.of(__file__)
     base = load_recipe(arguments.recipe)
-    root = arguments.data_root or os.environ.get("DIM_DATA_ROOT")
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=root))
+    base = dataclasses.replace(base, data=located(base.data, arguments.data_root))
     device = make_accelerator(base, Path(tempfile.gettempdir())).device
     data = load_data(base.data, device)
-    rows = []
+    described = to_dict(dataclasses.replace(base, data=dataclasses.replace(base.data, root=None)))
+    rows = Rows(sources, device, {"steps": arguments.steps, "config": described})
     for precision in arguments.precision:
         config = dataclasses.replace(base, fit=dataclasses.replace(base.fit, precision=precision, trackers=()))
-        default = seconds_per_step(config, data, config.pool, arguments.steps)
-        published = seconds_per_step(config, data, dataclasses.replace(config.pool, **PUBLISHED), arguments.steps)
-        rows.append({"precision": precision, "default": default, "published_upkeep": published, "ratio": default / published})
-        print(
-            f"precision {precision}: default {default:.2f} s, published upkeep {published:.2f} s, ratio {default / published:.3f}"
-        )
-    base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=None))
-    print(save("step-time", {"steps": arguments.steps, "seconds_per_step": rows, "config": to_dict(base)}, device))
+
+        def measure(config: TrainConfig = config) -> dict[str, float]:
+            default = seconds_per_step(config, data, config.pool, arguments.steps)
+            published = seconds_per_step(config, data, changed_section(config.pool, PUBLISHED), arguments.steps)
+            return {"default": default, "published_upkeep": published, "ratio": default / published}
+
+        row = rows.add(f"precision {precision}", measure, precision=precision)
+        print("{name}: default {default:.2f} s, published upkeep {published_upkeep:.2f} s, ratio {ratio:.3f}".format(**row))
+    print(save("step-time", {"steps": arguments.steps, "rows": rows.made, "config": described}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import os
 import re
 import typing
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from dim.config import (
     from_dict,
     to_toml,
 )
-from dim.config.data import reads_files
+from dim.config.data import located
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
@@ -279,7 +278,7 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
     default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
     parsed = parse(cls, arguments, command, default=default)
     kept = {name: getattr(parsed if name in options else base, name) for name in names}
-    config = config_cls(**{**kept, "data": _with_root(kept["data"])})
+    config = config_cls(**{**kept, "data": located(kept["data"])})
     if parsed.dry_run:
         print(to_toml(config), end="")
         return parsed, None
@@ -389,9 +388,3 @@ def _option_names(cls: type, parsed: Any, prefix: str = "--") -> list[str]:
         else:
             names += [name, *_aliases(cls, field.name)]
     return names
-
-
-def _with_root(data: Any) -> Any:
-    if data.root is None and reads_files(data.dataset) and os.environ.get("DIM_DATA_ROOT"):
-        return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
-    return data

@@ -1,6 +1,7 @@
 """Which real data to use."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import tyro
@@ -43,6 +44,12 @@ class DataConfig(Section):
         require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "a number in [0, 0.5]")
         require(self.resolution is None or self.resolution >= 4, "data.resolution", self.resolution, "at least 4 pixels")
         require(self.memory_gib >= 0, "data.memory_gib", self.memory_gib, "0 or more")
+
+
+def located(data: DataConfig, root: str | None = None) -> DataConfig:
+    """The same settings with a root, where the data lies in files and has none: the one given, or that of DIM_DATA_ROOT."""
+    root = root or os.environ.get("DIM_DATA_ROOT")
+    return replace(data, root=root) if root and data.root is None and reads_files(data.dataset) else data
 
 
 @dataclass(frozen=True, kw_only=True)

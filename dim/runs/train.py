@@ -212,7 +212,7 @@ class Trainer:
         while self.loop.step < stage.stop:
             for optimizer in self.optimizers.values():
                 optimizer.param_groups[0].update(stage.settings(self.loop.step))
-            self._losses.add(self.train_step(stage, batches, upkeep, objectives))
+            self._losses.add(self.train_step(self.loop.step, stage, batches, upkeep, objectives))
             self.loop.advance()
             if self.loop.logs(stage.stop):
                 self._log(stage)
@@ -220,10 +220,10 @@ class Trainer:
             self.loop.between()
 
     def train_step(
-        self, stage: Stage, batches: EpochBatches, upkeep: EpochBatches | None, objectives: Iterable[Objective]
+        self, step: int, stage: Stage, batches: EpochBatches, upkeep: EpochBatches | None, objectives: Iterable[Objective]
     ) -> dict[str, Tensor]:
         """One step: upkeep of the pool, one step of the discriminator, one of the generator. Detached losses by name."""
-        config, accelerator, step = self.config, self.accelerator, self.step
+        config, accelerator = self.config, self.accelerator
         losses: dict[str, Tensor] = {}
         real, labels = batches.at(step - stage.start)
         real = real.contiguous(memory_format=self.format)
