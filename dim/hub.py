@@ -1,10 +1,12 @@
 """Generators to and from folders and the Hugging Face Hub."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dim.config import GENERATORS
 from dim.errors import InputError
 from dim.io import atomic_folder
 from dim.nets.generator import Generator
@@ -13,12 +15,13 @@ from dim.pictures import save_png
 from dim.sampler import sample_grid
 
 
-def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Generator:
+def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code: Collection[type[Generator]] = ()) -> Generator:
     """Load a generator in evaluation mode.
 
     Args:
         name: a run folder, an exported folder, a generator file, or a Hub id (`owner/name`), in this order.
         device: where to put it.
+        code: classes of your own, of which the file may name one. Code that only a file names is never imported.
 
     Returns:
         The generator; its `info` holds how it was made.
@@ -26,6 +29,8 @@ def load_generator(name: Path | str, device: torch.device | str = "cpu") -> Gene
     Raises:
         InputError: if nothing of that name holds a generator, or its file is damaged.
     """
+    for own in code:
+        GENERATORS.admit(own)
     path = Path(name)
     if path.is_dir():
         if (path / FILE_NAME).is_file():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.config import POOLS, PoolConfig, require
+from dim.config import POOLS, STUDENTS, PoolConfig, require
 from dim.data.real import RealData
 from dim.nets.student import Student, build_student, parse_student
 from dim.spec import DataSpec
@@ -104,6 +104,7 @@ class TrainedOptions:
     """Augmentation during upkeep."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "students", STUDENTS.admit_all(self.students))
         require(len(self.students) > 0, "pool.students", self.students, "at least one architecture")
         for name in ("upkeep_steps", "upkeep_every"):
             require(getattr(self, name) >= 1, f"pool.{name}", getattr(self, name), "at least 1")

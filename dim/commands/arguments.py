@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,10 @@ import tyro
 
 from dim.config import (
     FORMATS,
+    GENERATORS,
+    OBJECTIVES,
+    POLICIES,
+    STUDENTS,
     PolicyConfig,
     ProtocolConfig,
     RecordConfig,
@@ -122,6 +128,9 @@ class SampleArguments(Settings):
     data_root: str | None = None
     """Where the real data lies; the policies `matched` and `refined`, and experts of whitened images, need it. Default:
     DIM_DATA_ROOT, or where the run had it."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     batch_size: int = 2048
     """Images generated at a time; it bounds memory and changes nothing else."""
     device: str | None = None
@@ -149,6 +158,9 @@ class ScoringArguments(Settings):
     """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
     device: str | None = None
     """cpu, cuda, mps. Default: a GPU if there is one."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     json: str | None = None
     """Also write the scores, with everything that they depend on, to this file."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
@@ -205,6 +217,9 @@ class CoverageArguments(Settings):
     """Where the real data lies. Default: the environment variable DIM_DATA_ROOT, or where a run among the subjects had it."""
     device: str | None = None
     """cpu, cuda, mps. Default: a GPU if there is one."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     json: str | None = None
     """Also write the figures, with everything that they depend on, to this file."""
     panel: str | None = None
@@ -253,6 +268,17 @@ class RecipesArguments:
     """A recipe's name, or a path to a TOML file."""
 
 
+# Options that are lists of names, and the tables that hold what they name outside the package.
+_NAMED = {
+    "--objectives": (OBJECTIVES,),
+    "--student": (STUDENTS,),
+    "--students": (STUDENTS,),
+    "--protocol.students": (STUDENTS,),
+    "--pool.students": (STUDENTS,),
+    "--code": (GENERATORS, STUDENTS, POLICIES),
+}
+
+
 def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str) -> tuple[T, Any]:
     """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
 
@@ -262,6 +288,7 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
     Raises:
         InputError: for a wrong option or recipe, and if there is neither recipe nor run, or no folder.
     """
+    _admit(arguments, _sections(cls))
     recipe, out = (next(iter(_values_of(arguments, option)), None) for option in ("--recipe", "--out"))
     resume = "--resume" in arguments
     if recipe is not None:
@@ -323,8 +350,8 @@ def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T |
 
     Code outside the package, `package.module:Name`, is imported here, and only here: it was named on the command line.
     """
-    hints = typing.get_type_hints(cls)
-    sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)}
+    sections = _sections(cls)
+    _admit(arguments, sections)
     if not sections:
         return default
     values = {}
@@ -336,17 +363,49 @@ def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T |
             values[field.name] = tyro.MISSING
     switched = {}
     for name, section in sections.items():
-        options = [f"--{name}.{section.selector}".replace("_", "-"), *_aliases(section, section.selector)]
-        chosen = [text for option in options for text in _values_of(arguments, option)]
-        if not chosen:
+        if not (chosen := _chosen(arguments, name, section)):
             continue
-        chosen = [section.choices.admit(text) for text in chosen]
         several = isinstance(getattr(values[name], section.selector), tuple)
         switched[name] = from_dict(section, {section.selector: chosen if several else chosen[-1]}, values[name], section.prefix)
     values |= switched
     if "generator" in switched and issubclass(cls, TrainConfig):
         values = for_generator(values)
     return cls(**values)
+
+
+def _sections(cls: type) -> dict[str, type[Section]]:
+    """Fields of a dataclass that are sections with a choice."""
+    hints = typing.get_type_hints(cls)
+    return {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)}
+
+
+def _chosen(arguments: Sequence[str], name: str, section: type[Section]) -> list[str]:
+    """What the arguments choose for a section."""
+    options = [f"--{name}.{section.selector}".replace("_", "-"), *_aliases(section, section.selector)]
+    return [text for option in options for text in _values_of(arguments, option)]
+
+
+def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None:
+    """Import what the arguments name outside the package, as a choice, in a list of names, or with --code."""
+    for name, section in sections.items():
+        for text in _chosen(arguments, name, section):
+            if ":" in text:
+                _import_from_here()
+            section.choices.admit(text)
+    for option, tables in _NAMED.items():
+        for text in _values_of(arguments, option):
+            first, _, rest = text.partition(":")
+            name = f"{first}:{rest.partition(':')[0]}"  # without options
+            if rest and first != "timm" and first not in STUDENTS.names():
+                _import_from_here()
+                for table in tables:
+                    table.admit(name)
+
+
+def _import_from_here() -> None:
+    """Let modules of the working directory be imported, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _aliases(cls: type, name: str) -> list[str]:
@@ -366,15 +425,18 @@ def _values_of(arguments: Sequence[str], option: str) -> list[str]:
 
 
 def _first_lines(box: str, command: str) -> str:
-    """The message of tyro's error box, without the box and what follows the rule."""
-    lines = []
+    """The message of tyro's error box, without title, frame, and what follows the rule. Without Unicode, the title stands above a
+    rule of its own."""
+    parts: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip("│╭╮╰╯ \t")
-        if text.startswith("──") and lines:
-            break
-        if text and not text.strip("─").startswith(" ") and "─" not in text:
-            lines.append(text)
-    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", " ".join(lines))
+        text = line.strip("│╭╮╰╯|+ \t")
+        if re.fullmatch(r"[─-]{5,}", text) or text.endswith("──"):
+            parts.append([])
+        elif text:
+            parts[-1].append(text)
+    texts = [" ".join(part) for part in parts if part]
+    message = texts[1] if "╭" not in box and len(texts) > 2 else texts[0]
+    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", message)
     return f"{message} (see 'dim {command} --help')"
 
 

@@ -58,6 +58,7 @@ class ProtocolConfig(Settings):
     """Students see ZCA-whitened images, as MTT and its followers have it for CIFAR."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "students", STUDENTS.admit_all(self.students))
         require(len(self.students) > 0, "protocol.students", self.students, "at least one architecture")
         for name in ("epochs", "batch_size"):
             require(getattr(self, name) >= 1, f"protocol.{name}", getattr(self, name), "at least 1")

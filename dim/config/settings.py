@@ -71,7 +71,7 @@ class Choices:
         if self._open and _EXTERNAL.fullmatch(name):
             raise InputError(
                 f"{self.what} {name!r} is code outside this package, and code that only a file names is not imported: "
-                "name it on the command line, or pass the object itself from Python"
+                "name it on the command line (of a run or generator that exists: --code), or pass the object itself from Python"
             )
         given = f"{option} is {name!r}: expected a {self.what}" if option else f"unknown {self.what} {name!r}"
         raise InputError(f"{given}. {nearest(name, self.names())}")
@@ -132,6 +132,10 @@ class Choices:
             except (ImportError, AttributeError) as error:
                 raise InputError(f"{self.what} {choice!r} cannot be imported ({error}): expected package.module:Name") from None
         return choice
+
+    def admit_all(self, choices: Collection[Any]) -> tuple[str, ...]:
+        """Names of choices, of which some may be objects; text is left as it is."""
+        return tuple(choice if isinstance(choice, str) else self.admit(choice) for choice in choices)
 
     def explained(self) -> str:
         """All names, each with the first sentence of its file's description."""

@@ -264,10 +264,9 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         """Refuse what the chosen generator and the chosen loss do not use."""
-        names = tuple(name if isinstance(name, str) else OBJECTIVES.admit(name) for name in self.objectives)
-        object.__setattr__(self, "objectives", names)
-        for name in names:
-            OBJECTIVES.require(name)
+        object.__setattr__(self, "objectives", OBJECTIVES.admit_all(self.objectives))
+        for name in self.objectives:
+            OBJECTIVES.require(name, "objectives")
         generator = GENERATORS.load(self.generator.name)
         for section in ("adversarial", "discriminator", "flow"):
             changed = _changed(getattr(self, section))

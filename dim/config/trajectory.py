@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from dim.config.data import DataConfig
-from dim.config.protocol import ProtocolConfig
+from dim.config.protocol import STUDENTS, ProtocolConfig
 from dim.config.settings import Choices, Compile, Distance, Section, Settings, require
 from dim.config.train import AboutConfig
 
@@ -282,6 +282,9 @@ class RecordConfig(Settings):
     data: DataConfig = field(default_factory=DataConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "student", *STUDENTS.admit_all([self.student]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryRecipe(RecordConfig):
@@ -295,6 +298,7 @@ class TrajectoryRecipe(RecordConfig):
     protocol: ProtocolConfig = field(default_factory=lambda: ProtocolConfig(batch_size=256))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.trajectory.distance == "direction":
             unlearned = "0 with trajectory.distance 'direction', by which a step size cannot be learned"
             require(self.step_size.lr == 0, "step_size.lr", self.step_size.lr, unlearned)
