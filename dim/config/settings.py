@@ -42,6 +42,19 @@ def require(condition: bool, name: str, value: Any, expected: str) -> None:
         raise InputError(f"{name} is {value!r}: expected {expected}")
 
 
+def require_default(settings: "Settings", reason: str) -> None:
+    """Refuse a group of settings that would change nothing, unless it was left alone.
+
+    Raises:
+        InputError: naming the first setting that differs from its default, and the reason.
+    """
+    default = getattr(type(settings), "declared", type(settings))()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        usual = getattr(default, field.name, None)
+        require(value == usual, f"{settings.prefix}{field.name}", value, f"its default, {reason}")
+
+
 class Choices:
     """A table of names.
 

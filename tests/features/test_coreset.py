@@ -14,7 +14,7 @@ from dim.errors import InputError
 from dim.features.classifier import train_student
 from dim.features.coreset import BY_SCORES, METHODS, Selector, el2n, forgetting_events, herding, k_center, select
 from dim.features.spaces import Features
-from dim.features.spaces import coreset as module
+from dim.features import coreset as module
 from dim.io import load_tensors
 
 PIXELS = Features(network=nn.Flatten(), name="pixels", digest="0" * 32, device=torch.device("cpu"))

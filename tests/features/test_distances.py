@@ -9,7 +9,7 @@ import torch
 
 from dim.errors import InputError
 from dim.features.distances import distances, expected_coverage, frechet_distance, neighbour_metrics
-from dim.features.spaces import distances as clouds
+from dim.features import distances as clouds
 
 
 def cloud(count: int, width: int = 4, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:

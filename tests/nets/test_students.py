@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dim.nets.student.convnet import default_depth
+from dim.nets.students.convnet import default_depth
 
 from dim.config import STUDENTS
 from dim.errors import InputError

@@ -1,0 +1,219 @@
+"""Commands that make something: `dim train`, `dim sample`, `dim experts`, `dim distill`; and `dim recipes`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dim.commands.arguments import DistillArguments, ExpertsArguments, RecipesArguments, SampleArguments, TrainArguments
+from dim.commands.parsing import configured, parse
+from dim.commands.subjects import device_of, real_data
+from dim.config import POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
+from dim.config.settings import require, require_default
+from dim.errors import InputError, nearest
+from dim.recipes.load import load_recipe, read_recipe, recipe_names
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`dim train`."""
+    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run")
+    if config is None:
+        return
+
+    from dim.data.real import load_data
+    from dim.runs.accelerator import make_accelerator
+    from dim.runs.train import fit
+    from dim.score.report import write_report
+
+    accelerator = make_accelerator(config, Path(parsed.out))
+    data = load_data(config.data, accelerator.device)
+    run = fit(config, data, parsed.out, resume=parsed.resume, accelerator=accelerator)
+    if accelerator.is_main_process:
+        report = write_report(run, data)
+        print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`dim sample`."""
+    parsed = parse(SampleArguments, arguments, "sample")
+    if parsed.ipc is None and not parsed.counts:
+        raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
+    if parsed.format == "generator" and (not parsed.policy.steps or parsed.counts or parsed.classes):
+        expected = "expected --policy.steps, and --ipc without --counts or --classes"
+        raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
+
+    _require_used(parsed)
+
+    from dim.data.export import require_libraries
+    from dim.hub import load_generator, save_pretrained
+    from dim.io import require_free
+    from dim.nets.generator import require_spread
+    from dim.sampler import anchored, leave_together, made_once, request, require_batch_size, sample_set_together
+    from dim.teacher import with_soft_labels
+
+    # Before a policy has taken its time:
+    require_spread(parsed.spread)
+    require_batch_size(parsed.batch_size)
+    require_libraries(parsed.format)
+    require_free(parsed.out, overwrite=parsed.overwrite)
+    generator = load_generator(parsed.generator, device_of(parsed.device)).configure(**parsed.sampler.given())
+    size: dict[str, Any] = {"ipc": parsed.ipc}
+    if parsed.counts:
+        size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
+    if parsed.classes:
+        size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
+    request(generator.spec, **size)
+    data = _real_data_for(parsed, generator)
+    teacher = parsed.teacher.load(data, generator.device)
+    ranking = None
+    if parsed.policy.steps:
+        from dim.emit.policy import Policy
+        from dim.features.spaces import trained_features
+
+        needs = _needs(parsed.policy)
+        policy = Policy(
+            parsed.policy,
+            teacher=teacher,
+            data=data if "data" in needs else None,
+            features=trained_features(data) if "features" in needs else None,
+            experts=parsed.teacher.folder,
+            refinement=parsed.refine,
+        )
+        ipc = parsed.ipc or max(size["counts"].values())
+        ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
+    if parsed.format == "generator":
+        chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
+        made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
+        print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
+        return leave_together()
+    held = parsed.format == "latents"
+    drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
+    result = sample_set_together(generator, **size, **drawing)
+    if result is not None:
+        result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
+        result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
+        print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
+    leave_together()
+
+
+def _require_used(parsed: SampleArguments) -> None:
+    """Refuse options that would change nothing."""
+    if not any(POLICIES.load(name).moves for name in parsed.policy.steps):
+        require_default(parsed.refine, "as no policy refines: add --policy.steps refined")
+    if parsed.format != "generator":
+        usual = SampleArguments.__dataclass_fields__["spread"].default
+        require(parsed.spread == usual, "spread", parsed.spread, f"{usual}, its default, without --format generator")
+    if parsed.teacher.folder is None:
+        require_default(parsed.teacher, "without --teacher.folder")
+        require(not parsed.hard, "hard", parsed.hard, "a teacher beside it (--teacher.folder), whose labels it leaves out")
+
+
+def _needs(policy: Any) -> set[str]:
+    """What the chosen policies need, see `dim.emit.policy.Step`."""
+    return {need for name in policy.steps for need in POLICIES.load(name).needs}
+
+
+def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
+    """What a policy and a teacher need of the real data: its images to match classes or whiten, else its specification."""
+    from dim.run_folder import load_run_config
+    from dim.trajectory.store import LAYOUT
+
+    folder = parsed.teacher.folder
+    experts = folder is not None and (Path(folder) / LAYOUT).is_file()
+    whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
+    if not whitened and "data" not in _needs(parsed.policy):
+        return generator.spec
+    return real_data(generator.info, parsed.data_root, [parsed.generator], generator.device)
+
+
+def experts(arguments: Sequence[str]) -> None:
+    """`dim experts`."""
+    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts")
+    if config is None:
+        return
+
+    from dim.trajectory.store import ExpertStore, to_waypoints
+
+    if parsed.to_waypoints is not None:
+        settings = config.experts
+        if not settings.waypoints:
+            raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
+        source = ExpertStore.open(parsed.to_waypoints)
+        store = to_waypoints(source, parsed.out, settings.waypoints, smooth=settings.smooth, dtype=settings.storage)
+    else:
+        from dim.data.real import load_data
+        from dim.trajectory.record import record
+
+        device = device_of(config.experts.device)
+        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, device=device)
+    _print_summary(store)
+
+
+def distill(arguments: Sequence[str]) -> None:
+    """`dim distill`."""
+    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation")
+    if config is None:
+        return
+
+    from dim.data.real import load_data
+    from dim.run_folder import RUN, read_run
+    from dim.runs.distill import distill as run
+    from dim.score.report import write_report
+
+    if parsed.experts is not None:
+        folder = parsed.experts
+    elif parsed.resume and (Path(parsed.out) / RUN).is_file():
+        folder = read_run(parsed.out, "distillation")["experts"]
+    else:
+        raise InputError("no experts: name the folder that 'dim experts' made with --experts")
+
+    device = device_of(config.distill.device)
+    data = load_data(config.data, device)
+    generator = None
+    if parsed.generator is not None:
+        from dim.hub import load_generator
+
+        generator = load_generator(parsed.generator, device)
+    result = run(config, data, folder, parsed.out, generator=generator, resume=parsed.resume, device=device)
+    report = write_report(parsed.out, data)
+    print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+
+
+def _print_summary(store: Any) -> None:
+    """What a store of experts holds, in three lines."""
+    from dim.score.report import format_bytes
+
+    layout, summary = store.layout, store.summary()
+    moments = f"0 to {layout.last}" if layout.full else ", ".join(map(str, layout.moments))
+    accuracy = summary["accuracy"]
+    shown = sorted({round(part * (len(accuracy) - 1) / 5) for part in range(6)})
+    along = ", ".join(f"{accuracy[moment]:.1f} at {moment}" for moment in shown)
+    print(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
+    print(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
+    print(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
+
+
+def recipes(arguments: Sequence[str]) -> None:
+    """`dim recipes`."""
+    parsed = parse(RecipesArguments, arguments, "recipes")
+    if parsed.name is not None:
+        print(to_toml(load_recipe(parsed.name)), end="")
+        return
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        print(f"{name:<{width}}  {read_recipe(name)['about']['title']}")
+
+
+def _class_number(text: str, names: Sequence[str]) -> int:
+    if re.fullmatch(r"\d+", text) and int(text) < len(names):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
+
+
+def _count(text: str, names: Sequence[str]) -> tuple[int, int]:
+    label, equals, count = text.rpartition("=")
+    if not equals or not re.fullmatch(r"-?\d+", count):
+        raise InputError(f"count {text!r}: expected CLASS=NUMBER, for instance 3=100")
+    return _class_number(label, names), int(count)

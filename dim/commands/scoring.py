@@ -1,0 +1,151 @@
+"""Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
+from dim.commands.parsing import parse, parse_known
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects
+from dim.config import ProtocolConfig, from_dict
+from dim.config.settings import require_default
+from dim.errors import InputError
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`dim evaluate`."""
+    first, _ = parse_known(EvaluateArguments, arguments, "evaluate")
+    if not first.subjects:
+        raise InputError("nothing to evaluate: name sets, runs or generators")
+
+    from dim.io import write_json
+    from dim.score.compare import score_all
+    from dim.score.evaluate import Evaluator
+    from dim.score.report import print_scores, scores_to_json, write_report
+
+    device = device_of(first.device)
+    subjects = load_subjects(first.subjects, device, first.sampler)
+    info = next(iter(subjects.values())).info
+    carried = from_dict(ProtocolConfig, info.get("protocol") or {})
+    default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
+    parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
+    _require_seeds(parsed.seeds)
+    _require_used(parsed)
+    data = data_of_subjects(subjects, parsed.data_root, device)
+    teacher = parsed.teacher.load(data, device)
+    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+    plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
+    scores = score_all(evaluator, subjects, **plan)
+    print_scores(scores)
+    if parsed.json:
+        write_json(parsed.json, scores_to_json(scores))
+    for name in subjects:
+        if (Path(name) / "run.json").is_file():
+            print(f"report: {write_report(name, data, scores)}")
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """`dim compare`."""
+    first, _ = parse_known(CompareArguments, arguments, "compare")
+    if not first.subjects:
+        raise InputError("nothing to compare: name sets, runs, generators or files of scores")
+
+    from dim.io import write_bytes, write_json
+    from dim.score.compare import Comparison, protocol_of, read_scores, require_made_from, require_one_data, score_all
+    from dim.score.evaluate import Evaluator
+    from dim.score.report import scores_to_json
+
+    device = device_of(first.device)
+    files = {name: read_scores(name) for name in first.subjects if name.endswith(".json")}
+    subjects = load_subjects([name for name in first.subjects if name not in files], device, first.sampler)
+    known = [score for rows in files.values() for score in rows]
+    if first.subjects[0] in files:
+        rows = files[first.subjects[0]]
+        carried = dataclasses.replace(protocol_of(rows[0]), students=tuple(dict.fromkeys(score.student for score in rows)))
+    else:
+        carried = from_dict(ProtocolConfig, subjects[first.subjects[0]].info.get("protocol") or {})
+    parsed = parse(CompareArguments, arguments, "compare", CompareArguments(subjects=tyro.MISSING, protocol=carried))
+    _require_seeds(parsed.seeds)
+    _require_used(parsed)
+    if parsed.picture is not None and not parsed.picture.endswith(".png"):
+        raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
+    if subjects:
+        data = data_of_subjects(subjects, parsed.data_root, device)
+        require_made_from(subjects, data.spec)
+        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        teacher = parsed.teacher.load(data, device)
+        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+        plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
+        known += score_all(evaluator, subjects, **plan, teacher=teacher, known=known)
+    elif parsed.controls:
+        raise InputError("controls need the real data: name a set or a run beside the files of scores, or leave --controls out")
+    elif parsed.teacher.folder is not None:
+        remedy = "name a set or a run beside the files of scores, or leave --teacher.folder out"
+        raise InputError(f"a teacher labels what is scored, and files of scores hold what was: {remedy}")
+    comparison = Comparison(known)
+    comparison.show()
+    if parsed.json:
+        write_json(parsed.json, scores_to_json(comparison.scores))
+    if parsed.picture:
+        write_bytes(parsed.picture, comparison.picture())
+    if parsed.html:
+        write_bytes(parsed.html, comparison.page().encode())
+
+
+def coverage(arguments: Sequence[str]) -> None:
+    """`dim coverage`."""
+    parsed = parse(CoverageArguments, arguments, "coverage")
+    if not parsed.subjects:
+        raise InputError("nothing to measure: name sets, runs or generators")
+
+    from dim.io import write_json
+    from dim.pictures import save_png
+    from dim.run_folder import RUN
+    from dim.score.coverage import Coverage
+    from dim.score.report import coverage_to_json, print_coverage, write_report
+
+    device = device_of(parsed.device)
+    subjects = load_subjects(parsed.subjects, device, parsed.sampler)
+    data = data_of_subjects(subjects, parsed.data_root, device)
+    measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
+    rows = [measure.score(subject, name) for name, subject in subjects.items()]
+    like = {tuple(values["images"] for values in row.per_class): row for row in rows}
+    rows += [measure.held_out(row) for row in like.values()]
+    print_coverage(rows)
+    if parsed.json:
+        write_json(parsed.json, coverage_to_json(rows))
+    for number, (name, subject) in enumerate(subjects.items()):
+        is_run, wanted = (Path(name) / RUN).is_file(), parsed.panel and number == 0
+        if not is_run and not wanted:
+            continue
+        nearest = measure.nearest(subject)
+        if wanted:
+            save_png(parsed.panel, nearest.panel())
+        if is_run:
+            own_first = [rows[number], *(row for row in rows if row is not rows[number])]
+            print(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
+
+
+def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
+    """Refuse options that would change nothing."""
+    if parsed.teacher.folder is None:
+        require_default(parsed.teacher, "without --teacher.folder")
+
+
+def _require_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}: expected 1 or more")
+
+
+def _tell(score: Any) -> None:
+    """Say on standard error that a row is done."""
+    from rich.console import Console
+
+    from dim.score.report import format_accuracy
+
+    ipc = "" if score.ipc is None else f" IPC {score.ipc}"
+    text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
