@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
@@ -20,15 +21,11 @@ def grid(rows: Tensor, *, gap: int = 2) -> Image.Image:
         gap: white pixels between images.
     """
     factor = max(1, round(_MIN_SIDE / rows.shape[-1]))
-    pixels = to_uint8(rows.cpu()).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    count_rows, count, channels, height, width = pixels.shape
-    canvas = torch.full((channels, count_rows * (height + gap) + gap, count * (width + gap) + gap), 255, dtype=torch.uint8)
-    for r in range(count_rows):
-        for n in range(count):
-            top, left = gap + r * (height + gap), gap + n * (width + gap)
-            canvas[:, top : top + height, left : left + width] = pixels[r, n]
-    array = canvas.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[:, :, 0] if channels == 1 else array)
+    pixels = repeat(to_uint8(rows.cpu()), "r n c h w -> r n c (h a) (w b)", a=factor, b=factor)
+    framed = F.pad(pixels, (gap, 0, gap, 0), value=255)  # above and left of every image
+    canvas = F.pad(rearrange(framed, "r n c h w -> c (r h) (n w)"), (0, gap, 0, gap), value=255)
+    array = rearrange(canvas, "c h w -> h w c").numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def save_png(path: Path | str, image: Image.Image) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dim.data.synthetic import SyntheticSet
@@ -173,7 +174,7 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     latents = ranking.latents_of(labels, places)
     if latents is None:
         latents = generator.latents(labels, ranking.numbers_of(labels, places), seed=seed)
-    result = copy.deepcopy(generator).anchor(latents.view(ipc, generator.spec.num_classes, -1).transpose(0, 1), spread)
+    result = copy.deepcopy(generator).anchor(rearrange(latents, "(n k) z -> k n z", n=ipc), spread)
     info = getattr(generator, "info", None)
     if info is None:  # never written nor loaded: there is nothing to go on from
         return result
@@ -255,7 +256,7 @@ def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int =
     classes = min(generator.spec.num_classes, max_classes)
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = generator.sample(labels, seed=seed)
-    return grid(images.view(classes, per_class, *generator.spec.image_shape))
+    return grid(rearrange(images, "(k n) c h w -> k n c h w", k=classes))
 
 
 def set_grid(subject: SyntheticSet, *, per_class: int = 10, max_classes: int = 20):

@@ -2,6 +2,7 @@
 Zhao & Bilen 2023)."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dim import rng
@@ -35,9 +36,9 @@ class SetMoments:
             chosen.append(members[torch.randint(len(members), (self._per_class,), generator=source)])
         shown = self._data.train.batch(torch.cat(chosen))[0].to(images.device)
         with torch.no_grad():
-            wanted = self.pool.outputs(shown, step, "features")  # (members, classes * per_class, F)
-            wanted = wanted.unflatten(1, (len(classes), self._per_class)).mean(2)
-            scale = wanted.std(1, correction=0).mean(1)[:, None, None].clamp(min=1e-12)
+            features = rearrange(self.pool.outputs(shown, step, "features"), "m (k n) f -> m k n f", k=len(classes))
+            wanted = features.mean(2)
+            scale = rearrange(wanted.std(1, correction=0).mean(1), "m -> m 1 1").clamp(min=1e-12)
         given = self.pool.outputs(images, step, "features")
         means = torch.stack([given[:, targets == label].mean(1) for label in classes], dim=1)
         loss = ((means - wanted) / scale).square().mean()

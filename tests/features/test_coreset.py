@@ -11,10 +11,10 @@ from torch import nn
 from dim.config import DataConfig, ProtocolConfig, ScoringConfig
 from dim.data.real import EpochBatches, from_dataset, load_data, per_class_indices
 from dim.errors import InputError
+from dim.features import coreset as module
 from dim.features.classifier import train_student
 from dim.features.coreset import BY_SCORES, METHODS, Selector, el2n, forgetting_events, herding, k_center, select
 from dim.features.spaces import Features
-from dim.features import coreset as module
 from dim.io import load_tensors
 
 PIXELS = Features(network=nn.Flatten(), name="pixels", digest="0" * 32, device=torch.device("cpu"))

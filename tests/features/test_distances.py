@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 
 from dim.errors import InputError
-from dim.features.distances import distances, expected_coverage, frechet_distance, neighbour_metrics
 from dim.features import distances as clouds
+from dim.features.distances import distances, expected_coverage, frechet_distance, neighbour_metrics
 
 
 def cloud(count: int, width: int = 4, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from dim.config import DataConfig, FeatureConfig
 from dim.data.real import load_data
 from dim.errors import InputError
-from dim.features.spaces import inception_features, load_features, trained_features
 from dim.features import spaces as module
+from dim.features.spaces import inception_features, load_features, trained_features
 from dim.io import load_tensors
 
 SMALL = FeatureConfig(student="resnet10:width=4", epochs=6)

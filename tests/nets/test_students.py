@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from dim.nets.students.convnet import default_depth
 
 from dim.config import STUDENTS
 from dim.errors import InputError
 from dim.nets.student import build_student, parse_student
+from dim.nets.students.convnet import default_depth
 
 NARROW = {name: f"{name}:width=4" for name in STUDENTS.names()}
 

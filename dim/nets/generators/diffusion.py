@@ -90,6 +90,8 @@ class Diffusion(Generator):
             if isinstance(module, Attention):
                 module.set_processor(AttnProcessor())  # the fused kernel has no forward-mode derivative
                 module.upcast_softmax = False  # it would lower float64 to float32; autocast raises bfloat16 by itself
+            if isinstance(module, nn.GroupNorm) and torch.__version__ < "2.13":
+                module.register_forward_pre_hook(_contiguous)
         self.unet.time_proj = _Waves(channels[0])
         width = 4 * channels[0]
         self.classes = nn.Embedding(spec.num_classes + 1, width)  # the last one is no class
@@ -129,6 +131,11 @@ class Diffusion(Generator):
             t = float(time) / scheduler.config.num_train_timesteps
             x = scheduler.step(self.guided(x, t, t, y).to(x.dtype), time, x).prev_sample
         return x.clamp(-1, 1)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Before PyTorch 2.13 the forward-mode derivative of group norm refuses maps in the channels-last memory format."""
+    return tuple(value.contiguous() for value in inputs)
 
 
 class _Waves(nn.Module):
