@@ -2,11 +2,17 @@
 
 import signal
 import threading
+import types
 
 import pytest
+import torch
 
 from dim import loop
-from dim.loop import Progress, stop_signals
+from dim.config import FitConfig, TrainConfig
+from dim.errors import InputError
+from dim.io import load_tensors
+from dim.loop import Interrupted, Loop, NonFiniteError, Progress, continues, stop_signals
+from dim.run_folder import read_metrics, run_description
 
 # --- signals -----------------------------------------------------------------------------------------------------------------
 
@@ -111,3 +117,142 @@ def test_on_a_terminal_there_is_a_bar_and_no_lines(clock, monkeypatch):
 
 
 # --- names -------------------------------------------------------------------------------------------------------------------
+
+
+# --- the shell of a run -------------------------------------------------------------------------------------------------------
+
+
+class Toy:
+    """A run that notes what the loop asks of it."""
+
+    remedy = "Try less."
+
+    def __init__(self, out):
+        self.out, self.asked, self.weights = out, [], torch.ones(2)
+
+    def check(self):
+        self.asked.append("check")
+
+    def state(self):
+        return {"weights": self.weights}, {"step": self.loop.step}
+
+    def result(self):
+        assert (self.out / "checkpoint.safetensors").is_file(), "the checkpoint comes first"
+        self.asked.append(f"result {self.loop.step}")
+
+    def picture(self):
+        self.asked.append(f"picture {self.loop.step}")
+
+
+@pytest.fixture
+def toy_run(tmp_path, spec):
+    def make(total=6, kind="run", **every):
+        run = Toy(tmp_path / "run")
+        settings = types.SimpleNamespace(
+            **{"log_steps": 2, "sample_steps": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0, **every}
+        )
+        description = run_description(TrainConfig(), spec(1, 8), "cpu", kind)
+        common = {"name": "toy", "total": total, "description": description, "settings": settings}
+        run.loop = Loop(run, run.out, device=torch.device("cpu"), **common)
+        return run
+
+    return make
+
+
+def steps(run, count, each=lambda step: None):
+    with run.loop as loop:
+        for _ in range(count):
+            loop.advance()
+            each(loop.step)
+            if loop.logs():
+                loop.log({"loss": 1.0})
+            loop.between()
+
+
+def test_what_happens_between_steps_loses_nothing_to_a_kill(toy_run):
+    """Metrics, then the picture, then the checkpoint, then the result; nothing at the end, which `finish` writes."""
+    run = toy_run(sample_steps=2, checkpoint_steps=2)
+    steps(run, 6)
+    assert run.asked == ["picture 2", "check", "result 2", "picture 4", "check", "result 4"]
+    assert [record["step"] for record in read_metrics(run.out)] == [2, 4, 6]
+    run.loop.finish()
+    assert run.asked[-3:] == ["check", "result 6", "picture 6"]
+    assert load_tensors(run.out / "checkpoint.safetensors")[1] == {"step": 6}
+
+
+def test_checkpoints_by_time(toy_run, clock):
+    run = toy_run(checkpoint_minutes=1.0)
+
+    def pass_time(step):
+        clock[0] += 25.0
+
+    steps(run, 6, pass_time)
+    assert run.asked == ["check", "result 3"], "after 75 seconds, and 75 seconds later the run ends"
+
+
+@pytest.mark.parametrize(("kind", "command"), [("run", "train"), ("experts", "experts"), ("distillation", "distill")])
+def test_a_stop_is_saved_and_says_how_to_continue(toy_run, kind, command):
+    run = toy_run(kind=kind)
+    with pytest.raises(
+        Interrupted, match=rf"^interrupted at step 3 of 6; continue with: dim {command} --out .*run --resume$"
+    ) as caught:
+        steps(run, 6, lambda step: signal.raise_signal(signal.SIGTERM) if step == 3 else None)
+    assert caught.value.signal_number == signal.SIGTERM
+    assert run.asked == ["check", "result 3"]
+
+
+def test_a_stop_in_the_last_step_is_none(toy_run):
+    run = toy_run()
+    steps(run, 6, lambda step: signal.raise_signal(signal.SIGTERM) if step == 6 else None)
+    assert run.asked == []
+
+
+@pytest.mark.parametrize("kind", ["run", "experts", "distillation"])
+def test_a_second_interrupt_stops_every_kind_of_run_cleanly(toy_run, kind):
+    run = toy_run(kind=kind)
+
+    def twice(step):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"^stopped at once in step 4 of 6, without saving; continue with: dim"):
+        steps(run, 6, twice)
+    assert run.asked == []
+
+
+def test_values_that_are_not_finite_stop_the_run_and_keep_both_states(toy_run):
+    run = toy_run(checkpoint_steps=2)
+
+    def spoil(step):
+        if step == 3:
+            run.weights[1] = float("nan")
+
+    with pytest.raises(NonFiniteError, match=r"^step 4: the weights are not finite\. .*failed.*last good state is .*Try less\.$"):
+        steps(run, 6, spoil)
+    assert load_tensors(run.out / "checkpoint.safetensors")[1] == {"step": 2}
+    assert load_tensors(run.out / "failed.safetensors")[1] == {"step": 4}
+    with pytest.raises(NonFiniteError, match="loss 'critic' is inf"):
+        run.loop.require_finite({"class": 1.0, "critic": float("inf")})
+
+
+def test_time_off_the_clock_is_not_the_runs(toy_run, clock):
+    run = toy_run()
+    clock[0] += 5.0
+    with run.loop.off_the_clock():
+        clock[0] += 100.0
+    assert run.loop.elapsed() == 5.0
+
+
+def test_a_run_goes_on_only_where_it_is_asked_to_and_has_begun(toy_run, spec, tmp_path):
+    config, data = TrainConfig(), spec(1, 8)
+    assert not continues(tmp_path / "run", config, data, resume=True), "nothing there"
+    run = toy_run()
+    assert not continues(run.out, config, data, resume=True), "killed before its first checkpoint"
+    run.loop.save()
+    assert continues(run.out, config, data, resume=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        continues(run.out, config, data, resume=False)
+    assert not continues(run.out, config, data, resume=False, main=False), "another process looks after the folder"
+    with pytest.raises(InputError, match=r"fit\.seed is 1"):
+        continues(run.out, TrainConfig(fit=FitConfig(seed=1)), data, resume=True)
