@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Before PyTorch is loaded: networks this small are several times slower on more threads. Child processes inherit it.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Before PyTorch is loaded: networks this small are several times slower on more threads. Set it to run the tests with more. Child
+# processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
 import pytest
