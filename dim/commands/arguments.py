@@ -33,6 +33,9 @@ from dim.recipes.load import load_recipe_for
 
 T = TypeVar("T")
 
+GENERATOR = "generator"
+"""What `dim sample --format` takes beside the formats of sets."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments(TrainConfig):
@@ -129,6 +132,10 @@ class SampleArguments(Settings):
     """cpu, cuda, mps. Default: a GPU if there is one."""
     overwrite: bool = False
     """Replace what the folder holds."""
+
+    def __post_init__(self) -> None:
+        if self.format != GENERATOR:
+            FORMATS.require(FORMATS.admit(self.format), "format")
 
 
 @dataclass(frozen=True, kw_only=True)

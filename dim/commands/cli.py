@@ -58,7 +58,7 @@ def sample(arguments: Sequence[str]) -> None:
         expected = "expected --policy.steps, and --ipc without --counts or --classes"
         raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
 
-    from dim.data.export import require_libraries
+    from dim.data.stored import require_libraries
     from dim.hub import load_generator, save_pretrained
     from dim.io import require_free
     from dim.nets.generator import require_spread
@@ -412,7 +412,7 @@ def _tell(score: Any) -> None:
 
 def _load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:
     """Sets and generators by name."""
-    from dim.data.export import DESCRIPTION
+    from dim.data.stored import DESCRIPTION
     from dim.data.synthetic import load_set
     from dim.hub import load_generator
 

@@ -18,6 +18,7 @@ from PIL import Image
 import dim
 from dim.commands.cli import main
 from dim.config import (
+    FORMATS,
     AboutConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -366,6 +367,15 @@ def test_counts_classes_seed_and_format(run, tmp_path):
     assert len(counts) == 7
     assert main([*arguments, "--ipc", "5", "--classes", "0", "9", "--out", str(tmp_path / "classes")]) == 0
     assert dim.load_set(tmp_path / "classes").labels.tolist() == [0, 9] * 5
+
+
+def test_a_format_of_somebodys_own(run, tmp_path, monkeypatch):
+    (tmp_path / "own_format.py").write_text("from dim.data.formats.npz import Npz\n\n\nclass Own(Npz):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(FORMATS, "_external", {})
+    assert main(["sample", str(run), "--ipc", "1", "--out", str(tmp_path / "set"), "--format", "own_format:Own"]) == 0
+    assert json.loads((tmp_path / "set" / "set.json").read_text())["storage"] == "own_format:Own"
+    assert len(dim.load_set(tmp_path / "set")) == 10
 
 
 def test_overwrite(run, small_set, tmp_path, wrong):
@@ -917,6 +927,13 @@ def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
 @pytest.mark.parametrize("seeds", ["0", "-1"])
 def test_no_seeds(wrong, small_set, seeds):
     assert seeds in wrong("evaluate", small_set, "--seeds", seeds)
+
+
+def test_an_unknown_format(wrong, tmp_path):
+    """Refused at once, not when the images are there."""
+    arguments = ("sample", tmp_path / "none", "--ipc", 1, "--out", tmp_path / "set", "--format")
+    assert "Did you mean 'safetensors'?" in wrong(*arguments, "safetensor")
+    assert "package.module:Name" in wrong(*arguments, "no_such_module:Format")
 
 
 @pytest.mark.parametrize("option", [("--classes", "ten"), ("--classes", "10"), ("--counts", "3"), ("--counts", "ten=3")])
