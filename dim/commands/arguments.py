@@ -9,11 +9,12 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from dim.config import (
+    CORESETS,
     FORMATS,
     PolicyConfig,
     ProtocolConfig,
@@ -30,6 +31,7 @@ from dim.config.data import reads_files
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
+from dim.score.controls import control_names, require_controls
 
 T = TypeVar("T")
 
@@ -146,11 +148,18 @@ class ScoringArguments(Settings):
     """Sets (fixed track), and runs or generators (stream track, fixed track, or both: --track)."""
     seeds: int = 3
     """Students per row, with seeds 0, 1, ..."""
-    controls: tuple[Literal["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"], ...] = ()
-    """Also: real images at the IPCs of the fixed rows, at random or a coreset (herding, k-center, forgetting, el2n); real data
-    at the step budgets of the stream rows; full data."""
+    controls: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Also: real images at the IPCs of the fixed rows, chosen by a rule; `oracle`, real data at the step budgets of "
+            f"the stream rows; `full` data. {CORESETS.explained()}",
+            metavar=f"[{'|'.join(control_names())}] ...",
+        ),
+    ] = ()
+    """Also: real images at the IPCs of the fixed rows, chosen by a rule; real data at the step budgets of the stream rows; full
+    data."""
     coreset_end: Literal["easiest", "hardest"] | None = None
-    """For forgetting and el2n: which images to take. Default: easiest, the better end where few are kept."""
+    """For controls that rank images by scores: which to take. Default: easiest, the better end where few are kept."""
     split: Literal["test", "val"] = "test"
     """Part of the real data to score on; choose on val, report on test."""
     data_root: str | None = None
@@ -165,6 +174,9 @@ class ScoringArguments(Settings):
     """For generators and controls: what labels the images. Sets keep their own labels."""
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
     """How students are trained. Default: what the first subject carries."""
+
+    def __post_init__(self) -> None:
+        require_controls([CORESETS.admit(name) for name in self.controls])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +341,8 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
 def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T | None:
     """The default to parse over, with the generator, the pool, ... that the arguments choose, whose options are then known.
 
-    Code outside the package, `package.module:Name`, is imported here, and only here: it was named on the command line.
+    Code outside the package, `package.module:Name`, is imported here and by the arguments that name single choices, and nowhere
+    else: it was named on the command line.
     """
     hints = typing.get_type_hints(cls)
     sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)}

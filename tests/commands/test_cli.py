@@ -18,6 +18,7 @@ from PIL import Image
 import dim
 from dim.commands.cli import main
 from dim.config import (
+    CORESETS,
     FORMATS,
     AboutConfig,
     DataConfig,
@@ -245,8 +246,9 @@ def test_train_sample_and_evaluate(run, tmp_path, capsys):
 
 def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
     """One row each, of as many images; and scored by the end that was asked for."""
-    quick = {method: ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0) for method in ("forgetting", "el2n")}
-    monkeypatch.setattr("dim.features.coreset.BY_SCORES", quick)
+    for method in ("forgetting", "el2n"):
+        quick = ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0)
+        monkeypatch.setattr(CORESETS.load(method), "scoring", quick)
     arguments = ["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "scores.json")]
     controls = ["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"]
     assert main([*arguments, "--controls", *controls, "--coreset-end", "hardest"]) == 0
@@ -911,7 +913,9 @@ def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
 def test_a_coreset_end_without_a_coreset_that_has_one(wrong, small_set):
     message = wrong("evaluate", small_set, "--controls", "random", "herding", "--coreset-end", "hardest")
     assert "add one of them" in message
-    assert "herdin" in wrong("evaluate", small_set, "--controls", "herdin")
+    for command in ("evaluate", "compare"):
+        assert "unknown control 'herdin'. Did you mean 'herding'?" in wrong(command, small_set, "--controls", "random", "herdin")
+        assert "Did you mean 'oracle'?" in wrong(command, small_set, "--controls", "orcale")
 
 
 def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
