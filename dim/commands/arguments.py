@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
 from dim.config import (
+    CORESETS,
     FORMATS,
     PolicyConfig,
     ProtocolConfig,
@@ -16,8 +17,13 @@ from dim.config import (
     TrainConfig,
     TrajectoryRecipe,
 )
+from dim.score.controls import control_names, require_controls
 
 T = TypeVar("T")
+
+
+GENERATOR = "generator"
+"""What `dim sample --format` takes beside the formats of sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,10 @@ class SampleArguments(Settings):
     overwrite: bool = False
     """Replace what the folder holds."""
 
+    def __post_init__(self) -> None:
+        if self.format != GENERATOR:
+            FORMATS.require(self.format, "format")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringArguments(Settings):
@@ -132,11 +142,18 @@ class ScoringArguments(Settings):
     """Sets (fixed track), and runs or generators (stream track, fixed track, or both: --track)."""
     seeds: int = 3
     """Students per row, with seeds 0, 1, ..."""
-    controls: tuple[Literal["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"], ...] = ()
-    """Also: real images at the IPCs of the fixed rows, at random or a coreset (herding, k-center, forgetting, el2n); real data
-    at the step budgets of the stream rows; full data."""
+    controls: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Also: real images at the IPCs of the fixed rows, chosen by a rule; `oracle`, real data at the step budgets of "
+            f"the stream rows; `full` data. {CORESETS.explained()}",
+            metavar=f"[{'|'.join(control_names())}] ...",
+        ),
+    ] = ()
+    """Also: real images at the IPCs of the fixed rows, chosen by a rule; real data at the step budgets of the stream rows; full
+    data."""
     coreset_end: Literal["easiest", "hardest"] | None = None
-    """For forgetting and el2n: which images to take. Default: easiest, the better end where few are kept."""
+    """For controls that rank images by scores: which to take. Default: easiest, the better end where few are kept."""
     split: Literal["test", "val"] = "test"
     """Part of the real data to score on; choose on val, report on test."""
     data_root: str | None = None
@@ -154,6 +171,9 @@ class ScoringArguments(Settings):
     """For generators and controls: what labels the images. Sets keep their own labels."""
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
     """How students are trained. Default: what the first subject carries."""
+
+    def __post_init__(self) -> None:
+        require_controls(self.controls)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dim.commands.arguments import DistillArguments, ExpertsArguments, RecipesArguments, SampleArguments, TrainArguments
+from dim.commands.arguments import (
+    GENERATOR,
+    DistillArguments,
+    ExpertsArguments,
+    RecipesArguments,
+    SampleArguments,
+    TrainArguments,
+)
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import device_of, real_data
-from dim.config import POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
+from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, read_recipe, recipe_names
@@ -38,13 +45,13 @@ def sample(arguments: Sequence[str]) -> None:
     parsed = parse(SampleArguments, arguments, "sample")
     if parsed.ipc is None and not parsed.counts:
         raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
-    if parsed.format == "generator" and (not parsed.policy.steps or parsed.counts or parsed.classes):
+    if parsed.format == GENERATOR and (not parsed.policy.steps or parsed.counts or parsed.classes):
         expected = "expected --policy.steps, and --ipc without --counts or --classes"
         raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
 
     _require_used(parsed)
 
-    from dim.data.export import require_libraries
+    from dim.data.stored import require_libraries
     from dim.hub import load_generator, save_pretrained
     from dim.io import require_free
     from dim.nets.generator import require_spread
@@ -81,12 +88,12 @@ def sample(arguments: Sequence[str]) -> None:
         )
         ipc = parsed.ipc or max(size["counts"].values())
         ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
-    if parsed.format == "generator":
+    if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
         made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
         print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
         return leave_together()
-    held = parsed.format == "latents"
+    held = FORMATS.load(parsed.format).latents
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
     result = sample_set_together(generator, **size, **drawing)
     if result is not None:
@@ -100,7 +107,7 @@ def _require_used(parsed: SampleArguments) -> None:
     """Refuse options that would change nothing."""
     if not any(POLICIES.load(name).moves for name in parsed.policy.steps):
         require_default(parsed.refine, "as no policy refines: add --policy.steps refined")
-    if parsed.format != "generator":
+    if parsed.format != GENERATOR:
         usual = SampleArguments.__dataclass_fields__["spread"].default
         require(parsed.spread == usual, "spread", parsed.spread, f"{usual}, its default, without --format generator")
     if parsed.teacher.folder is None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from dim.config import GENERATORS, OBJECTIVES, POLICIES, STUDENTS, Section, TrainConfig, from_dict, to_toml
+from dim.config import CORESETS, FORMATS, GENERATORS, OBJECTIVES, POLICIES, STUDENTS, Section, TrainConfig, from_dict, to_toml
 from dim.config.data import located
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
@@ -28,6 +28,8 @@ _NAMED = {
     "--students": (STUDENTS,),
     "--protocol.students": (STUDENTS,),
     "--pool.students": (STUDENTS,),
+    "--format": (FORMATS,),
+    "--controls": (CORESETS,),
     "--code": (GENERATORS, STUDENTS, POLICIES),
 }
 

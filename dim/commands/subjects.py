@@ -12,7 +12,7 @@ from dim.errors import InputError
 
 def load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:
     """Sets and generators by name."""
-    from dim.data.export import DESCRIPTION
+    from dim.data.stored import DESCRIPTION
     from dim.data.synthetic import load_set
     from dim.hub import load_generator
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dim.data.export import read_folder, write_folder
+from dim.data.format import Format
+from dim.data.stored import format_of, read_folder, write_folder
 from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generator import Generator, occurrence
@@ -103,31 +104,36 @@ class SyntheticSet(Dataset):
         return content if self.soft is None else {**content, "soft": self.soft}
 
     def save(
-        self, path: Path | str, format: str = "imagefolder", *, overwrite: bool = False, generator: Generator | None = None
+        self,
+        path: Path | str,
+        format: str | type[Format] = "imagefolder",
+        *,
+        overwrite: bool = False,
+        generator: Generator | None = None,
     ) -> Path:
         """Write a folder, atomically.
 
         Args:
             path: a folder that does not exist or is empty.
-            format: imagefolder (PNG files in class folders, with metadata.jsonl), safetensors, npz, or, with the extra
-                `export`, webdataset or parquet; latents: the generator, and a latent per image, for a set drawn so.
+            format: a name from `dim.data.formats`, where a file describes each, or a `dim.data.format.Format` of your own.
+                Default: PNG files in class folders. Some need the extra `export`; one is for sets that hold latents.
             overwrite: replace what is there.
-            generator: latents: the one that the set was drawn from, as `dim.load_generator` gave it.
+            generator: for a format of latents: the one that the set was drawn from, as `dim.load_generator` gave it.
 
         Raises:
             InputError: if the folder holds something, the format is unknown, or it cannot hold such images.
         """
-        content = self.content()
-        if format == "latents":
+        kind, content = format_of(format), self.content()
+        if kind.latents:
             if self.latents is None or generator is None:
                 missing = "no generator was given" if self.latents is not None else "this set holds no latents"
                 raise InputError(
-                    f"format is 'latents' and {missing}: draw a set with latents=True, and save it with its generator"
+                    f"format is {kind.name!r} and {missing}: draw a set with latents=True, and save it with its generator"
                 )
             _require_generator(generator, self.info, "the generator that was given")
             content["latents"] = self.latents
             del content["images"]
-        return write_folder(path, content, self.spec, self.info, format, overwrite=overwrite, generator=generator)
+        return write_folder(path, content, self.spec, self.info, kind, overwrite=overwrite, generator=generator)
 
 
 def _require_generator(generator: Generator, info: Mapping[str, Any], which: str) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dim import rng
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
-from dim.data.export import write_into
 from dim.data.real import RealData, per_class_indices
+from dim.data.stored import write_into
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError

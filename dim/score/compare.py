@@ -20,10 +20,11 @@ from rich.table import Table
 from dim.config import ProtocolConfig, from_dict, to_dict
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.features.coreset import BY_SCORES, METHODS, End, row_name
+from dim.features.coreset import End, methods_with, row_name, rule_of
 from dim.io import read_json
 from dim.nets.generator import Generator
 from dim.sampler import identity, sample_set
+from dim.score.controls import FULL_CONTROL, ORACLE_CONTROL, is_coreset, require_controls
 from dim.score.evaluate import FULL, ORACLE, REAL, Evaluator, Score, Track, label_kind, label_kind_of, production_seconds
 from dim.score.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
 from dim.spec import DataSpec
@@ -63,16 +64,18 @@ def score_all(
         The new rows.
 
     Raises:
-        InputError: for an IPC below 1, a class with too few real images, or an end that no control has; before anything is
-            trained.
+        InputError: for an unknown control, an IPC below 1, a class with too few real images, or an end that no control has;
+            before anything is trained.
     """
     for size in ipc:
         if size < 1:
             raise InputError(f"ipc is {size}: expected 1 or more images per class")
-    coresets = [control for control in controls if control in METHODS]
-    ends = {method: end for method in coresets if method in BY_SCORES}
+    require_controls(controls)
+    coresets = [name for name in controls if name not in (ORACLE_CONTROL, FULL_CONTROL)]
+    ends = {method: end for method in coresets if rule_of(method)[1].has_end}
     if end is not None and not ends:
-        raise InputError(f"coreset-end is {end!r}: it is for --controls {' or '.join(BY_SCORES)}; add one of them")
+        suited = methods_with(lambda kind: kind.has_end)
+        raise InputError(f"coreset-end is {end!r}: it is for --controls {suited}; add one of them")
     sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
     generators = {name: subject for name, subject in subjects.items() if name not in sets}
     sizes: dict[str, list[int]] = {
@@ -124,9 +127,9 @@ def score_all(
                 measure = partial(evaluator.coreset, size, method, end=ends.get(method), teacher=given)
                 name = row_name(method, ends.get(method))
                 add(name, name, "fixed", size, measure, labels=kind)
-        for size in dict.fromkeys(sizes["stream"] if "oracle" in controls else ()):
+        for size in dict.fromkeys(sizes["stream"] if ORACLE_CONTROL in controls else ()):
             add(ORACLE, ORACLE, "stream", size, partial(evaluator.oracle, size, teacher=given), labels=kind)
-    if "full" in controls:
+    if FULL_CONTROL in controls:
         steps = evaluator.full_steps(max(score.steps for score in [*known, *rows]))
         add(FULL, FULL, "full", None, partial(evaluator.full, steps), steps=steps)
     return rows
@@ -254,7 +257,8 @@ class _Row:
     @property
     def is_control(self) -> bool:
         """Whether the images are real ones."""
-        return self.first.made.get("method") in (*METHODS, REAL)
+        method = self.first.made.get("method")
+        return method == REAL or is_coreset(method)
 
     @property
     def method(self) -> str:

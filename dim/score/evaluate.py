@@ -25,7 +25,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.features.classifier import Feed, accuracy, train_student
-from dim.features.coreset import End, Method, Selector, row_name
+from dim.features.coreset import End, Rule, Selector, row_name
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.provenance import hardware, versions
@@ -197,7 +197,13 @@ class Evaluator:
         return self.coreset(ipc, "random", name, teacher=teacher)
 
     def coreset(
-        self, ipc: int, method: Method, name: str | None = None, *, end: End | None = None, teacher: Teacher | None = None
+        self,
+        ipc: int,
+        method: str | type[Rule],
+        name: str | None = None,
+        *,
+        end: End | None = None,
+        teacher: Teacher | None = None,
     ) -> list[Score]:
         """Control: `ipc` real images per class, chosen by a rule.
 
@@ -206,9 +212,9 @@ class Evaluator:
 
         Args:
             ipc: images per class.
-            method: `random`, `herding`, `k-center`, `forgetting` or `el2n`.
+            method: a name from `dim.features.coresets`, or a rule of your own.
             name: of the row. Default: the method, its end if it has one, and "real".
-            end: forgetting and EL2N: see `dim.features.coreset.select`.
+            end: for a rule that has one: see `dim.features.coreset.select`.
             teacher: labels the images.
 
         Raises:
@@ -236,7 +242,7 @@ class Evaluator:
         source = self._stored_source(name, images, targets, ipc, size, kind, count)
         return self._score(dataclasses.replace(source, made=about))
 
-    def require_coreset(self, ipc: int, method: Method = "random", end: End | None = None) -> None:
+    def require_coreset(self, ipc: int, method: str | type[Rule], end: End | None = None) -> None:
         """Raise InputError if `coreset` would, before anything is trained."""
         self._selector.require(ipc, method, end)
 

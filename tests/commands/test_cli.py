@@ -18,6 +18,8 @@ from PIL import Image
 import dim
 from dim.commands.cli import main
 from dim.config import (
+    CORESETS,
+    FORMATS,
     AboutConfig,
     DataConfig,
     DiscriminatorConfig,
@@ -244,8 +246,9 @@ def test_train_sample_and_evaluate(run, tmp_path, capsys):
 
 def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
     """One row each, of as many images; and scored by the end that was asked for."""
-    quick = {method: ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0) for method in ("forgetting", "el2n")}
-    monkeypatch.setattr("dim.features.coreset.BY_SCORES", quick)
+    for method in ("forgetting", "el2n"):
+        quick = ScoringConfig(student="convnet:width=4", epochs=1, min_steps=0)
+        monkeypatch.setattr(CORESETS.load(method), "scoring", quick)
     arguments = ["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "scores.json")]
     controls = ["random", "herding", "k-center", "forgetting", "el2n", "oracle", "full"]
     assert main([*arguments, "--controls", *controls, "--coreset-end", "hardest"]) == 0
@@ -366,6 +369,15 @@ def test_counts_classes_seed_and_format(run, tmp_path):
     assert len(counts) == 7
     assert main([*arguments, "--ipc", "5", "--classes", "0", "9", "--out", str(tmp_path / "classes")]) == 0
     assert dim.load_set(tmp_path / "classes").labels.tolist() == [0, 9] * 5
+
+
+def test_a_format_of_somebodys_own(run, tmp_path, monkeypatch):
+    (tmp_path / "own_format.py").write_text("from dim.data.formats.npz import Npz\n\n\nclass Own(Npz):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(FORMATS, "_external", {})
+    assert main(["sample", str(run), "--ipc", "1", "--out", str(tmp_path / "set"), "--format", "own_format:Own"]) == 0
+    assert json.loads((tmp_path / "set" / "set.json").read_text())["storage"] == "own_format:Own"
+    assert len(dim.load_set(tmp_path / "set")) == 10
 
 
 def test_overwrite(run, small_set, tmp_path, wrong):
@@ -901,7 +913,9 @@ def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
 def test_a_coreset_end_without_a_coreset_that_has_one(wrong, small_set):
     message = wrong("evaluate", small_set, "--controls", "random", "herding", "--coreset-end", "hardest")
     assert "add one of them" in message
-    assert "herdin" in wrong("evaluate", small_set, "--controls", "herdin")
+    for command in ("evaluate", "compare"):
+        assert "unknown control 'herdin'. Did you mean 'herding'?" in wrong(command, small_set, "--controls", "random", "herdin")
+        assert "Did you mean 'oracle'?" in wrong(command, small_set, "--controls", "orcale")
 
 
 def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
@@ -917,6 +931,13 @@ def test_coverage_that_cannot_be_measured(wrong, run, tmp_path):
 @pytest.mark.parametrize("seeds", ["0", "-1"])
 def test_no_seeds(wrong, small_set, seeds):
     assert seeds in wrong("evaluate", small_set, "--seeds", seeds)
+
+
+def test_an_unknown_format(wrong, tmp_path):
+    """Refused at once, not when the images are there."""
+    arguments = ("sample", tmp_path / "none", "--ipc", 1, "--out", tmp_path / "set", "--format")
+    assert "Did you mean 'safetensors'?" in wrong(*arguments, "safetensor")
+    assert "package.module:Name" in wrong(*arguments, "no_such_module:Format")
 
 
 @pytest.mark.parametrize("option", [("--classes", "ten"), ("--classes", "10"), ("--counts", "3"), ("--counts", "ten=3")])

@@ -13,7 +13,7 @@ from dim.emit.policies.graded import graded
 from dim.emit.policies.matched import Matched
 from dim.emit.policy import Given, Policy
 from dim.errors import InputError
-from dim.features.coreset import herding
+from dim.features.coresets.herding import herding
 from dim.features.spaces import trained_features
 from dim.sampler import sample_set
 from dim.score.evaluate import production_seconds

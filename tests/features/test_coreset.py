@@ -8,16 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-from dim.config import DataConfig, ProtocolConfig, ScoringConfig
+from dim.config import CORESETS, DataConfig, ProtocolConfig, ScoringConfig
 from dim.data.real import EpochBatches, from_dataset, load_data, per_class_indices
 from dim.errors import InputError
 from dim.features import coreset as module
 from dim.features.classifier import train_student
-from dim.features.coreset import BY_SCORES, METHODS, Selector, el2n, forgetting_events, herding, k_center, select
+from dim.features.coreset import Rule, ScoreRule, Selector, row_name, select
+from dim.features.coresets.el2n import el2n
+from dim.features.coresets.forgetting import forgetting_events
+from dim.features.coresets.herding import herding
+from dim.features.coresets.k_center import k_center
 from dim.features.spaces import Features
 from dim.io import load_tensors
 
 PIXELS = Features(network=nn.Flatten(), name="pixels", digest="0" * 32, device=torch.device("cpu"))
+METHODS = CORESETS.names()
+BY_SCORES = ("el2n", "forgetting")
 SHORT = ScoringConfig(student="convnet:width=4", epochs=3, min_steps=0, batch_size=128)
 
 
@@ -32,7 +38,7 @@ def cloud(seed: int, count: int = 9, width: int = 2) -> torch.Tensor:
 
 def options(method: str, folder) -> dict:
     """What makes a method quick, where it has something to make."""
-    if method in module.BY_FEATURES:
+    if CORESETS.load(method).by_features:
         return {"features": PIXELS}
     return {"scoring": SHORT, "cache": folder} if method in BY_SCORES else {}
 
@@ -313,6 +319,49 @@ def test_what_a_figure_must_say(digits, folder):
     assert 100 <= timed.about("k-center")["seconds"] < 110
 
 
+# --- rules of somebody's own -------------------------------------------------------------------------------------------------
+
+
+class Brightest(Rule):
+    """By features, which are pixels here."""
+
+    by_features = True
+
+    def rank(self, values, order, count, end):
+        return values.sum(1).argsort(descending=True)[:count]
+
+
+class Darkest(ScoreRule):
+    """By the outputs of a classifier, which are pixels here."""
+
+    scoring = SHORT
+
+    def score(self, training):
+        assert training.right is None
+        assert training.logits.shape == (len(training.labels), 10)
+        return training._data.train.batch(torch.arange(len(training.labels)))[0].flatten(1).double().sum(1)
+
+
+def test_a_rule_of_somebodys_own(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(CORESETS, "_external", {})
+    images = digits.train.batch(torch.arange(len(digits.train)))[0].flatten(1).sum(1)
+    bright, dark = select(digits, 3, Brightest, features=PIXELS), select(digits, 3, Darkest, cache=tmp_path)
+    for label in range(10):
+        own = images[digits.train.labels == label].sort(descending=True).values
+        assert images[bright[label::10]].tolist() == own[:3].tolist()
+        assert images[dark[label::10]].tolist() == own.flip(0)[:3].tolist()
+    (path,) = tmp_path.iterdir()
+    assert ":" not in path.name
+    name = f"{__name__}:Darkest"
+    assert row_name(name, "hardest") == f"hardest {name} real"
+    assert Selector(digits, cache=tmp_path).about(Darkest)["method"] == name
+    with pytest.raises(InputError, match="has no end"):
+        select(digits, 3, Brightest, features=PIXELS, end="hardest")
+    monkeypatch.setattr(CORESETS, "_external", {})
+    with pytest.raises(InputError, match="is code outside this package"):
+        select(digits, 3, name)
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +380,7 @@ def test_impossible_selections_are_refused(digits):
 
 
 def test_no_option_is_ignored(digits):
-    with pytest.raises(InputError, match="'herding' has no end 'hardest': give it with forgetting or el2n"):
+    with pytest.raises(InputError, match="'herding' has no end 'hardest': give it with el2n or forgetting"):
         select(digits, 1, "herding", features=PIXELS, end="hardest")
     with pytest.raises(InputError, match="'el2n' has no features"):
         select(digits, 1, "el2n", features=PIXELS)

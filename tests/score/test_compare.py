@@ -15,10 +15,11 @@ from rich.console import Console
 from torch import nn
 
 import dim
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, to_dict
+from dim.config import CORESETS, DataConfig, GeneratorConfig, ProtocolConfig, to_dict
 from dim.data.real import load_data
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
+from dim.features.coreset import Rule
 from dim.io import write_json
 from dim.nets.generator import build_generator
 from dim.score.compare import Comparison, protocol_of, read_scores, require_made_from, require_one_data, score_all
@@ -103,6 +104,33 @@ def test_every_set_generator_and_control_has_its_rows(digits, generator, trained
     ]
     assert len(rows) == len(trained) == 22
     assert rows[-1].steps == max(row.steps for row in rows[:-2])
+
+
+class Last(Rule):
+    """A coreset of somebody's own: the last images of every class."""
+
+    def rank(self, values, order, count, end):
+        return torch.arange(len(order)).flip(0)[:count]
+
+
+def test_a_coreset_of_somebodys_own_is_a_control(digits, generator, trained, monkeypatch):
+    monkeypatch.setattr(CORESETS, "_external", {})
+    name = CORESETS.admit(Last)
+    subjects = {"sets/a": dim.sample_set(generator, ipc=2)}
+    rows = score_all(Evaluator(digits, PROTOCOL, seeds=1), subjects, controls=("random", name))
+    expected = ["sets/a", "random real", f"{name} real"]
+    assert [row[0] for row in kinds(rows)] == expected
+    monkeypatch.setattr(CORESETS, "_external", {})
+    _, cells = Comparison(stored(rows[::-1])).table("fixed")  # in a process that does not know it; controls are last all the same
+    assert [line[0] for line in cells] == ["sets/a", f"{name} real", "random real"]
+
+
+def test_an_unknown_control_is_refused_before_training(digits, generator, trained):
+    subjects, evaluator = {"runs/b": generator}, Evaluator(digits, PROTOCOL, seeds=1)
+    for control, said in (("randm", "Did you mean 'random'"), ("ful", "Did you mean 'full'"), ("a.b:C", "outside this package")):
+        with pytest.raises(InputError, match=said):
+            score_all(evaluator, subjects, controls=("random", control))
+    assert trained == []
 
 
 def test_what_was_measured_is_not_measured_again(digits, generator, trained):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dim.config import PolicyConfig
 from dim.emit.policy import Candidates, Given, Step
-from dim.features.coreset import herding
+from dim.features.coresets.herding import herding
 
 __all__ = ["Matched"]
 

@@ -12,13 +12,14 @@ import webdataset
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-import dim.data.export
-from dim.data.export import require_libraries, write_into
+import dim.data.stored
+from dim.config import FORMATS
+from dim.data.format import Format
+from dim.data.stored import require_libraries, write_into
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.spec import DataSpec
 
-FORMATS = ("imagefolder", "safetensors", "npz", "webdataset", "parquet")
 _FILES = {
     "imagefolder": "metadata.jsonl",
     "safetensors": "data.safetensors",
@@ -26,6 +27,8 @@ _FILES = {
     "webdataset": "data-000000.tar",
     "parquet": "data.parquet",
 }
+IMAGES = tuple(_FILES)
+"""Formats that hold images; tests/test_sampler.py has the others."""
 
 
 def make_set(*, classes: int = 12, ipc: int = 2, channels: int = 3, soft: bool = False) -> SyntheticSet:
@@ -58,7 +61,12 @@ def test_torchvision_reads_an_image_folder_with_the_same_labels(tmp_path, channe
     assert read == own
 
 
-@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_tested():
+    assert {name for name in FORMATS.names() if not FORMATS.load(name).latents} == set(IMAGES)
+    assert all(issubclass(FORMATS.load(name), Format) for name in FORMATS.names())
+
+
+@pytest.mark.parametrize("format", IMAGES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("soft", [False, True])
 def test_every_format_gives_back_what_was_saved(tmp_path, format, channels, soft):
@@ -80,7 +88,7 @@ def test_the_datasets_library_reads_parquet_as_images_with_class_names(tmp_path)
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves shards open
 def test_the_webdataset_library_reads_shards_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(dim.data.export, "_SHARD", 10)
+    monkeypatch.setattr("dim.data.formats.webdataset._SHARD", 10)
     subject = make_set()
     subject.save(tmp_path / "set", "webdataset")
     shards = sorted(map(str, (tmp_path / "set").glob("*.tar")))
@@ -100,6 +108,46 @@ def test_a_format_whose_library_is_absent_names_the_extra(tmp_path, monkeypatch,
     with pytest.raises(InputError, match=f"format '{format}' needs the library '{library}'"):
         require_libraries(format)
     require_libraries("npz")
+
+
+def test_no_format_imports_a_library_that_it_does_not_declare():
+    for name in FORMATS.names():
+        with pytest.raises(AssertionError, match="and not 'undeclared'"):
+            FORMATS.load(name)(name).library("undeclared")
+
+
+class Rows(Format):
+    """One of somebody's own: a JSON file."""
+
+    eight_bits = True
+
+    def write(self, folder, content, spec, *, generator=None):
+        (folder / "rows.json").write_text(json.dumps({name: tensor.tolist() for name, tensor in content.items()}))
+
+    def read(self, folder, spec, description):
+        rows = json.loads((folder / "rows.json").read_text())
+        return {"images": torch.tensor(rows["images"], dtype=torch.uint8), "labels": torch.tensor(rows["labels"])}
+
+
+def test_a_format_of_somebodys_own(tmp_path, monkeypatch):
+    """It can be read in a process that knows it; the description alone does not import it."""
+    monkeypatch.setattr(FORMATS, "_external", {})
+    subject = make_set()
+    subject.save(tmp_path / "set", Rows)
+    assert torch.equal(load_set(tmp_path / "set").images, subject.images)
+    with pytest.raises(InputError, match="8 bits"):
+        learned(0).save(tmp_path / "floats", Rows)
+    monkeypatch.setattr(FORMATS, "_external", {})
+    with pytest.raises(InputError, match="is code outside this package"):
+        load_set(tmp_path / "set")
+
+
+def test_an_unknown_storage_is_refused_with_the_nearest(tmp_path):
+    make_set().save(tmp_path / "set", "npz")
+    text = (tmp_path / "set" / "set.json").read_text()
+    for storage, said in (('"npy"', "Did you mean 'npz'"), ('["npz"]', "expected a format"), ('"../npz"', "expected a format")):
+        (tmp_path / "set" / "set.json").write_text(text.replace('"storage": "npz"', f'"storage": {storage}'))
+        assert said in refused(tmp_path / "set")
 
 
 def test_metadata_has_one_row_per_image_in_the_order_of_the_set(tmp_path):
@@ -164,7 +212,7 @@ def test_overwriting_replaces_the_whole_folder(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", IMAGES)
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, format, existing):
     if existing:
@@ -173,7 +221,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, format,
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dim.data.export, "write_json", full)  # the last thing to be written
+    monkeypatch.setattr(dim.data.stored, "write_json", full)  # the last thing to be written
     with pytest.raises(OSError, match="No space"):
         make_set().save(tmp_path / "set", format, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["set"] * existing
@@ -258,9 +306,9 @@ def test_a_reader_sees_the_old_set_or_the_new_one(run, monkeypatch, moment, exis
 
     with monkeypatch.context() as patch:
         if moment == "removal":
-            patch.setattr(dim.data.export.Path, "unlink", fault)
+            patch.setattr(dim.data.stored.Path, "unlink", fault)
         else:
-            patch.setattr(dim.data.export, {"data": "save_tensors", "description": "write_json"}[moment], fault)
+            patch.setattr(dim.data.stored, {"data": "save_data", "description": "write_json"}[moment], fault)
         if moment != "removal" or existing:
             with pytest.raises(Fault):
                 put(run, learned(1))
@@ -289,7 +337,7 @@ def test_learned_pixels_can_be_saved_elsewhere_but_not_as_pictures(run, format):
     put(run, learned(0))
     load_set(run).save(run / "copy", format)
     require_equal(load_set(run / "copy"), learned(0))
-    with pytest.raises(InputError, match=r"8 bits.*safetensors or npz"):
+    with pytest.raises(InputError, match=r"8 bits.*use npz or safetensors$"):
         load_set(run).save(run / "pictures")
     assert not (run / "pictures").exists()
 
@@ -297,7 +345,7 @@ def test_learned_pixels_can_be_saved_elsewhere_but_not_as_pictures(run, format):
 # --- damage --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", IMAGES)
 def test_a_missing_or_damaged_description_is_refused(tmp_path, format):
     make_set().save(tmp_path / "set", format)
     description = tmp_path / "set" / "set.json"
@@ -318,7 +366,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     assert "no synthetic set" in refused(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", IMAGES)
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
 def test_a_truncated_file_is_refused(tmp_path, format, keep):
     make_set().save(tmp_path / "set", format)
@@ -340,7 +388,7 @@ def test_a_changed_byte_is_refused(tmp_path, format, place):
     refused(tmp_path / "set")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", IMAGES)
 def test_a_missing_file_is_refused(tmp_path, format):
     make_set().save(tmp_path / "set", format)
     (tmp_path / "set" / _FILES[format]).unlink()

@@ -1,0 +1,74 @@
+"""A format of stored sets: what one has to say of itself and to do; one file each in `dim.data.formats`."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dim.errors import InputError
+from dim.nets.generator import Generator
+from dim.spec import DataSpec
+
+
+class Format:
+    """One way to store a set in a folder. A subclass writes and reads the data; `dim.data.stored` does the same for `set.json`.
+
+    Args:
+        name: by which the format was chosen, for messages.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Modules from the extra `export` that writing a set needs; `library` imports these and no others."""
+    eight_bits: ClassVar[bool] = False
+    """Whether images have 8 bits per channel here: sets of float32 images are then refused."""
+    latents: ClassVar[bool] = False
+    """Whether a latent for each image and the generator that makes images of latents are stored, in place of images."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def write(self, folder: Path, content: Mapping[str, Tensor], spec: DataSpec, *, generator: Generator | None = None) -> None:
+        """Write the data of a set.
+
+        Args:
+            folder: an empty folder.
+            content: on the CPU: `images` uint8 or float32 (N, C, H, W) (with `latents`, `latents` float32 (N, Z or Z + E)),
+                `labels` int64 (N,), and for soft labels `soft` float32 (N, classes).
+            spec: the data set that it stands for.
+            generator: with `latents`, the one that the set was drawn from.
+
+        Raises:
+            InputError: if a library is missing.
+        """
+        raise NotImplementedError
+
+    def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Read the data of a set. Whether it is what was written need not be checked: its digest is compared afterwards.
+
+        Args:
+            folder: which `write` filled.
+            spec: as it was written.
+            description: what `set.json` says.
+
+        Returns:
+            The content, in the order, with the types and bit by bit as it was written.
+
+        Raises:
+            InputError: if a file is missing or damaged, naming it, or if a library is missing.
+        """
+        raise NotImplementedError
+
+    def library(self, module: str) -> ModuleType:
+        """Import one of the modules that the format `needs`.
+
+        Raises:
+            InputError: if it is not installed, naming the extra that brings it.
+        """
+        assert module in self.needs, f"{type(self).__name__}.needs says {self.needs}, and not {module!r}"
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            raise InputError(f"format {self.name!r} needs the library {module!r}: pip install 'dim-distill[export]'") from None

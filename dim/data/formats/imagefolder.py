@@ -1,0 +1,97 @@
+"""PNG files in class folders, with `metadata.jsonl`; torchvision's ImageFolder and the `datasets` library read it."""
+
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dim.data.format import Format
+from dim.data.png import picture, pixels
+from dim.errors import InputError
+from dim.nets.generator import Generator
+from dim.spec import DataSpec
+
+__all__ = ["ImageFolder"]
+
+_ROWS = "metadata.jsonl"
+
+
+def class_folders(spec: DataSpec) -> list[str]:
+    """A folder name per class: its number, so that sorting keeps the order, and its name as far as file systems allow."""
+    width = len(str(spec.num_classes - 1))
+    return [
+        f"{label:0{width}d}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('-.')}".rstrip("_")
+        for label, name in enumerate(spec.class_names)
+    ]
+
+
+class ImageFolder(Format):
+    """See `dim.data.format.Format`: `<class>/<number>.png`, and a row for each image in the order of the set."""
+
+    eight_bits = True
+
+    def write(self, folder: Path, content: Mapping[str, Tensor], spec: DataSpec, *, generator: Generator | None = None) -> None:
+        labels = content["labels"].tolist()
+        folders = class_folders(spec)
+        seen = [0] * spec.num_classes
+        names = []
+        for label in labels:
+            names.append(f"{folders[label]}/{seen[label]:05d}.png")
+            seen[label] += 1
+        for label, count in enumerate(seen):
+            if count:
+                (folder / folders[label]).mkdir()
+
+        def write(position: int) -> None:
+            image = picture(content["images"][position])
+            image.save(folder / names[position], format="PNG", compress_level=1)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(write, range(len(labels))))
+        with open(folder / _ROWS, "w") as handle:
+            for position, (name, label) in enumerate(zip(names, labels, strict=True)):
+                record = {"file_name": name, "label": label, "class_name": spec.class_names[label]}
+                if "soft" in content:
+                    record["soft"] = content["soft"][position].tolist()
+                handle.write(json.dumps(record) + "\n")
+
+    def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
+        records = _records(folder / _ROWS)
+
+        def read(record: dict[str, Any]) -> np.ndarray:
+            file = folder / record["file_name"]
+            try:
+                with Image.open(file) as image:
+                    array = pixels(image, spec)
+                    if array.shape[:2] != (spec.height, spec.width):
+                        raise ValueError(f"it has {array.shape[1]}x{array.shape[0]} pixels")
+                    return array
+            except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+                raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
+
+        with ThreadPoolExecutor() as pool:
+            images = torch.from_numpy(np.stack(list(pool.map(read, records)))).view(len(records), spec.height, spec.width, -1)
+        content = {
+            "images": images.permute(0, 3, 1, 2).contiguous(),
+            "labels": torch.tensor([record["label"] for record in records]),
+        }
+        if "soft" in records[0]:
+            content["soft"] = torch.tensor([record["soft"] for record in records])
+        return content
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None
+    if not records or not all({"file_name", "label"} <= record.keys() for record in records):
+        raise InputError(f"{path} is damaged: expected a file_name and a label in every row; make the set again")
+    return records

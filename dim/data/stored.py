@@ -1,0 +1,104 @@
+"""Synthetic sets on disk: a folder with `set.json` and the data in some format, one file each in `dim.data.formats`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dim.config import FORMATS
+from dim.data.format import Format
+from dim.data.formats.safetensors import save_data
+from dim.errors import InputError
+from dim.io import atomic_folder, digest, read_json, write_json
+from dim.nets.generator import Generator
+from dim.spec import DataSpec
+
+DESCRIPTION = "set.json"
+_VERSION = 1
+
+
+def format_of(choice: str | type[Format]) -> Format:
+    """The format of a name, or of a class of the caller's own.
+
+    Raises:
+        InputError: if there is no such format, naming the nearest.
+    """
+    name = choice if isinstance(choice, str) else FORMATS.admit(choice)
+    return FORMATS.load(name)(name)
+
+
+def require_libraries(choice: str) -> None:
+    """Raise InputError if a library that a format needs is not installed. What is no format, and so no set, needs none."""
+    if choice in FORMATS.names():
+        kind = format_of(choice)
+        for module in kind.needs:
+            kind.library(module)
+
+
+def write_folder(
+    path: Path | str,
+    content: Mapping[str, Tensor],
+    spec: DataSpec,
+    info: Mapping[str, Any],
+    kind: Format,
+    *,
+    overwrite: bool = False,
+    generator: Generator | None = None,
+) -> Path:
+    """Write a set; see `SyntheticSet.save`."""
+    if kind.eight_bits and content["images"].dtype != torch.uint8:
+        others = {name: FORMATS.load(name) for name in FORMATS.names()}
+        use = " or ".join(name for name, other in others.items() if not other.eight_bits and not other.latents)
+        raise InputError(f"format {kind.name!r} holds 8 bits per channel and these images are float32: use {use}")
+    description = _describe(content, spec, info, kind.name)
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        kind.write(folder, content, spec, generator=generator)
+        write_json(folder / DESCRIPTION, description)
+    return Path(path)
+
+
+def write_into(folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any]) -> None:
+    """Put a set into a folder that holds other things too, as safetensors, in place of the set that was there.
+
+    The data file is named by its content and the description changes last, so a reader sees the old set or the new one.
+    """
+    description = _describe(content, spec, info, "safetensors")
+    description["file"] = f"data-{description['digest'][:12]}.safetensors"
+    save_data(folder / description["file"], content)
+    write_json(folder / DESCRIPTION, description)
+    for old in folder.glob("data-*.safetensors"):
+        if old.name != description["file"]:
+            old.unlink()
+
+
+def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], storage: str) -> dict[str, Any]:
+    return {
+        "format": _VERSION,
+        "kind": "set",
+        "storage": storage,
+        "digest": digest(content),
+        "count": len(content["labels"]),
+        "spec": spec.to_dict(),
+        "info": dict(info),
+    }
+
+
+def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str, Any]]:
+    """Read a set: its tensors, its data specification, and what is known of its making."""
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        raise InputError(f"{path} is no synthetic set: expected a folder made by 'dim sample' (it has no {DESCRIPTION})")
+    description = read_json(path / DESCRIPTION)
+    wanted = {"format", "storage", "digest", "spec", "info"}
+    if not isinstance(description, dict) or not wanted <= description.keys():
+        raise InputError(f"{path / DESCRIPTION} is damaged: expected {', '.join(sorted(wanted))}; make the set again")
+    if description.get("format", 0) > _VERSION:
+        raise InputError(f"{path} has format {description['format']}: this version reads up to {_VERSION}; upgrade dim-distill")
+    spec = DataSpec.from_dict(description["spec"])
+    FORMATS.require(str(description["storage"]), f"{path / DESCRIPTION}: storage")
+    content = format_of(description["storage"]).read(path, spec, description)
+    if digest(content) != description["digest"]:
+        raise InputError(f"{path} is damaged: its images or labels are not those that were written; make it again")
+    return content, spec, description["info"]
