@@ -140,7 +140,7 @@ def test_a_new_distance_policy_and_format_are_one_file_each(extended):
     assert "`backwards`: A toy policy: the last candidate first." in text
     assert "`twice`: A toy format: safetensors under another name." in text
     toy = ["--matching.distance", "toy", "--matching.strength", "3", "--matching.weight", "1"]
-    run(extended, "train", "--recipe", "digits-dim", *SHORT, *toy, "--out", "run")
+    run(extended, "train", "--recipe", "digits-dim", *SHORT, *toy, "--stage-one.lr", "0.01", "--fit.ema", "0", "--out", "run")
     for name, steps in (("plain", []), ("turned", ["--policy.steps", "backwards", "--policy.candidates", "3"])):
         run(extended, "sample", "run", "--ipc", "3", *steps, "--format", "twice", "--out", name)
     code = (

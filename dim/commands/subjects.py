@@ -48,6 +48,11 @@ def root_of_runs(subjects: Sequence[str]) -> str | None:
 
 
 def device_of(name: str | None) -> Any:
+    """A device that can be used: the one that is named, or a GPU if there is one, or the CPU.
+
+    Raises:
+        InputError: if it cannot be used.
+    """
     import torch
 
     if name is None:
