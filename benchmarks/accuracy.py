@@ -21,7 +21,8 @@ from dim.hub import load_generator
 from dim.recipes.load import load_recipe
 from dim.runs.train import fit, make_accelerator
 from dim.sampler import sample_set
-from dim.score.evaluate import Evaluator, Score
+from dim.score.evaluate import Evaluator
+from dim.score.record import Score
 from dim.score.report import format_accuracy, print_scores, real_grid, scores_to_json
 
 

@@ -17,7 +17,7 @@ from dim.io import atomic_folder, digest, read_json, write_json
 from dim.provenance import hardware, versions
 from dim.run_folder import CHECKPOINT, RUN, read_metrics, run_description
 from dim.runs.train import fit
-from dim.score.evaluate import Score
+from dim.score.record import Score
 from dim.score.report import format_accuracy
 
 RESULTS = Path(__file__).parent / "results"

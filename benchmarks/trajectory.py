@@ -25,7 +25,8 @@ from dim.pictures import save_png
 from dim.recipes.load import load_recipe
 from dim.run_folder import read_metrics
 from dim.runs.distill import distill
-from dim.score.evaluate import Evaluator, Score
+from dim.score.evaluate import Evaluator
+from dim.score.record import Score
 from dim.score.report import format_accuracy
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore, to_waypoints
