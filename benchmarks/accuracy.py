@@ -23,7 +23,8 @@ from dim.hub import load_generator
 from dim.recipes.load import load_recipe
 from dim.runs.accelerator import make_accelerator
 from dim.sampler import sample_set
-from dim.score.evaluate import Evaluator, Score
+from dim.score.evaluate import Evaluator
+from dim.score.record import Score
 from dim.score.report import print_scores, real_grid, scores_to_json
 
 

@@ -40,7 +40,7 @@ from dim.nets.generator_file import FILE_NAME
 from dim.provenance import hardware, versions
 from dim.run_folder import CHECKPOINT, RUN, read_metrics, run_description
 from dim.runs.train import fit
-from dim.score.evaluate import Score
+from dim.score.record import Score
 from dim.score.report import format_accuracy
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,8 @@ from dim.hub import load_generator
 from dim.nets.generator import Generator
 from dim.pictures import save_png
 from dim.sampler import anchored, identity, sample_set, set_grid, stored_bytes
-from dim.score.evaluate import Evaluator, Score, real_data_of
+from dim.score.evaluate import Evaluator, real_data_of
+from dim.score.record import Score
 from dim.spec import to_uint8
 from dim.teacher import Teacher, load_teacher, with_soft_labels
 

@@ -26,7 +26,8 @@ from dim.recipes.load import load_recipe
 from dim.run_folder import read_metrics
 from dim.runs.distill import distill
 from dim.sampler import identity
-from dim.score.evaluate import Evaluator, Score
+from dim.score.evaluate import Evaluator
+from dim.score.record import Score
 from dim.score.report import format_accuracy
 from dim.trajectory.record import record
 from dim.trajectory.store import LAYOUT, ExpertStore, to_waypoints

@@ -21,7 +21,7 @@ _HOMES = {
     "GeneratedLoader": "dim.data.loader",
     "Generator": "dim.nets.generator",
     "InputError": "dim.errors",
-    "Score": "dim.score.evaluate",
+    "Score": "dim.score.record",
     "SyntheticSet": "dim.data.synthetic",
     "Teacher": "dim.teacher",
     "TrainConfig": "dim.config",

@@ -22,8 +22,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise InputError("nothing to evaluate: name sets, runs or generators")
 
     from dim.io import write_json
-    from dim.score.compare import score_all
     from dim.score.evaluate import Evaluator
+    from dim.score.measure import score_all
     from dim.score.report import print_scores, scores_to_json, write_report
 
     device = device_of(first.device)
@@ -54,8 +54,10 @@ def compare(arguments: Sequence[str]) -> None:
         raise InputError("nothing to compare: name sets, runs, generators or files of scores")
 
     from dim.io import write_bytes, write_json
-    from dim.score.compare import Comparison, protocol_of, read_scores, require_made_from, require_one_data, score_all
+    from dim.score.compare import Comparison, require_made_from, require_one_data
     from dim.score.evaluate import Evaluator
+    from dim.score.measure import score_all
+    from dim.score.record import protocol_of, read_scores
     from dim.score.report import scores_to_json
 
     device = device_of(first.device)

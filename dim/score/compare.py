@@ -1,209 +1,29 @@
-"""Many rows side by side: which have to be measured, which may stand in one table, and the table, picture and page.
+"""Many rows side by side: which may stand in one table, and the table, picture and page.
 
 Rows of other real data or of another part of it are refused; rows of another protocol say so. The two tracks have tables and
 panels of their own.
 """
 
-import dataclasses
 import html
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dim.config import ProtocolConfig, from_dict, to_dict
+from dim.config import to_dict
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.features.coreset import End, methods_with, row_name, rule_of
-from dim.io import read_json
 from dim.nets.generator import Generator
-from dim.sampler import identity, sample_set
-from dim.score.controls import FULL_CONTROL, ORACLE_CONTROL, is_coreset, require_controls
-from dim.score.evaluate import FULL, ORACLE, REAL, Evaluator, Score, Track, label_kind, label_kind_of, production_seconds
+from dim.score.controls import is_coreset
+from dim.score.record import REAL, Score, protocol_differences, protocol_of
 from dim.score.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
 from dim.spec import DataSpec
-from dim.teacher import Teacher, with_soft_labels
 
 TRACKS = {"fixed": "fixed track", "stream": "stream track", "full": "full data"}
-
-
-# --- which rows have to be measured ------------------------------------------------------------------------------------------
-
-
-def score_all(
-    evaluator: Evaluator,
-    subjects: Mapping[str, SyntheticSet | Generator],
-    *,
-    ipc: Sequence[int] = (10,),
-    tracks: Sequence[str] = ("stream",),
-    controls: Sequence[str] = (),
-    end: End | None = None,
-    teacher: Teacher | None = None,
-    known: Sequence[Score] = (),
-) -> list[Score]:
-    """Rows of sets, generators and controls, in this order.
-
-    Args:
-        evaluator: the data, the protocol and the seeds.
-        subjects: by the name of their rows. A set gives its fixed row; a generator one row for each track and size.
-        ipc: for generators: images per class.
-        tracks: for generators: `stream`, `fixed` (a set drawn on the spot, with seed 0), or both.
-        controls: coresets at the IPCs of the fixed rows, `oracle` at the budgets of the stream rows, `full`.
-        end: of the coresets that have one.
-        teacher: labels what generators make; controls are then shown with hard labels, and again with the same soft ones.
-        known: rows that were measured before. What is among them, under the same protocol and with these seeds, is not
-            measured again; controls are made for their IPCs too.
-
-    Returns:
-        The new rows.
-
-    Raises:
-        InputError: for an unknown control, an IPC below 1, a class with too few real images, or an end that no control has;
-            before anything is trained.
-    """
-    for size in ipc:
-        if size < 1:
-            raise InputError(f"ipc is {size}: expected 1 or more images per class")
-    require_controls(controls)
-    coresets = [name for name in controls if name not in (ORACLE_CONTROL, FULL_CONTROL)]
-    ends = {method: end for method in coresets if rule_of(method)[1].has_end}
-    if end is not None and not ends:
-        suited = methods_with(lambda kind: kind.has_end)
-        raise InputError(f"coreset-end is {end!r}: it is for --controls {suited}; add one of them")
-    sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
-    generators = {name: subject for name, subject in subjects.items() if name not in sets}
-    sizes: dict[str, list[int]] = {
-        track: [score.ipc for score in known if score.track == track and score.ipc] for track in ("fixed", "stream")
-    }
-    sizes["fixed"] += [subject.ipc for subject in sets.values() if subject.ipc is not None]
-    for track in tracks if generators else ():
-        sizes[track] += ipc
-    for size in sizes["fixed"]:
-        for method in coresets:
-            evaluator.require_coreset(size, method, ends.get(method))
-    rows: list[Score] = []
-
-    def add(
-        name: str,
-        key: str,
-        track: Track,
-        size: int | None,
-        measure: Callable[[], list[Score]],
-        *,
-        labels: str = "hard",
-        steps: int | None = None,
-        stored: SyntheticSet | None = None,
-    ) -> None:
-        alike = [score for score in [*known, *rows] if score.labels == labels]
-        found = _found(alike, evaluator, key, track, size, steps)
-        if found is None:
-            rows.extend(measure())
-        elif name not in {score.name for score in found}:  # the same images by another name: a folder, and the run it came from
-            rows.extend(_renamed(score, name, stored) for score in found)
-
-    for name, subject in sets.items():
-        kind = label_kind_of(subject)
-        measure = partial(evaluator.fixed, subject, name)
-        add(name, identity(subject), "fixed", subject.ipc, measure, labels=kind, stored=subject)
-    for name, generator in generators.items():
-        for size in ipc:
-            if "stream" in tracks:
-                measure = partial(evaluator.stream, generator, size, name, teacher=teacher)
-                add(name, identity(generator), "stream", size, measure, labels=label_kind(teacher))
-            if "fixed" in tracks:
-                drawn = sample_set(generator, ipc=size)
-                drawn = drawn if teacher is None else with_soft_labels(drawn, teacher)
-                add(name, identity(drawn), "fixed", size, partial(evaluator.fixed, drawn, name), labels=label_kind(teacher))
-    for given in (None,) if teacher is None else (None, teacher):
-        kind = label_kind(given)
-        for method in coresets:
-            for size in dict.fromkeys(sizes["fixed"]):
-                measure = partial(evaluator.coreset, size, method, end=ends.get(method), teacher=given)
-                name = row_name(method, ends.get(method))
-                add(name, name, "fixed", size, measure, labels=kind)
-        for size in dict.fromkeys(sizes["stream"] if ORACLE_CONTROL in controls else ()):
-            add(ORACLE, ORACLE, "stream", size, partial(evaluator.oracle, size, teacher=given), labels=kind)
-    if FULL_CONTROL in controls:
-        steps = evaluator.full_steps(max(score.steps for score in [*known, *rows]))
-        add(FULL, FULL, "full", None, partial(evaluator.full, steps), steps=steps)
-    return rows
-
-
-def _renamed(score: Score, name: str, stored: SyntheticSet | None) -> Score:
-    """A row for the same images by another name, with the bytes and seconds of the set that goes by it."""
-    if stored is None:
-        return dataclasses.replace(score, name=name)
-    made = {**score.made, "seconds": production_seconds(stored)}
-    return dataclasses.replace(score, name=name, bytes=stored.bytes_stored(), made=made)
-
-
-def _found(
-    known: Sequence[Score], evaluator: Evaluator, key: str, track: Track, ipc: int | None, steps: int | None
-) -> list[Score] | None:
-    """For every student its row of this kind under the evaluator's protocol, with at least its seeds; None if one is missing."""
-    found: dict[str, Score] = {}
-    for score in known:
-        if (
-            (score.made.get("digest", score.name), score.track, score.ipc) == (key, track, ipc)
-            and (score.split, score.data.get("fingerprint")) == (evaluator.split, evaluator.data.spec.fingerprint)
-            and steps in (None, score.steps)
-            and set(evaluator.seeds) <= set(score.seeds)
-            and not protocol_differences(protocol_of(score), evaluator.protocol)
-        ):
-            found.setdefault(score.student, score)
-    students = evaluator.protocol.students
-    return [found[student] for student in students] if found.keys() >= set(students) else None
-
-
-# --- which rows may stand side by side ---------------------------------------------------------------------------------------
-
-
-def read_scores(path: Path | str) -> list[Score]:
-    """The rows in a file that `dim evaluate --json` or `dim compare --json` wrote.
-
-    Raises:
-        InputError: if it is missing, damaged, or holds something else.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != "scores" or not isinstance(content.get("scores"), list):
-        raise InputError(f"{path} holds no scores: expected a file written by 'dim evaluate --json'")
-    if content.get("format", 0) > 1:
-        raise InputError(f"{path} has format {content['format']}: this version reads up to 1; upgrade dim-distill")
-    try:
-        scores = [Score.from_dict(row) for row in content["scores"]]
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: a row is no score ({error}); make it again with 'dim evaluate --json'") from None
-    if not scores:
-        raise InputError(f"{path} holds no row: expected at least one")
-    return scores
-
-
-def protocol_of(score: Score) -> ProtocolConfig:
-    """The protocol of a row, with the protocol's own learning rate where the row used a learned one.
-
-    Raises:
-        InputError: if the row holds none that this version knows.
-    """
-    if not score.protocol:
-        raise InputError(f"the row of {score.name} says no protocol: measure it again with 'dim evaluate'")
-    lr = score.made.get("protocol_lr", score.protocol.get("lr"))
-    return from_dict(ProtocolConfig, {**score.protocol, "lr": lr}, where="protocol.")
-
-
-def protocol_differences(protocol: ProtocolConfig, reference: ProtocolConfig) -> list[str]:
-    """Settings in which a protocol differs from another, as `name value (reference: value)`.
-
-    Students and the budget of full data are left out: rows say these themselves.
-    """
-    first, second = to_dict(protocol), to_dict(reference)
-    names = [name for name in first if name not in ("students", "full_epochs") and first[name] != second[name]]
-    return [f"{name} {first[name]} (first row: {second[name]})" for name in names]
 
 
 def require_one_data(scores: Sequence[Score], name: str, spec: DataSpec | None = None, split: str | None = None) -> None:

@@ -7,7 +7,6 @@ code: random real images and coresets at the same IPC, real data at the same ste
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,70 +29,9 @@ from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
+from dim.score.record import FULL, ORACLE, REAL, Score, Track, label_kind, label_kind_of, production_seconds
 from dim.spec import require_same_data
 from dim.teacher import Teacher
-
-Track = Literal["fixed", "stream", "full"]
-ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One row: one source of images, one architecture, several seeds."""
-
-    name: str
-    """What was trained on: a set, a generator, or a control."""
-    track: Track
-    ipc: int | None
-    """Images per class of the set, or that the stream's step budget stands for; None for the full data."""
-    student: str
-    labels: str
-    """`hard`, or `soft` with its teacher."""
-    accuracies: tuple[float, ...]
-    """Test accuracy in percent after the last step, one per seed."""
-    seeds: tuple[int, ...]
-    steps: int
-    """SGD steps."""
-    batch_size: int
-    images_seen: int
-    """Steps times batch size."""
-    distinct_images: int
-    """Different images among them, before augmentation."""
-    bytes: dict[str, int]
-    """Stored bytes: images and labels, and for a generator its weights. Real streams count the whole training part."""
-    seconds: float
-    """Wall time of all seeds."""
-    split: str = "test"
-    """Part of the real data that the accuracy is of."""
-    protocol: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    """Name and fingerprint of the real data."""
-    made: dict[str, Any] = field(default_factory=dict)
-    """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
-    generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
-    stood in for; for coresets what `dim.features.coreset.Selector.about` says."""
-    hardware: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy over seeds, in percent."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for a single seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, and mean, std and n."""
-        return {**dataclasses.asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Score":
-        """Inverse of `to_dict`, from parsed JSON."""
-        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -376,35 +314,6 @@ class Evaluator:
             self.report(score)
             scores.append(score)
         return scores
-
-
-def label_kind(teacher: Teacher | None) -> str:
-    """What a score says of labels that a teacher gave, or of classes."""
-    return "hard" if teacher is None else f"soft ({teacher.name})"
-
-
-def label_kind_of(subject: SyntheticSet) -> str:
-    """What a score says of a set's own labels."""
-    return "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
-
-
-def production_seconds(subject: SyntheticSet | Generator) -> float | None:
-    """Seconds it took to make a set or a generator: training or distillation, policies with their features, and for a set the
-    drawing.
-
-    What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
-    """
-
-    if isinstance(subject, Generator):
-        made = [getattr(subject, "info", {}).get("about", {})]
-    else:
-        made = [subject.info]
-        if subject.info.get("method") == "generator":
-            made.insert(0, subject.info.get("generator", {}))
-    parts = [part for about in made for part in (about.get("seconds"), about.get("policy_seconds", 0.0))]
-    features = [about["policy_features"] for about in made if about.get("policy_features")]
-    parts += {one.get("digest"): one.get("seconds") for one in features}.values()
-    return None if None in parts else sum(parts)
 
 
 class _Positions:

@@ -19,7 +19,7 @@ from dim.io import read_json, write_bytes, write_json
 from dim.pictures import grid, save_png
 from dim.run_folder import read_metrics, read_run
 from dim.score.coverage import CoverageScore, Nearest
-from dim.score.evaluate import Score
+from dim.score.record import Score
 
 
 def format_bytes(count: int) -> str:

@@ -16,7 +16,7 @@ from dim.errors import InputError
 from dim.features.coresets.herding import herding
 from dim.features.spaces import trained_features
 from dim.sampler import sample_set
-from dim.score.evaluate import production_seconds
+from dim.score.record import production_seconds
 from dim.spec import to_uint8
 from dim.teacher import load_teacher
 

@@ -21,7 +21,8 @@ from dim.errors import InputError
 from dim.features.coreset import Selector
 from dim.features.spaces import Features
 from dim.nets.generator import build_generator
-from dim.score.evaluate import Evaluator, Score
+from dim.score.evaluate import Evaluator
+from dim.score.record import Score
 
 # `dim.score.evaluate` is the function.
 MODULE = importlib.import_module("dim.score.evaluate")

@@ -17,7 +17,7 @@ from dim.errors import InputError
 from dim.features.spaces import Features
 from dim.runs.train import fit
 from dim.score.coverage import CoverageScore, nearest_real
-from dim.score.evaluate import Score
+from dim.score.record import Score
 from dim.score.report import (
     coverage_rows,
     coverage_to_json,

@@ -1,0 +1,146 @@
+"""Scores: what one row of a table says, and how its facts are called and read from files."""
+
+import dataclasses
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dim.config import ProtocolConfig, from_dict, to_dict
+from dim.data.synthetic import SyntheticSet
+from dim.errors import InputError
+from dim.io import read_json
+from dim.nets.generator import Generator
+from dim.teacher import Teacher
+
+Track = Literal["fixed", "stream", "full"]
+ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One row: one source of images, one architecture, several seeds."""
+
+    name: str
+    """What was trained on: a set, a generator, or a control."""
+    track: Track
+    ipc: int | None
+    """Images per class of the set, or that the stream's step budget stands for; None for the full data."""
+    student: str
+    labels: str
+    """`hard`, or `soft` with its teacher."""
+    accuracies: tuple[float, ...]
+    """Test accuracy in percent after the last step, one per seed."""
+    seeds: tuple[int, ...]
+    steps: int
+    """SGD steps."""
+    batch_size: int
+    images_seen: int
+    """Steps times batch size."""
+    distinct_images: int
+    """Different images among them, before augmentation."""
+    bytes: dict[str, int]
+    """Stored bytes: images and labels, and for a generator its weights. Real streams count the whole training part."""
+    seconds: float
+    """Wall time of all seeds."""
+    split: str = "test"
+    """Part of the real data that the accuracy is of."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Name and fingerprint of the real data."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
+    generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
+    stood in for; for coresets what `dim.features.coreset.Selector.about` says."""
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over seeds, in percent."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and mean, std and n."""
+        return {**dataclasses.asdict(self), "mean": self.mean, "std": self.std, "n": len(self.accuracies)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Score":
+        """Inverse of `to_dict`, from parsed JSON."""
+        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def label_kind(teacher: Teacher | None) -> str:
+    """What a score says of labels that a teacher gave, or of classes."""
+    return "hard" if teacher is None else f"soft ({teacher.name})"
+
+
+def label_kind_of(subject: SyntheticSet) -> str:
+    """What a score says of a set's own labels."""
+    return "hard" if subject.soft is None else f"soft ({subject.info.get('teacher', 'unnamed teacher')})"
+
+
+def production_seconds(subject: SyntheticSet | Generator) -> float | None:
+    """Seconds it took to make a set or a generator: training or distillation, policies with their features, and for a set the
+    drawing.
+
+    What they started from, such as recorded experts or pretrained weights, is not counted. None if the subject does not say.
+    """
+    if isinstance(subject, Generator):
+        made = [getattr(subject, "info", {}).get("about", {})]
+    else:
+        made = [subject.info]
+        if subject.info.get("method") == "generator":
+            made.insert(0, subject.info.get("generator", {}))
+    parts = [part for about in made for part in (about.get("seconds"), about.get("policy_seconds", 0.0))]
+    features = [about["policy_features"] for about in made if about.get("policy_features")]
+    parts += {one.get("digest"): one.get("seconds") for one in features}.values()
+    return None if None in parts else sum(parts)
+
+
+def read_scores(path: Path | str) -> list[Score]:
+    """The rows in a file that `dim evaluate --json` or `dim compare --json` wrote.
+
+    Raises:
+        InputError: if it is missing, damaged, or holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("kind") != "scores" or not isinstance(content.get("scores"), list):
+        raise InputError(f"{path} holds no scores: expected a file written by 'dim evaluate --json'")
+    if content.get("format", 0) > 1:
+        raise InputError(f"{path} has format {content['format']}: this version reads up to 1; upgrade dim-distill")
+    try:
+        scores = [Score.from_dict(row) for row in content["scores"]]
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: a row is no score ({error}); make it again with 'dim evaluate --json'") from None
+    if not scores:
+        raise InputError(f"{path} holds no row: expected at least one")
+    return scores
+
+
+def protocol_of(score: Score) -> ProtocolConfig:
+    """The protocol of a row, with the protocol's own learning rate where the row used a learned one.
+
+    Raises:
+        InputError: if the row holds none that this version knows.
+    """
+    if not score.protocol:
+        raise InputError(f"the row of {score.name} says no protocol: measure it again with 'dim evaluate'")
+    lr = score.made.get("protocol_lr", score.protocol.get("lr"))
+    return from_dict(ProtocolConfig, {**score.protocol, "lr": lr}, where="protocol.")
+
+
+def protocol_differences(protocol: ProtocolConfig, reference: ProtocolConfig) -> list[str]:
+    """Settings in which a protocol differs from another, as `name value (reference: value)`.
+
+    Students and the budget of full data are left out: rows say these themselves.
+    """
+    first, second = to_dict(protocol), to_dict(reference)
+    names = [name for name in first if name not in ("students", "full_epochs") and first[name] != second[name]]
+    return [f"{name} {first[name]} (first row: {second[name]})" for name in names]
