@@ -20,11 +20,9 @@ from dim.commands.arguments import (
     SampleArguments,
     SamplerArguments,
     TrainArguments,
-    configured,
-    parse,
-    parse_known,
 )
 from dim.commands.malloc import keep_freed_memory
+from dim.commands.parsing import configured, parse, parse_known
 from dim.config import POLICIES, ProtocolConfig, RecordConfig, TrainConfig, TrajectoryRecipe, from_dict, to_toml
 from dim.config.data import reads_files
 from dim.errors import InputError, nearest

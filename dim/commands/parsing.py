@@ -1,0 +1,165 @@
+"""The strict parsing of a command's options, over the defaults of a recipe or of a run."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import re
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from dim.config import Section, TrainConfig, from_dict, to_toml
+from dim.config.data import reads_files
+from dim.config.train import for_generator
+from dim.errors import InputError, nearest
+from dim.recipes.load import load_recipe_for
+
+T = TypeVar("T")
+
+
+def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str) -> tuple[T, Any]:
+    """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
+
+    Returns:
+        The parsed arguments, and the configuration; None in its place after a dry run.
+
+    Raises:
+        InputError: for a wrong option or recipe, and if there is neither recipe nor run, or no folder.
+    """
+    recipe, out = (next(iter(_values_of(arguments, option)), None) for option in ("--recipe", "--out"))
+    resume = "--resume" in arguments
+    if recipe is not None:
+        base = load_recipe_for(command, recipe)
+    elif resume and out is not None:
+        from dim.run_folder import load_run_config
+
+        base = load_run_config(out, config_cls, kind)
+    else:
+        base = config_cls()
+    # `experts` of `dim distill` is a folder, so that section of its recipe is not an option there.
+    names = [field.name for field in dataclasses.fields(config_cls)]
+    options = [name for name in names if not (command == "distill" and name == "experts")]
+    default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
+    parsed = parse(cls, arguments, command, default=default)
+    kept = {name: getattr(parsed if name in options else base, name) for name in names}
+    config = config_cls(**{**kept, "data": _with_root(kept["data"])})
+    if parsed.dry_run:
+        print(to_toml(config), end="")
+        return parsed, None
+    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
+        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
+    if parsed.out is None:
+        raise InputError("no folder: name one with --out")
+    return parsed, config
+
+
+def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
+    """Parse strictly: an unknown option is an InputError with the nearest known name, or with the choice whose option it is."""
+    parsed, unknown = parse_known(cls, arguments, command, default)
+    if unknown:
+        option, _, value = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")
+        section, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
+        owner = getattr(parsed, section, None)
+        if isinstance(owner, Section) and owner.choices.owners(name):
+            rest = unknown[unknown.index(option) + 1 :] if option in unknown else []
+            raise InputError(owner.refusal(name, value or next(iter(rest), "")))
+        known = _option_names(type(parsed), parsed)
+        raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known) if option[0] == '-' else ''}")
+    return parsed
+
+
+def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> tuple[T, list[str]]:
+    """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
+    captured = io.StringIO()
+    default = _as_chosen(cls, arguments, default)
+    settings = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_first_lines(captured.getvalue(), command)) from None
+
+
+def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T | None:
+    """The default to parse over, with the generator, the pool, ... that the arguments choose, whose options are then known.
+
+    Code outside the package, `package.module:Name`, is imported here and by the arguments that name single choices, and nowhere
+    else: it was named on the command line.
+    """
+    hints = typing.get_type_hints(cls)
+    sections = {name: hint for name, hint in hints.items() if isinstance(hint, type) and issubclass(hint, Section)}
+    if not sections:
+        return default
+    values = {}
+    for field in dataclasses.fields(cls):
+        missing = field.default_factory is dataclasses.MISSING
+        own = field.default if missing else None if default is not None else field.default_factory()
+        values[field.name] = getattr(default, field.name) if default is not None else own
+        if values[field.name] is dataclasses.MISSING:
+            values[field.name] = tyro.MISSING
+    switched = {}
+    for name, section in sections.items():
+        options = [f"--{name}.{section.selector}".replace("_", "-"), *_aliases(section, section.selector)]
+        chosen = [text for option in options for text in _values_of(arguments, option)]
+        if not chosen:
+            continue
+        chosen = [section.choices.admit(text) for text in chosen]
+        several = isinstance(getattr(values[name], section.selector), tuple)
+        switched[name] = from_dict(section, {section.selector: chosen if several else chosen[-1]}, values[name], section.prefix)
+    values |= switched
+    if "generator" in switched and issubclass(cls, TrainConfig):
+        values = for_generator(values)
+    return cls(**values)
+
+
+def _aliases(cls: type, name: str) -> list[str]:
+    hint = next(field.type for field in dataclasses.fields(cls) if field.name == name)
+    return [alias for mark in getattr(hint, "__metadata__", ()) for alias in getattr(mark, "aliases", None) or ()]
+
+
+def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """What follows an option before the next one, or stands behind its equals sign."""
+    for position, text in enumerate(arguments):
+        if text == option:
+            rest = arguments[position + 1 :]
+            return list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        if text.startswith(f"{option}="):
+            return [text.partition("=")[2]]
+    return []
+
+
+def _first_lines(box: str, command: str) -> str:
+    """The message of tyro's error box, without the box and what follows the rule."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ \t")
+        if text.startswith("──") and lines:
+            break
+        if text and not text.strip("─").startswith(" ") and "─" not in text:
+            lines.append(text)
+    message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", " ".join(lines))
+    return f"{message} (see 'dim {command} --help')"
+
+
+def _option_names(cls: type, parsed: Any, prefix: str = "--") -> list[str]:
+    """Names of all options of a parsed object, those of its choices too."""
+    names = []
+    for field in dataclasses.fields(cls):
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(parsed, field.name)
+        if dataclasses.is_dataclass(value):
+            names += _option_names(type(value), value, f"{name}.")
+        else:
+            names += [name, *_aliases(cls, field.name)]
+    return names
+
+
+def _with_root(data: Any) -> Any:
+    if data.root is None and reads_files(data.dataset) and os.environ.get("DIM_DATA_ROOT"):
+        return dataclasses.replace(data, root=os.environ["DIM_DATA_ROOT"])
+    return data
