@@ -75,7 +75,6 @@ def refine(
     result = latents.to(device, torch.float32, copy=True)
     if config.class_vectors:
         result = F.pad(result, (0, generator.latent_dim + generator.class_dim - width))
-    moves = result.shape[2] if config.class_vectors else generator.latent_dim
     generator = copy.deepcopy(generator).requires_grad_(False).eval()
     images = torch.empty(0, *generator.spec.image_shape, device=device)
     targets = torch.empty(0, dtype=torch.int64, device=device)
@@ -84,21 +83,12 @@ def refine(
         if begin >= min(ipc, count):
             break
         end = min(end, count)
-        objective = of_block(objectives, number)
         labels = torch.arange(classes, device=device).repeat(end - begin)
         block = result[:, begin:end].transpose(0, 1).flatten(0, 1)
-        moving, still = block[:, :moves].clone().requires_grad_(), block[:, moves:]
-        optimizer = torch.optim.Adam([moving], lr=config.lr)
-        for step in range(config.steps if end > done else 0):
-            optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
-            made = generator(torch.cat((moving, still), dim=1), labels).float()
-            cut = torch.cat((images, made.detach())).requires_grad_()
-            objective.accumulate(cut, torch.cat((targets, labels)), real=None, step=number * config.steps + step)
-            made.backward(cut.grad[len(images) :])
-            optimizer.step()
-            optimizer.zero_grad()
+        if end > done:
+            objective, first = of_block(objectives, number), number * config.steps
+            block = _moved(generator, block, labels, (images, targets), objective, config, first)
         with torch.no_grad():
-            block = torch.cat((moving, still), dim=1)
             if not bool(block.isfinite().all()):
                 where = f"images {begin + 1} to {end} of every class"
                 raise InputError(f"refining {where} led to values that are not finite: lower --refine.lr or --refine.step-size")
@@ -106,3 +96,31 @@ def refine(
             images, targets = torch.cat((images, generator(block, labels).float())), torch.cat((targets, labels))
         begin = end
     return result
+
+
+def _moved(
+    generator: Generator,
+    block: Tensor,
+    labels: Tensor,
+    earlier: tuple[Tensor, Tensor],
+    objective: Objective,
+    config: RefineConfig,
+    first: int,
+) -> Tensor:
+    """The latents of a block, float32 (b, Z + E), after its steps, which have the numbers `first` and following.
+
+    The objective sees the block's images behind those of earlier blocks, which are given with their labels.
+    """
+    still_images, still_labels = earlier
+    moves = block.shape[1] if config.class_vectors else generator.latent_dim
+    moving, still = block[:, :moves].clone().requires_grad_(), block[:, moves:]
+    optimizer = torch.optim.Adam([moving], lr=config.lr)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+        made = generator(torch.cat((moving, still), dim=1), labels).float()
+        cut = torch.cat((still_images, made.detach())).requires_grad_()
+        objective.accumulate(cut, torch.cat((still_labels, labels)), real=None, step=first + step)
+        made.backward(cut.grad[len(still_images) :])
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat((moving.detach(), still), dim=1)

@@ -203,13 +203,7 @@ def hypergradient(
         raise InputError(f"unknown method {method!r}. {nearest(method, METHODS)}")
     if distance not in DISTANCES:
         raise InputError(f"unknown distance {distance!r}. {nearest(distance, DISTANCES)}")
-    if theta_start.shape != theta_target.shape or theta_start.ndim not in (1, 2):
-        shapes = f"{tuple(theta_start.shape)} and {tuple(theta_target.shape)}"
-        raise InputError(f"theta_start and theta_target have shapes {shapes}: expected (P,) or (E, P), both alike")
-    if not len(batches):
-        raise InputError("no batches: expected at least one student step")
-    if len(images) != len(targets):
-        raise InputError(f"{len(images)} images and {len(targets)} targets: expected as many of one as of the other")
+    _require_fitting(theta_start, theta_target, images, targets, batches)
     beta = torch.as_tensor(step_size, dtype=theta_start.dtype, device=theta_start.device).detach()
     if not 0 < float(beta) < math.inf:
         raise InputError(f"step_size is {float(beta)}: expected a positive number")
@@ -223,6 +217,16 @@ def hypergradient(
     if derivatives.frozen:
         raise InputError("these derivatives were made with frozen=True: make them without it for method 'adjoint'")
     return _adjoint(derivatives, theta_start.detach(), theta_target.detach(), steps, beta, offload, distance)
+
+
+def _require_fitting(start: Tensor, target: Tensor, images: Tensor, targets: Tensor, batches: Sequence[Tensor]) -> None:
+    if start.shape != target.shape or start.ndim not in (1, 2):
+        shapes = f"{tuple(start.shape)} and {tuple(target.shape)}"
+        raise InputError(f"theta_start and theta_target have shapes {shapes}: expected (P,) or (E, P), both alike")
+    if not len(batches):
+        raise InputError("no batches: expected at least one student step")
+    if len(images) != len(targets):
+        raise InputError(f"{len(images)} images and {len(targets)} targets: expected as many of one as of the other")
 
 
 class _Steps:
