@@ -32,6 +32,7 @@ FLOORS = (
     ("hub",),
     ("commands",),
 )
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 RANKS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -112,6 +113,18 @@ def test_nothing_is_unpickled(path):
 
 def test_no_file_is_called_utils():
     assert not [path for path in FILES if "util" in path.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_id)
+def test_files_and_functions_are_short(path):
+    """A file has one reason to change, and a function fits a screen; docstrings count."""
+    text = path.read_text()
+    lines = len(text.splitlines())
+    assert lines <= LONGEST_FILE, f"{path} has {lines} lines: expected at most {LONGEST_FILE}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= LONGEST_FUNCTION, f"{path}:{node.lineno} {node.name} has {lines}: expected at most {LONGEST_FUNCTION}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=_id)
