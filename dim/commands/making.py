@@ -74,19 +74,7 @@ def sample(arguments: Sequence[str]) -> None:
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
     if parsed.policy.steps:
-        from dim.emit.policy import Policy
-        from dim.features.spaces import trained_features
-
-        needs = _needs(parsed.policy)
-        policy = Policy(
-            parsed.policy,
-            teacher=teacher,
-            data=data if "data" in needs else None,
-            features=trained_features(data) if "features" in needs else None,
-            experts=parsed.teacher.folder,
-            refinement=parsed.refine,
-        )
-        ipc = parsed.ipc or max(size["counts"].values())
+        policy, ipc = _policy(parsed, data, teacher), parsed.ipc or max(size["counts"].values())
         ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
@@ -113,6 +101,22 @@ def _require_used(parsed: SampleArguments) -> None:
     if parsed.teacher.folder is None:
         require_default(parsed.teacher, "without --teacher.folder")
         require(not parsed.hard, "hard", parsed.hard, "a teacher beside it (--teacher.folder), whose labels it leaves out")
+
+
+def _policy(parsed: SampleArguments, data: Any, teacher: Any) -> Any:
+    """The policies that were asked for, with what they need."""
+    from dim.emit.policy import Policy
+    from dim.features.spaces import trained_features
+
+    needs = _needs(parsed.policy)
+    return Policy(
+        parsed.policy,
+        teacher=teacher,
+        data=data if "data" in needs else None,
+        features=trained_features(data) if "features" in needs else None,
+        experts=parsed.teacher.folder,
+        refinement=parsed.refine,
+    )
 
 
 def _needs(policy: Any) -> set[str]:
