@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from dim.config import PURPOSES, RefineConfig
@@ -84,7 +85,7 @@ def refine(
             break
         end = min(end, count)
         labels = torch.arange(classes, device=device).repeat(end - begin)
-        block = result[:, begin:end].transpose(0, 1).flatten(0, 1)
+        block = rearrange(result[:, begin:end], "k n z -> (n k) z")  # class by class in each round, as labels are
         if end > done:
             objective, first = of_block(objectives, number), number * config.steps
             block = _moved(generator, block, labels, (images, targets), objective, config, first)
@@ -92,7 +93,7 @@ def refine(
             if not bool(block.isfinite().all()):
                 where = f"images {begin + 1} to {end} of every class"
                 raise InputError(f"refining {where} led to values that are not finite: lower --refine.lr or --refine.step-size")
-            result[:, begin:end] = block.view(end - begin, classes, -1).transpose(0, 1)
+            result[:, begin:end] = rearrange(block, "(n k) z -> k n z", k=classes)
             images, targets = torch.cat((images, generator(block, labels).float())), torch.cat((targets, labels))
         begin = end
     return result

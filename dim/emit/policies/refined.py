@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from dim.config import PolicyConfig, RefineConfig, to_dict
@@ -37,7 +38,8 @@ class Refined(Step):
         Ranking(tuple(numbers), {}).require(wanted)
         places = torch.stack([chosen[:count] for chosen in numbers])
         labels = torch.arange(len(numbers))[:, None].expand_as(places)
-        latents, done = generator.latents(labels.flatten(), places.flatten(), seed=seed).view(*places.shape, -1), 0
+        latents, done = generator.latents(labels.flatten(), places.flatten(), seed=seed), 0
+        latents = rearrange(latents, "(k n) z -> k n z", n=count)
         if earlier is not None:
             latents, done = earlier.latents, earlier.refined or count
         purposes = build_objectives(self._config, self._experts, self._data, seed=seed, device=generator.device)

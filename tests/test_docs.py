@@ -1,0 +1,46 @@
+"""The commands of README and docs/ are commands: each parses, and names recipes and options that there are."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dim.commands.cli import COMMANDS, main
+from dim.commands.parsing import parse
+from dim.recipes.load import recipe_names
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def commands(page: Path) -> list[str]:
+    """Lines that begin with `dim` in indented blocks and fences, with the lines that they go on in."""
+    text = page.read_text().replace("\\\n", " ")
+    return [match[1] for match in re.finditer(r"^(?: {4})?dim ((?:" + "|".join(COMMANDS) + r")\b.*)$", text, flags=re.M)]
+
+
+LINES = [pytest.param(line, id=f"{page.name}: {line[:60]}") for page in PAGES for line in commands(page)]
+
+
+def test_there_are_commands_to_check():
+    assert len(LINES) > 30
+    assert {line.values[0].split()[0] for line in LINES} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_parses(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
+    monkeypatch.delenv("DIM_DATA_ROOT", raising=False)
+    name, *arguments = shlex.split(line, comments=True)
+    if "--recipe" in arguments:
+        recipe = arguments[arguments.index("--recipe") + 1]
+        assert recipe.endswith(".toml") or recipe in recipe_names() or recipe == "R"
+        if recipe not in recipe_names():
+            return
+    if name in ("train", "experts", "distill") and "--recipe" in arguments:
+        assert main([name, *arguments, "--dry-run"]) == 0, capsys.readouterr().err
+    elif name == "recipes":
+        assert main([name, *(word for word in arguments if word != "NAME")]) == 0
+    elif "--resume" not in arguments:
+        parse(COMMANDS[name][1], arguments, name)
