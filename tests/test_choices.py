@@ -1,5 +1,6 @@
 """Choices: one file each, from which the command line, its help and the checks are made; code of one's own; options of others."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -337,6 +338,25 @@ def test_examples_as_python_objects(tmp_path, monkeypatch):
     assert score.student == "own_student:hidden_layer"
     with pytest.raises(InputError, match=r"generator\.hidden is 0: expected at least 1"):
         GeneratorConfig(name=own_generator.TwoLayers, hidden=0)
+
+
+def test_an_object_that_is_defined_again_brings_its_new_options():
+    """As in a notebook, where a class is edited and its cell run again."""
+
+    def define(default):
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class Options:
+            size: int = default
+
+        def own():
+            pass
+
+        own.Options = Options
+        return own
+
+    assert [GeneratorConfig(name=define(size)).size for size in (3, 4)] == [3, 4]
+    with pytest.raises(InputError, match="generator is 3: expected a name, or a class or function of your own"):
+        GeneratorConfig(name=3)
 
 
 def test_names_that_no_one_admitted_are_not_imported():

@@ -135,6 +135,8 @@ class Choices:
             InputError: if it cannot be imported.
         """
         if not isinstance(choice, str):
+            if not callable(choice):
+                raise InputError(f"{self.what} is {choice!r}: expected a name, or a class or function of your own")
             name = f"{choice.__module__}:{choice.__qualname__}"
             self._external[name] = choice
             return name
@@ -239,7 +241,8 @@ class Section(Settings):
     @classmethod
     def having(cls, chosen: Collection[str]) -> type["Section"]:
         """The subclass of objects for which these were chosen."""
-        return _having(cls, tuple(chosen))
+        options = dict.fromkeys(own for name in chosen if (own := cls.choices.options(name)) is not None)
+        return _having(cls, tuple(chosen), tuple(options))
 
     @classmethod
     def own(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,9 +288,7 @@ def _remade(declared: type[Section], values: dict[str, Any]) -> Section:
 
 
 @functools.cache
-def _having(declared: type[Section], chosen: tuple[str, ...]) -> type[Section]:
-    options = tuple(dict.fromkeys(own for name in chosen if (own := declared.choices.options(name)) is not None))
-
+def _having(declared: type[Section], chosen: tuple[str, ...], options: tuple[type, ...]) -> type[Section]:
     def check(self: Section) -> None:
         for part in (declared, *options):
             if "__post_init__" in vars(part):
