@@ -13,7 +13,7 @@ from dim.features import spaces as module
 from dim.features.spaces import inception_features, load_features, trained_features
 from dim.io import load_tensors
 
-SMALL = FeatureConfig(student="resnet10:width=4", epochs=6)
+SMALL = FeatureConfig(student="resnet10:width=8", epochs=6)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def trained(digits, folder):
 def test_features_are_those_before_the_last_layer(digits, trained):
     images, _ = digits.train.batch(torch.arange(300))  # more than a batch
     found = trained(images)
-    assert found.shape == (300, 32)
+    assert found.shape == (300, 64)
     assert found.dtype == torch.float32
     assert not found.requires_grad
     student = trained.network.student
@@ -48,7 +48,7 @@ def test_the_accuracy_is_that_on_the_validation_part(digits, trained):
     assert trained.split == "val"
     assert trained.accuracy > 80
     assert trained.to_dict() == {
-        "name": "resnet10:width=4",
+        "name": "resnet10:width=8",
         "accuracy": trained.accuracy,
         "split": "val",
         "digest": trained.digest,

@@ -8,7 +8,7 @@ from dim.errors import InputError
 from dim.nets.student import build_student, parse_student
 from dim.nets.students.convnet import default_depth
 
-NARROW = {name: f"{name}:width=4" for name in STUDENTS.names()}
+NARROW = {name: f"{name}:width=8" for name in STUDENTS.names()}
 
 
 def _images(spec, batch: int = 3) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_instance_norm_is_that_of_the_literature(spec):
 
 def test_batchstats_uses_the_batch_also_in_evaluation(spec):
     data = spec(3, 8)
-    net = build_student("resnet10:width=4,norm=batchstats", data, seed=0)
+    net = build_student("resnet10:width=8,norm=batchstats", data, seed=0)
     assert not list(net.body.buffers())
     torch.testing.assert_close(net.eval()(_images(data)), net.train()(_images(data)))
 
@@ -86,7 +86,7 @@ def test_batchstats_uses_the_batch_also_in_evaluation(spec):
 @pytest.mark.parametrize("name", ["resnet10", "resnetap10", "vgg11"])
 def test_batchstats_students_take_the_digits(spec, name):
     """Their last maps are one pixel: a batch has statistics there, a single image has none."""
-    net = build_student(f"{name}:width=4,norm=batchstats", spec(1, 8), seed=0)
+    net = build_student(f"{name}:width=8,norm=batchstats", spec(1, 8), seed=0)
     assert net(_images(spec(1, 8))).isfinite().all()
 
 

@@ -50,7 +50,7 @@ def config(data):
         stage_one=StageConfig(epochs=ONE * per_step, batch_size=BATCH, lr=1e-3),
         stage_two=StageConfig(epochs=TWO * per_step, batch_size=BATCH, lr=1e-3, lr_end=1e-4),
         matching=MatchingConfig(weight=1.0),
-        pool=PoolConfig(students=("convnet:width=4", "resnet10:width=2"), members=3, max_age=4, upkeep_every=1),
+        pool=PoolConfig(students=("convnet:width=4", "resnet10:width=8"), members=3, max_age=4, upkeep_every=1),
         fit=FitConfig(
             ema=0.9,
             clip_norm=5.0,

@@ -175,7 +175,7 @@ def test_stage_two_uses_the_pool(data, tmp_path):
 
 
 def test_the_published_pool_trains(data, tmp_path):
-    pool = PoolConfig(source="fresh", students=("convnet:width=4", "resnet10:width=4"), upkeep_steps=2, upkeep_every=1)
+    pool = PoolConfig(source="fresh", students=("convnet:width=4", "resnet10:width=8"), upkeep_steps=2, upkeep_every=1)
     records = metrics(fit(tiny(1, 8, pool=pool, matching=MatchingConfig(distance="pairs")), data, tmp_path / "run"))
     assert all("pool" in record and record["matching"] >= 0 for record in records[1:])
 

@@ -30,9 +30,9 @@ def _batch(spec, count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
         CONVNET,
         "convnet:width=8,depth=2,norm=layer",
         "convnet:width=8,norm=none,pool=max",
-        "resnet18:width=4,norm=batchstats",
-        "resnet18:width=4,norm=instance",
-        "resnetap10:width=4,norm=group",
+        "resnet18:width=8,norm=batchstats",
+        "resnet18:width=8,norm=instance",
+        "resnetap10:width=8,norm=group",
         "vgg11:width=4,norm=batchstats",
         "alexnet:width=4",
     ],
@@ -120,7 +120,7 @@ def test_tensor_norms(network, shape):
         assert own.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("student", ["resnet18:width=4", "convnet:width=4,norm=batch", "vgg11:width=4"])
+@pytest.mark.parametrize("student", ["resnet18:width=8", "convnet:width=4,norm=batch", "vgg11:width=4"])
 def test_running_statistics_are_refused(spec, student):
     with pytest.raises(InputError, match=f"student '{student}' keeps running statistics.*use norm=instance, .* or batchstats"):
         FlatNetwork(student, spec(3, 16, 4))

@@ -596,7 +596,7 @@ def test_a_damaged_state_is_refused(digits, stopped):
         record(config, digits, folder, resume=True)
 
 
-@pytest.mark.parametrize("student", ["resnet18:width=4", "resnet10:width=4,norm=batch", "convnet:width=4,norm=batch"])
+@pytest.mark.parametrize("student", ["resnet18:width=8", "resnet10:width=8,norm=batch", "convnet:width=4,norm=batch"])
 def test_a_student_with_running_statistics_is_refused(digits, tmp_path, student):
     with pytest.raises(InputError, match=r"running statistics.*norm=") as caught:
         record(settings(student=student), digits, tmp_path / "store")
