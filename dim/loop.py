@@ -256,7 +256,7 @@ class Loop:
         """
         self._run.check()
         tensors, metadata = self._run.state()
-        finite = [value.isfinite().all() for value in tensors.values() if value.is_floating_point()]
+        finite = [value.isfinite().all().cpu() for value in tensors.values() if value.is_floating_point()]  # of any device
         if not bool(torch.stack(finite).all()):
             self.fail(f"{self._unit} {self.step}: the weights are not finite")
         if self._main:

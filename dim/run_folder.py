@@ -8,6 +8,7 @@ Generators, expert trajectories and distilled sets are trained by loops of their
 import contextlib
 import dataclasses
 import json
+import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dim.config import TrainConfig, flat, from_dict, to_dict
+from dim.config import GENERATORS, Section, TrainConfig, flat, from_dict, to_dict
 from dim.errors import InputError
 from dim.io import read_json, require_free, write_bytes, write_json
 from dim.provenance import hardware, versions
@@ -64,7 +65,22 @@ def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
 
 def load_run_config(out: Path | str, cls: type[T] = TrainConfig, kind: str = "run") -> T:
     """The configuration of the run in a folder."""
-    return from_dict(cls, read_run(out, kind)["config"])
+    return from_dict(cls, _acting(cls, read_run(out, kind)["config"]))
+
+
+def _acting(cls: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration without what does not act in it: earlier versions took options of choices that were not made."""
+    hints, kept = typing.get_type_hints(cls), dict(stored)
+    for name, values in stored.items():
+        section = hints.get(name)
+        if isinstance(section, type) and issubclass(section, Section) and isinstance(values, dict):
+            chosen = section.chosen_by(dict(values))
+            own = {field.name for field in dataclasses.fields(section.having(chosen))}
+            kept[name] = {key: value for key, value in values.items() if key in own or not section.choices.owners(key)}
+    if "generator" in kept and "stage_one" in hints:
+        used = {setting.partition(".")[0] for setting in GENERATORS.load(kept["generator"].get("name", "gan")).settings}
+        kept = {key: value for key, value in kept.items() if key not in {"adversarial", "discriminator", "flow"} - used}
+    return kept
 
 
 def require_free_run(
@@ -104,7 +120,8 @@ def check_same_run(
         raise InputError(f"{out} was trained on other data ({before}, now {now}): resume with the same data set and split")
     # A run of an earlier version lacks what has become an option since: it had the default.
     known = {field.name for field in dataclasses.fields(config)}
-    before = flat(to_dict(from_dict(type(config), {key: value for key, value in run["config"].items() if key in known})))
+    stored = {key: value for key, value in run["config"].items() if key in known}
+    before = flat(to_dict(from_dict(type(config), _acting(type(config), stored))))
     now = flat(to_dict(config))
     for key in now:
         allowed = any(key == prefix or key.startswith(f"{prefix}.") for prefix in may_change)

@@ -36,6 +36,9 @@ class TrainArguments(TrainConfig):
     """The run folder to make."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     dry_run: bool = False
     """Print the resolved configuration as TOML and stop."""
 
@@ -243,6 +246,9 @@ class ExpertsArguments(RecordConfig):
     """Continue the recording in the folder; its own configuration is used if no recipe is named."""
     to_waypoints: str | None = None
     """Do not train: convert the store in this folder, which has every checkpoint, to --experts.waypoints of them (MCT)."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     dry_run: bool = False
     """Print the resolved configuration as TOML and stop."""
 
@@ -261,6 +267,9 @@ class DistillArguments(TrajectoryRecipe):
     """The folder to make: a run, and a set that `dim evaluate` takes."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    code: tuple[str, ...] = ()
+    """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
+    imported."""
     dry_run: bool = False
     """Print the resolved configuration as TOML and stop."""
 

@@ -112,7 +112,7 @@ def _policy(parsed: SampleArguments, data: Any, teacher: Any) -> Any:
     return Policy(
         parsed.policy,
         teacher=teacher,
-        data=data if "data" in needs else None,
+        data=data if {"data", "features"} & needs else None,
         features=trained_features(data) if "features" in needs else None,
         experts=parsed.teacher.folder,
         refinement=parsed.refine,
@@ -132,7 +132,7 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
     folder = parsed.teacher.folder
     experts = folder is not None and (Path(folder) / LAYOUT).is_file()
     whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
-    if not whitened and "data" not in _needs(parsed.policy):
+    if not whitened and not {"data", "features"} & _needs(parsed.policy):
         return generator.spec
     return real_data(generator.info, parsed.data_root, [parsed.generator], generator.device)
 

@@ -13,8 +13,19 @@ from typing import Any, TypeVar
 
 import tyro
 
-from dim.config import CORESETS, FORMATS, GENERATORS, OBJECTIVES, POLICIES, STUDENTS, Section, TrainConfig, from_dict, to_toml
-from dim.config.data import located
+from dim.config import (
+    ADVERSARIES,
+    CORESETS,
+    FORMATS,
+    OBJECTIVES,
+    STUDENTS,
+    Choices,
+    Section,
+    TrainConfig,
+    from_dict,
+    to_toml,
+)
+from dim.config.data import located, reads_files
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
@@ -30,7 +41,7 @@ _NAMED = {
     "--pool.students": (STUDENTS,),
     "--format": (FORMATS,),
     "--controls": (CORESETS,),
-    "--code": (GENERATORS, STUDENTS, POLICIES),
+    "--code": Choices.tables,
 }
 
 
@@ -60,6 +71,9 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
     default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
     parsed = parse(cls, arguments, command, default=default)
     kept = {name: getattr(parsed if name in options else base, name) for name in names}
+    if kept["data"].root is not None and not reads_files(kept["data"].dataset) and _values_of(arguments, "--data-root"):
+        expected = f"none, as the data set {kept['data'].dataset!r} needs no files (--dataset folder: your own)"
+        raise InputError(f"data.root is {kept['data'].root!r}: expected {expected}")
     config = config_cls(**{**kept, "data": located(kept["data"])})
     if parsed.dry_run:
         print(to_toml(config), end="")
@@ -125,6 +139,10 @@ def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T |
     values |= switched
     if "generator" in switched and issubclass(cls, TrainConfig):
         values = for_generator(values)
+    if "adversarial" in switched and issubclass(cls, TrainConfig):
+        known = ADVERSARIES.load(values["adversarial"].loss).discriminator_options
+        kept = {name: getattr(values["discriminator"], name) for name in known}
+        values["discriminator"] = type(values["discriminator"])(**kept)
     return cls(**values)
 
 
@@ -149,6 +167,8 @@ def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None
             section.choices.admit(text)
     for option, tables in _NAMED.items():
         for text in _values_of(arguments, option):
+            if option == "--code" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+                raise InputError(f"code is {text!r}: expected package.module:Name")
             first, _, rest = text.partition(":")
             name = f"{first}:{rest.partition(':')[0]}"  # without options
             if rest and first != "timm" and first not in STUDENTS.names():
@@ -170,7 +190,8 @@ def _aliases(cls: type, name: str) -> list[str]:
 
 def _values_of(arguments: Sequence[str], option: str) -> list[str]:
     """What follows an option before the next one, or stands behind its equals sign."""
-    for position, text in enumerate(arguments):
+    for position in reversed(range(len(arguments))):  # the last one counts
+        text = arguments[position]
         if text == option:
             rest = arguments[position + 1 :]
             return list(itertools.takewhile(lambda word: not word.startswith("--"), rest))

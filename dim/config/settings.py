@@ -65,10 +65,15 @@ class Choices:
         open: whether somebody else's code can be a choice, too. Default: where the source is a package.
     """
 
+    tables: ClassVar[list["Choices"]] = []
+    """All tables that take somebody else's code, too."""
+
     def __init__(self, what: str, source: str | Mapping[str, type | None], *, open: bool | None = None) -> None:
         self.what, self._source = what, source
         self._open = isinstance(source, str) if open is None else open
         self._external: dict[str, Any] = {}
+        if self._open:
+            Choices.tables.append(self)
 
     def names(self) -> tuple[str, ...]:
         """Names of all choices that come with the package. Nothing is imported."""
@@ -87,7 +92,8 @@ class Choices:
                 "name it on the command line (of a run or generator that exists: --code), or pass the object itself from Python"
             )
         given = f"{option} is {name!r}: expected a {self.what}" if option else f"unknown {self.what} {name!r}"
-        raise InputError(f"{given}. {nearest(name, self.names())}")
+        known = nearest(name, self.names()) if self.names() else "Name your own as package.module:Name."
+        raise InputError(f"{given}. {known}")
 
     def load(self, name: str) -> Any:
         """The class or function of a choice.
@@ -145,7 +151,10 @@ class Choices:
             try:
                 self._external[choice] = getattr(importlib.import_module(module), name)
             except (ImportError, AttributeError) as error:
-                raise InputError(f"{self.what} {choice!r} cannot be imported ({error}): expected package.module:Name") from None
+                raise InputError(f"{choice!r} cannot be imported ({error}): expected package.module:Name") from None
+            if not callable(self._external[choice]):
+                found = type(self._external.pop(choice)).__name__
+                raise InputError(f"{choice!r} is a {found}: expected a class or function")
         return choice
 
     def admit_all(self, choices: Collection[Any]) -> tuple[str, ...]:

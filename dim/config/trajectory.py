@@ -154,9 +154,6 @@ class TrajectoryConfig(Section):
         require(grows == (self.grows_for > 0), "trajectory.grows_for", self.grows_for, "set together with max_start_at_first")
         batched = self.gradient == "unroll" and (self.compile == "on" or self.offload)
         require(not batched, "trajectory.gradient", self.gradient, "adjoint or frozen, to compile or to offload")
-        require(
-            self.experts > 1 or not self.together, "trajectory.together", self.together, "more than one of trajectory.experts"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +182,6 @@ class ImagesConfig(Settings):
         require(self.ipc >= 1, "images.ipc", self.ipc, "1 or more images per class")
         require(self.lr >= 0, "images.lr", self.lr, "0 or more")
         require(0 <= self.momentum < 1, "images.momentum", self.momentum, "a number in [0, 1)")
-        start = self.space == "pixels" or self.init == "real"
-        require(start, "images.init", self.init, "'real', the default, with images.space 'latents', which start from a generator")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,7 +207,7 @@ def _assemble(
             raise InputError(f"class {train.names[label]!r} has {count} training image(s): expected at least 2")
     rest = torch.arange(len(train.labels))
     if test is None:
-        held, rest = stratified(train.labels, config.test_fraction, rng.fold(config.split_seed, "test-split"))
+        held, rest = stratified(train.labels, getattr(config, "test_fraction", 0.2), rng.fold(config.split_seed, "test-split"))
         test_source, test_indices = train, held
     else:
         test_source, test_indices = test, torch.arange(len(test.labels))

@@ -166,6 +166,8 @@ class Trainer:
     def run(self) -> Path:
         """Train from the current step to the end and write the result."""
         config, accelerator = self.config, self.accelerator
+        if config.fit.coverage_steps and self._main:  # before the clock starts: its classifier may have to be trained
+            self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         self.loop = Loop(
             self,
             self.out,
@@ -181,8 +183,6 @@ class Trainer:
         if config.fit.trackers:
             kwargs = {"tensorboard": {"purge_step": self.loop.step}} if "tensorboard" in config.fit.trackers else {}
             accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
-        if config.fit.coverage_steps and self._main:
-            self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         with self.loop:
             for stage in self.stages:
                 if self.loop.step < stage.stop:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dim import rng
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
-from dim.config.data import located
+from dim.config.data import located, reads_files
 from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.data.synthetic import SyntheticSet
@@ -378,4 +378,6 @@ def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | 
     if not info.get("data"):
         raise InputError("this set or generator does not say which data it was made from: give the real data")
     config = from_dict(DataConfig, info["data"])
-    return load_data(dataclasses.replace(config, root=root) if root else located(config), device)
+    if root and reads_files(config.dataset):
+        config = dataclasses.replace(config, root=root)
+    return load_data(located(config), device)

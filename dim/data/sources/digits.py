@@ -1,25 +1,13 @@
 """scikit-learn's 8x8 digits, which need no download."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from dim.config import DataConfig, require
+from dim.config import DataConfig
 from dim.config.data import SplitOptions
 from dim.data.items import Items, fit_size
 
 __all__ = ["digits"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsOptions(SplitOptions):
-    """Of the data set `digits`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expected = "none, as digits come with scikit-learn (--dataset folder for images of your own)"
-        require(self.root is None, "data.root", self.root, expected)
 
 
 def digits(config: DataConfig) -> tuple[Items, None]:
@@ -32,5 +20,5 @@ def digits(config: DataConfig) -> tuple[Items, None]:
     return Items(torch.from_numpy(data.target).long(), names, fit_size(images, config)), None
 
 
-digits.Options = DigitsOptions
+digits.Options = SplitOptions
 digits.reads_files = False
