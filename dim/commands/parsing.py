@@ -26,6 +26,7 @@ from dim.config import (
     to_toml,
 )
 from dim.config.data import located, reads_files
+from dim.config.settings import EXTERNAL
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
@@ -167,7 +168,7 @@ def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None
             section.choices.admit(text)
     for option, tables in _NAMED.items():
         for text in _values_of(arguments, option):
-            if option == "--code" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+            if option == "--code" and not EXTERNAL.fullmatch(text):
                 raise InputError(f"code is {text!r}: expected package.module:Name")
             first, _, rest = text.partition(":")
             name = f"{first}:{rest.partition(':')[0]}"  # without options

@@ -29,7 +29,8 @@ Distance = Literal["endpoint", "direction"]
 Compile = Literal["auto", "on", "off"]
 """Whether to compile: `auto` where it is worth the time and a compiler is found."""
 
-_EXTERNAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+EXTERNAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""What somebody else's code is called: package.module:Name."""
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:
@@ -86,7 +87,7 @@ class Choices:
         """Raise InputError if there is no such choice, with the nearest known name and the option that it was given for."""
         if name in self._external or name in self.names():
             return
-        if self._open and _EXTERNAL.fullmatch(name):
+        if self._open and EXTERNAL.fullmatch(name):
             raise InputError(
                 f"{self.what} {name!r} is code outside this package, and code that only a file names is not imported: "
                 "name it on the command line (of a run or generator that exists: --code), or pass the object itself from Python"
@@ -146,7 +147,7 @@ class Choices:
             name = f"{choice.__module__}:{choice.__qualname__}"
             self._external[name] = choice
             return name
-        if self._open and _EXTERNAL.fullmatch(choice) and choice not in self._external:
+        if self._open and EXTERNAL.fullmatch(choice) and choice not in self._external:
             module, _, name = choice.partition(":")
             try:
                 self._external[choice] = getattr(importlib.import_module(module), name)
