@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 FLOORS = (
     ("errors", "rng", "provenance"),
     ("spec", "config", "io"),
-    ("recipes", "augment", "pictures", "run_folder"),
+    ("recipes", "augment", "pictures", "run_folder", "compiling"),
     ("loop",),
     ("nets",),
     ("data",),

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from dim.config.settings import Choices, Settings, require
+from dim.config.settings import Choices, Compile, Precision, Settings, require
 
 STUDENTS = Choices("student", "dim.nets.students")
 CORESETS = Choices("coreset", "dim.features.coresets")
@@ -54,6 +54,11 @@ class ProtocolConfig(Settings):
     """Differentiable augmentation (DSA, Zhao & Bilen 2021): `|` picks one family per batch, `_` applies all."""
     learned_lr: bool = True
     """Train on a set that carries a learned step size at that learning rate; everything else at `lr`."""
+    precision: Precision = "auto"
+    """Of forward and backward. `bf16` is bfloat16 with float32 weights. `auto`: bfloat16 on a GPU that has it, and on a CPU that
+    has it if the step is compiled; float32 otherwise. A score says which it was."""
+    compile: Compile = "auto"
+    """Compile the training step, once per architecture and batch shape. `auto`: where it saves more time than it takes."""
     zca: bool = False
     """Students see ZCA-whitened images, as MTT and its followers have it for CIFAR."""
 
@@ -92,6 +97,10 @@ class FeatureConfig(Settings):
     """SGD weight decay."""
     augment: str = "crop"
     """Differentiable augmentation; `crop` moves images by up to an eighth."""
+    precision: Precision = "auto"
+    """As of `protocol.precision`."""
+    compile: Compile = "auto"
+    """As of `protocol.compile`."""
     seed: int = 0
     """Seed of the weights, the order of the images and the augmentation."""
 
@@ -126,6 +135,10 @@ class ScoringConfig(Settings):
     """SGD weight decay."""
     augment: str = "crop"
     """Differentiable augmentation while training; `crop` moves images by up to an eighth."""
+    precision: Precision = "auto"
+    """As of `protocol.precision`."""
+    compile: Compile = "auto"
+    """As of `protocol.compile`."""
     seed: int = 0
     """Seed of the weights, the order of the images and the augmentation."""
 

@@ -29,6 +29,10 @@ Distance = Literal["endpoint", "direction"]
 Compile = Literal["auto", "on", "off"]
 """Whether to compile: `auto` where it is worth the time and a compiler is found."""
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""Of a network's forward and backward. `bf16`: bfloat16 where PyTorch's autocast allows it; weights and their updates stay
+float32. `auto`: bfloat16 where the device has it and it is faster."""
+
 EXTERNAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """What somebody else's code is called: package.module:Name."""
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
@@ -12,6 +11,7 @@ from dim.augment import Augment
 from dim.config import ProtocolConfig
 from dim.data.real import RealData, Split
 from dim.nets.student import build_student
+from dim.nets.student_step import StudentStep, settled
 
 # A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
 Feed = Callable[[int], tuple[Tensor, Tensor]]
@@ -33,7 +33,7 @@ def train_student(
         student: architecture, as `parse_student` reads it.
         feed: batches by step; targets int64 (B,) or float (B, classes).
         steps: SGD steps.
-        protocol: optimiser, schedule and augmentation.
+        protocol: optimiser, schedule, augmentation and arithmetic. Where it leaves the arithmetic open, these steps decide.
         data: for its specification.
         seed: of the weights and the augmentation.
         device: where to train.
@@ -44,6 +44,8 @@ def train_student(
     """
     net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
     net = net.to(device, memory_format=torch.channels_last).train()
+    protocol = settled(protocol, student, data.spec, device, steps * protocol.batch_size)
+    train = StudentStep(net, protocol.precision, protocol.compile)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
     )
@@ -52,9 +54,9 @@ def train_student(
         optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
         images, targets = feed(step)
         images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        logits = net(images.contiguous(memory_format=torch.channels_last))
-        observe(step, logits.detach())
-        F.cross_entropy(logits, targets).backward()
+        loss, logits = train.loss(images, targets)
+        observe(step, logits)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return net.eval()
@@ -70,8 +72,8 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, split: Split, device: torch.device, batch_size: int = 1000) -> float:
-    """Percentage of a split's images that a classifier gets right."""
+def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device, batch_size: int = 1000) -> float:
+    """Percentage of a split's images that a classifier, (B, C, H, W) images in [-1, 1] -> (B, classes) logits, gets right."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for indices in torch.arange(len(split)).split(batch_size):
         images, labels = split.batch(indices)

@@ -23,6 +23,7 @@ from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_folder, cache_name, device_of, trained_features
 from dim.io import load_tensors, save_tensors
 from dim.loop import Progress
+from dim.nets.student_step import settled
 
 End = Literal["easiest", "hardest"]
 _FORMAT = 1
@@ -228,6 +229,9 @@ class Selector:
         return points, {"features": features.to_dict(), "seconds": seconds}
 
     def _score(self, name: str, config: ScoringConfig) -> tuple[Tensor, dict[str, Any]]:
+        _, steps, batch = _length(config, len(self.data.train))
+        images = steps * batch * config.runs
+        config = settled(config, config.student, self.data.spec, device_of(self.data), images)  # scores of either are told apart
         scores, seconds = _kept_scores(self.data, name, config, self._cache)
         return scores, {"scoring": to_dict(config), "seconds": seconds}
 
@@ -259,15 +263,22 @@ def _kept_scores(data: RealData, method: str, config: ScoringConfig, cache: Path
     return tensors["scores"], about["seconds"]
 
 
+def _length(config: ScoringConfig, size: int) -> tuple[int, int, int]:
+    """Epochs and steps of a classifier's training on so many images, and images in each step."""
+    batch = min(config.batch_size, size)
+    epochs = max(config.epochs, -(-config.min_steps * batch // size))
+    return epochs, -(-epochs * size // batch), batch
+
+
 def _scores(data: RealData, method: str, config: ScoringConfig) -> Tensor:
     """The mean over runs."""
     _, rule = rule_of(method)
     size, device = len(data.train), device_of(data)
-    batch = min(config.batch_size, size)
-    epochs = max(config.epochs, -(-config.min_steps * batch // size))
-    steps = -(-epochs * size // batch)
+    epochs, steps, batch = _length(config, size)
     protocol = ProtocolConfig(
         students=(config.student,),
+        precision=config.precision,
+        compile=config.compile,
         batch_size=batch,
         lr=config.lr,
         weight_decay=config.weight_decay,

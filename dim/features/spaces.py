@@ -25,6 +25,7 @@ from dim.features.classifier import accuracy, train_student
 from dim.io import digest, load_tensors, save_tensors
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
+from dim.nets.student_step import settled
 from dim.spec import DataSpec
 
 _FORMAT = 1
@@ -92,6 +93,8 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
         InputError: if the architecture is unknown or cannot take such images.
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
+    steps, batch = _steps(data, config)
+    config = settled(config, config.student, spec, device, steps * batch)  # features of either arithmetic are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
     path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
     try:
@@ -140,10 +143,18 @@ class _Embedding(nn.Module):
         return self.student.embed(images.contiguous(memory_format=torch.channels_last))
 
 
-def _train(data: RealData, config: FeatureConfig, device: torch.device) -> nn.Module:
+def _steps(data: RealData, config: FeatureConfig) -> tuple[int, int]:
+    """Steps of the classifier's training, and images in each."""
     batch = min(config.batch_size, len(data.train))
+    return min(config.max_steps, config.epochs * -(-len(data.train) // batch)), batch
+
+
+def _train(data: RealData, config: FeatureConfig, device: torch.device) -> nn.Module:
+    steps, batch = _steps(data, config)
     protocol = ProtocolConfig(
         students=(config.student,),
+        precision=config.precision,
+        compile=config.compile,
         batch_size=batch,
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -152,7 +163,6 @@ def _train(data: RealData, config: FeatureConfig, device: torch.device) -> nn.Mo
     )
     seed = rng.fold(config.seed, "features")
     batches = EpochBatches(data.train, batch, seed=seed, purpose="features")
-    steps = min(config.max_steps, config.epochs * -(-len(data.train) // batch))
     with Progress("features", steps) as progress:
 
         def feed(step: int) -> tuple[Tensor, Tensor]:

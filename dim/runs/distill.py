@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dim import rng
+from dim.compiling import worth_compiling
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
 from dim.data.real import RealData, per_class_indices
 from dim.data.stored import write_into
@@ -30,7 +31,7 @@ from dim.provenance import versions
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, read_run, run_description, unprefixed
 from dim.sampler import set_grid, stored_bytes
 from dim.spec import require_same_data
-from dim.trajectory.flat import FlatNetwork, worth_compiling
+from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.initial import confident_images, drawn_expert, ensemble_logits, open_experts, paths
 
 _MAY_CHANGE = (

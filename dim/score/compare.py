@@ -19,7 +19,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.score.controls import is_coreset
-from dim.score.record import REAL, Score, protocol_differences, protocol_of
+from dim.score.record import REAL, Score, arithmetic_note, protocol_differences, protocol_of
 from dim.score.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
 from dim.spec import DataSpec
 
@@ -139,7 +139,7 @@ class Comparison:
         protocol = self.reference
         steps = f"{protocol.epochs} epochs at batch size {protocol.batch_size}, or as many steps of a stream"
         how = f"learning rate {protocol.lr:g}, schedule {protocol.schedule}, augmentation {protocol.augment or 'none'}"
-        return f"Students: {steps}; {how}{', whitened images' if protocol.zca else ''}."
+        return f"Students: {steps}; {how}{', whitened images' if protocol.zca else ''}. {arithmetic_note(self.scores)}"
 
     def table(self, track: str) -> tuple[list[str], list[list[str]]]:
         """Columns and cells of one track: rows by method in the order they were given, controls last, then by IPC."""

@@ -27,6 +27,7 @@ from dim.features.classifier import Feed, accuracy, train_student
 from dim.features.coreset import End, Rule, Selector, row_name
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
+from dim.nets.student_step import StudentStep, settled
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
 from dim.score.record import FULL, ORACLE, REAL, Score, Track, label_kind, label_kind_of, production_seconds
@@ -91,6 +92,19 @@ class Evaluator:
         self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
         self._seen = data if self._whitening is None else self._whitening.data(data)
         self._selector = selector or Selector(data)
+        self._images = 0
+
+    # --- arithmetic ------------------------------------------------------------------------------------------------------
+
+    def expect(self, steps: int) -> None:
+        """Say how many steps the longest row of a table takes, so that all its rows are computed alike; see `protocol_for`."""
+        self._images = max(self._images, steps * self.protocol.batch_size * len(self.seeds))
+
+    def protocol_for(self, student: str, images: int = 0) -> ProtocolConfig:
+        """The protocol of one student's rows, with its arithmetic settled by the device and the work: by `images`, those of all
+        steps and seeds, or by what `expect` announced if that is more."""
+        protocol = dataclasses.replace(self.protocol, students=(student,))
+        return settled(protocol, student, self._seen.spec, self.device, max(images, self._images))
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -285,11 +299,13 @@ class Evaluator:
         for student in self.protocol.students:
             started = time.perf_counter()
             accuracies = []
-            protocol = dataclasses.replace(self.protocol, students=(student,), lr=source.lr or self.protocol.lr)
+            protocol = self.protocol_for(student, source.steps * source.batch_size * len(self.seeds))
+            protocol = dataclasses.replace(protocol, lr=source.lr or protocol.lr)
             for seed in self.seeds:
                 feed = self._as_seen(source.feed(seed))
                 net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
-                accuracies.append(accuracy(net, getattr(self._seen, self.split), self.device))
+                judge = StudentStep(net, protocol.precision, protocol.compile)
+                accuracies.append(accuracy(judge.logits, getattr(self._seen, self.split), self.device))
             score = Score(
                 name=source.name,
                 track=source.track,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,6 +85,7 @@ def score_all(
     for size, (method, first) in itertools.product(sizes["fixed"], coresets.items()):
         evaluator.require_coreset(size, method, first)
     budgets = sizes["stream"] if ORACLE_CONTROL in controls else []
+    evaluator.expect(_longest(evaluator, sets.values(), sizes, full=FULL_CONTROL in controls))
     rows: list[Score] = []
     # Lazily: a generator's set is drawn when its turn comes.
     for wanted in itertools.chain(
@@ -120,6 +121,14 @@ def _sizes(
     for track in tracks:
         sizes[track] += ipc
     return sizes
+
+
+def _longest(evaluator: Evaluator, sets: Iterable[SyntheticSet], sizes: Mapping[str, Sequence[int]], *, full: bool) -> int:
+    """Steps of the longest row of a table, by which all are computed alike."""
+    images = [ipc * evaluator.data.spec.num_classes for ipc in itertools.chain(*sizes.values())]
+    images += [len(subject.labels) for subject in sets]
+    longest = max(map(evaluator.protocol.steps, images), default=0)
+    return evaluator.full_steps(longest) if full else longest
 
 
 def _of_sets(evaluator: Evaluator, sets: Mapping[str, SyntheticSet]) -> Iterator[_Wanted]:
@@ -194,7 +203,8 @@ def _found(wanted: _Wanted, evaluator: Evaluator, known: Sequence[Score]) -> lis
             and (score.split, score.data.get("fingerprint")) == (evaluator.split, evaluator.data.spec.fingerprint)
             and wanted.steps in (None, score.steps)
             and set(evaluator.seeds) <= set(score.seeds)
-            and not protocol_differences(protocol_of(score), evaluator.protocol)
+            and score.student in evaluator.protocol.students
+            and not protocol_differences(protocol_of(score), evaluator.protocol_for(score.student))
         ):
             found.setdefault(score.student, score)
     students = evaluator.protocol.students

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -133,7 +134,8 @@ def protocol_of(score: Score) -> ProtocolConfig:
     if not score.protocol:
         raise InputError(f"the row of {score.name} says no protocol: measure it again with 'dim evaluate'")
     lr = score.made.get("protocol_lr", score.protocol.get("lr"))
-    return from_dict(ProtocolConfig, {**score.protocol, "lr": lr}, where="protocol.")
+    # Rows that do not say how they were computed come from versions that computed all alike.
+    return from_dict(ProtocolConfig, {"precision": "fp32", "compile": "off", **score.protocol, "lr": lr}, where="protocol.")
 
 
 def protocol_differences(protocol: ProtocolConfig, reference: ProtocolConfig) -> list[str]:
@@ -144,3 +146,17 @@ def protocol_differences(protocol: ProtocolConfig, reference: ProtocolConfig) ->
     first, second = to_dict(protocol), to_dict(reference)
     names = [name for name in first if name not in ("students", "full_epochs") and first[name] != second[name]]
     return [f"{name} {first[name]} (first row: {second[name]})" for name in names]
+
+
+def arithmetic_note(scores: Sequence[Score]) -> str:
+    """In what arithmetic the students of a table were trained: `float32`, `bfloat16, compiled`, or both with their rows."""
+    names = {"fp32": "float32", "bf16": "bfloat16", "auto": "float32 or bfloat16"}
+    kinds: dict[str, list[str]] = {}
+    for score in scores:
+        kind = names[score.protocol.get("precision", "fp32")]
+        kind += ", compiled" if score.protocol.get("compile") == "on" else ""
+        kinds.setdefault(kind, []).append(f"{score.name} at {score.steps:,} steps")
+    if len(kinds) == 1:
+        return f"Students in {next(iter(kinds))}."
+    parts = [f"{kind} ({'; '.join(dict.fromkeys(rows))})" for kind, rows in kinds.items()]
+    return f"Students differ in their arithmetic: {', '.join(parts)}."

@@ -19,7 +19,7 @@ from dim.io import read_json, write_bytes, write_json
 from dim.pictures import grid, save_png
 from dim.run_folder import read_metrics, read_run
 from dim.score.coverage import CoverageScore, Nearest
-from dim.score.record import Score
+from dim.score.record import Score, arithmetic_note
 
 
 def format_bytes(count: int) -> str:
@@ -72,6 +72,7 @@ def print_scores(scores: Sequence[Score], console: Console | None = None) -> Non
     for row in rows(scores):
         table.add_row(*row)
     console.print(table)
+    console.print(arithmetic_note(scores), highlight=False, markup=False)
 
 
 def scores_to_json(scores: Sequence[Score]) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _stale(measured: int | None, step: int | None) -> str:
 
 def _score_table(scores: Sequence[Score]) -> str:
     note = "Accuracy of the last epoch, mean and sample standard deviation over n seeds."
-    return f"{html_table(_COLUMNS, rows(scores))}<p>{note}</p>"
+    return f"{html_table(_COLUMNS, rows(scores))}<p>{note} {html.escape(arithmetic_note(scores))}</p>"
 
 
 def html_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

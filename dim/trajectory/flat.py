@@ -1,14 +1,5 @@
 """A network as a function of one flat vector of weights, which is how trajectories are stored, matched and differentiated."""
 
-import importlib.util
-import logging
-import os
-import shutil
-import subprocess
-import warnings
-from collections.abc import Callable
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +9,6 @@ from dim.errors import InputError
 from dim.nets.layers import CompiledInstanceNorm
 from dim.nets.student import build_student
 from dim.spec import DataSpec
-
-_REPAYS = 2000  # calls from which a compilation of half a minute is repaid
 
 
 class FlatNetwork:
@@ -102,43 +91,3 @@ def _replace_norms(module: nn.Module) -> None:
             setattr(module, name, CompiledInstanceNorm(child))
         else:
             _replace_norms(child)
-
-
-def worth_compiling(choice: Literal["auto", "on", "off"], device: torch.device | str, calls: int) -> bool:
-    """Whether to compile a function that will be called so many times.
-
-    `auto`: from 2,000 calls, where a compiler for the device is at hand (a C++ compiler on a CPU, Triton on a GPU).
-    """
-    if choice != "auto":
-        return choice == "on"
-    if torch.device(device).type == "cpu":
-        found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++"))
-    else:
-        found = importlib.util.find_spec("triton") is not None
-    return found and calls >= _REPAYS
-
-
-def compiled(function: Callable) -> Callable:
-    """`torch.compile` for static shapes. Where the compiler fails, one warning, and the function as it was from then on."""
-    state = {"run": torch.compile(function, dynamic=False), "tried": False}
-
-    def run(*inputs: Tensor):
-        if state["tried"]:
-            return state["run"](*inputs)
-        state["tried"] = True
-        talk = logging.getLogger("torch.utils.cpp_extension")
-        level = talk.level
-        try:
-            with warnings.catch_warnings():  # the compiler's own, about libraries that it imports and CUDA that is absent
-                warnings.simplefilter("ignore")
-                talk.setLevel(logging.ERROR)
-                return state["run"](*inputs)
-        except (torch._dynamo.exc.TorchDynamoException, subprocess.CalledProcessError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            warnings.warn(f"compiling failed, so this run is slower: {reason}", RuntimeWarning, stacklevel=2)
-            state["run"] = function
-            return function(*inputs)
-        finally:
-            talk.setLevel(level)
-
-    return run

@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
+from dim.compiling import compiled
 from dim.config.settings import Distance
 from dim.config.trajectory import Gradient as Method
 from dim.config.trajectory import Order
 from dim.errors import InputError, nearest
-from dim.trajectory.flat import compiled
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(theta (P,), x (b, C, H, W), y (b,) or (b, K)) -> scalar: a student's training loss."""

@@ -14,13 +14,14 @@ from torch.func import grad_and_value, vmap
 
 from dim import rng
 from dim.augment import Augment
+from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
 from dim.data.real import EpochBatches, RealData, Split
 from dim.data.whiten import Whitening
 from dim.io import load_tensors
 from dim.loop import Loop, continues
 from dim.run_folder import MAY_CHANGE, read_metrics, run_description
-from dim.trajectory.flat import FlatNetwork, compiled, worth_compiling
+from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
 
 STATE = "state.safetensors"

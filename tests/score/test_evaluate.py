@@ -26,7 +26,9 @@ from dim.score.record import Score
 
 # `dim.score.evaluate` is the function.
 MODULE = importlib.import_module("dim.score.evaluate")
-PROTOCOL = ProtocolConfig(students=("convnet:width=4",), epochs=3, batch_size=16, lr=0.05, augment="crop")
+PROTOCOL = ProtocolConfig(
+    precision="fp32", compile="off", students=("convnet:width=4",), epochs=3, batch_size=16, lr=0.05, augment="crop"
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ from dim.score.measure import score_all
 from dim.score.record import Score, protocol_of
 from dim.score.report import scores_to_json
 
-PROTOCOL = ProtocolConfig(students=("convnet:width=4", "alexnet:width=2"), epochs=2, batch_size=16, augment="crop")
+PROTOCOL = ProtocolConfig(
+    precision="fp32", compile="off", students=("convnet:width=4", "alexnet:width=2"), epochs=2, batch_size=16, augment="crop"
+)
 
 
 def stored(scores) -> list[Score]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dim.compiling import worth_compiling
 from dim.config import RefineConfig, require
 from dim.config.settings import Compile, Distance
 from dim.data.real import RealData
@@ -13,7 +14,6 @@ from dim.errors import InputError
 from dim.objectives import Objective
 from dim.objectives.path_matching import following
 from dim.trajectory.experts import Experts
-from dim.trajectory.flat import worth_compiling
 
 __all__ = ["following_experts"]
 

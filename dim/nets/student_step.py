@@ -1,0 +1,145 @@
+"""The arithmetic of training a student: one loss and one prediction, shared by whatever trains students.
+
+In PyTorch's eager mode a ConvNet spends two thirds of a step between convolutions, where memory formats meet badly. Compiled, a
+step takes about half of the time; in bfloat16 beside that, on processors that have it, a quarter or less (`docs/speed.md`).
+Weights, their gradients and the optimiser stay float32 in either case.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dim.compiling import compiled, compiler_found, native_bfloat16, worth_compiling
+from dim.config import FeatureConfig, ProtocolConfig, ScoringConfig
+from dim.config.settings import Compile, Precision
+from dim.nets.layers import HalvingMean
+from dim.nets.student import build_student
+from dim.spec import DataSpec
+
+# Compiling takes some 20 seconds, in which a core does about this many operations of an eager student.
+_REPAYS_FLOPS = 3e12
+
+
+_Training = TypeVar("_Training", ProtocolConfig, FeatureConfig, ScoringConfig)
+
+
+def settled(config: _Training, student: str, spec: DataSpec, device: torch.device | str, images: int) -> _Training:
+    """How a student is trained, with `auto` replaced by what this device and this much work make of it.
+
+    Compilation repays itself by the work that it speeds up: on a CPU by the operations of all steps, on a GPU by their number.
+    bfloat16 is for devices that have it; on a CPU only compiled, since eager steps are slower in it.
+
+    Args:
+        config: its `precision` and `compile` may be `auto`.
+        student: architecture, as `build_student` reads it.
+        spec: the data.
+        device: where students are trained.
+        images: images in all steps of all students that share the compiled step, each time that they are seen.
+    """
+    compile = config.compile
+    if compile == "auto":
+        steps = images // config.batch_size
+        if torch.device(device).type == "cpu":
+            worth = compiler_found(device) and images * training_flops(student, spec) >= _REPAYS_FLOPS
+        else:
+            worth = worth_compiling("auto", device, steps)
+        compile = "on" if worth else "off"
+    precision = config.precision
+    if precision == "auto":
+        fast = native_bfloat16(device) and (compile == "on" or torch.device(device).type != "cpu")
+        precision = "bf16" if fast else "fp32"
+    return dataclasses.replace(config, precision=precision, compile=compile)
+
+
+@functools.cache
+def training_flops(student: str, spec: DataSpec) -> int:
+    """Floating-point operations of one training step per image: convolutions and matrix products, three times forward's."""
+    net = build_student(student, spec, seed=0).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, *spec.image_shape))
+    return 3 * counter.get_total_flops()
+
+
+class StudentStep:
+    """Loss and logits of one student.
+
+    Compiled functions are shared by all students of one architecture and batch shape; the compiler's own cache keeps them on disk
+    for later processes.
+
+    Args:
+        net: images in [-1, 1] -> logits. To be compiled it is rearranged in place: same parameters, same values up to rounding.
+        precision: of forward and backward, settled.
+        compile: whether to compile, settled.
+    """
+
+    def __init__(self, net: nn.Module, precision: Precision = "fp32", compile: Compile = "off") -> None:
+        self.net, self._half, self._compiled, self._rows = net, precision == "bf16", compile == "on", 0
+        if self._compiled:
+            _replace_pools(net)
+            # What a compiled function depends on beside its inputs.
+            self._kind = (str(net), tuple((value.shape, value.device) for value in net.state_dict().values()))
+
+    def loss(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy, with a graph, and the logits without one.
+
+        Args:
+            images: float32 (B, C, H, W) in [-1, 1].
+            targets: int64 (B,) or float (B, classes).
+
+        Returns:
+            A float32 scalar and float32 (B, classes).
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self._function(_loss, images, targets)(self.net, images, targets, self._half)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Float32 (B, classes) logits of float32 (B, C, H, W) images in [-1, 1], without a graph.
+
+        A batch that is smaller than one before it, as the last of many is, is filled up, since compiled shapes are static.
+        """
+        count = len(images)
+        if self._compiled:
+            self._rows = max(self._rows, count)
+            images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._rows - count))
+        images = images.contiguous(memory_format=torch.channels_last)
+        return self._function(_logits, images)(self.net, images, self._half)[:count]
+
+    def _function(self, function: Callable, *inputs: Tensor) -> Callable:
+        if not self._compiled:
+            return function
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
+        key = (function, self._half, self.net.training, shapes, self._kind)
+        if key not in _made:
+            _made[key] = compiled(function)
+        return _made[key]
+
+
+_made: dict[tuple, Callable] = {}
+
+
+def _loss(net: nn.Module, images: Tensor, targets: Tensor, half: bool) -> tuple[Tensor, Tensor]:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        logits = net(images)
+    logits = logits.float()
+    return F.cross_entropy(logits, targets), logits.detach()
+
+
+def _logits(net: nn.Module, images: Tensor, half: bool) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        logits = net(images)
+    return logits.float()
+
+
+def _replace_pools(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.AvgPool2d) and HalvingMean.replaces(child):
+            setattr(module, name, HalvingMean())
+        else:
+            _replace_pools(child)
