@@ -9,26 +9,29 @@ recorded experts, of any age, so nothing is trained at all, and several can judg
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
 from dim.config import POOLS, STUDENTS, PoolConfig, require
+from dim.config.settings import Compile, Precision
 from dim.data.real import RealData
 from dim.nets.student import Student, build_student, parse_student
+from dim.nets.student_step import StudentStep, settled
 from dim.spec import DataSpec
 
 
 class _Member:
-    """One model, its optimiser and its age in SGD steps."""
+    """One model, its arithmetic, its optimiser and its age in SGD steps. `config` has settled precision and compilation."""
 
     def __init__(self, student: str, generation: int, net: Student, config: PoolConfig) -> None:
+        self.step = StudentStep(net, config.precision, config.compile)
         self.student, self.generation, self.net, self.age = student, generation, net, 0
         self.optimizer = torch.optim.SGD(
             net.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -102,6 +105,10 @@ class TrainedOptions:
     """SGD weight decay."""
     augment: str = "color_crop"
     """Augmentation during upkeep."""
+    precision: Precision = "fp32"
+    """As of `protocol.precision`, for upkeep and matching alike."""
+    compile: Compile = "auto"
+    """As of `protocol.compile`, by the work of upkeep."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "students", STUDENTS.admit_all(self.students))
@@ -127,15 +134,17 @@ class TrainedPool(ModelPool):
         channels_last: memory format of their convolutions.
         rank: number of this process, so that each augments its own share of a batch its own way.
         average: averages the gradients of parameters over processes, in place, so that all hold the same members.
+        work: steps of upkeep of one architecture, and images in each, by which open compilation is settled.
 
     Raises:
         InputError: for an unknown architecture.
     """
 
     @classmethod
-    def of_run(cls, config: PoolConfig, data: RealData, *, steps: int = 1, **settings: Any) -> Self:
-        """As a run makes it; it serves any number of steps."""
-        return cls(config, data.spec, **settings)
+    def of_run(cls, config: PoolConfig, data: RealData, *, steps: int = 1, batch_size: int = 0, **settings: Any) -> Self:
+        """As a run makes it; it serves any number of steps; the planned ones say whether compiling pays."""
+        upkeeps = steps * config.upkeep_steps // config.upkeep_every // len(config.students)
+        return cls(config, data.spec, work={"steps": upkeeps, "batch": batch_size}, **settings)
 
     def __init__(
         self,
@@ -149,6 +158,7 @@ class TrainedPool(ModelPool):
         channels_last: bool = False,
         rank: int = 0,
         average: Callable[[Iterable[nn.Parameter]], None] = lambda parameters: None,
+        work: Mapping[str, int] = MappingProxyType({"steps": 0, "batch": 0}),
     ) -> None:
         for student in config.students:
             parse_student(student)
@@ -158,7 +168,7 @@ class TrainedPool(ModelPool):
         self._serving: tuple[int, _Member] | None = None
         self._device, self._rank, self._average = torch.device(device), rank, average
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._augment = Augment(config.augment, spec)
+        self._augment, self._work = Augment(config.augment, spec), work
 
     @abstractmethod
     def _identity(self, step: int) -> tuple[int, int, str]:
@@ -176,7 +186,7 @@ class TrainedPool(ModelPool):
     def _make(self, slot: int, generation: int, student: str) -> _Member:
         net = build_student(student, self.spec, seed=rng.fold(self.seed, "pool-member", slot, generation))
         net = net.to(self._device, memory_format=self._format).requires_grad_(False).eval()
-        return _Member(student, generation, net, self.config)
+        return _Member(student, generation, net, settled(self.config, student, self.spec, self._device, **self._work))
 
     def draw(self, step: int) -> Student:
         """The member that serves `step`, in evaluation mode: (B, C, H, W) images in [-1, 1] -> (B, classes) logits.
@@ -187,8 +197,7 @@ class TrainedPool(ModelPool):
 
     def outputs(self, images: Tensor, step: int, kind: Literal["logits", "features"]) -> Tensor:
         """See `ModelPool`: one member serves a step."""
-        member = self.draw(step)
-        return (member.embed(images) if kind == "features" else member(images))[None]
+        return self._member(step).step.outputs(images, kind)[None]
 
     @property
     def learns_from_generated(self) -> bool:
@@ -215,8 +224,7 @@ class TrainedPool(ModelPool):
         member = self._member(step)
         source = rng.generator(self.seed, "pool-augment", step, part, self._rank, device=images.device)
         member.net.requires_grad_(True).train()
-        with torch.autocast(images.device.type, enabled=False):
-            loss = F.cross_entropy(member.net(self._augment(images, source)), labels)
+        loss, _ = member.step.loss(self._augment(images, source), labels)
         loss.backward()
         self._average(member.net.parameters())
         member.optimizer.step()
@@ -263,7 +271,8 @@ def build_pool(config: PoolConfig, data: RealData, **settings: Any) -> ModelPool
     Args:
         config: which pool, and its options.
         data: the real data, natural images.
-        settings: `steps` and `first_step`, the generator steps that the pool serves; further arguments as for `TrainedPool`.
+        settings: `steps` and `first_step`, the generator steps that the pool serves; `batch_size` of upkeep;
+            further arguments as for `TrainedPool`.
 
     Raises:
         InputError: see the pools.

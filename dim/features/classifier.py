@@ -44,7 +44,7 @@ def train_student(
     """
     net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
     net = net.to(device, memory_format=torch.channels_last).train()
-    protocol = settled(protocol, student, data.spec, device, steps * protocol.batch_size)
+    protocol = settled(protocol, student, data.spec, device, steps=steps, batch=protocol.batch_size)
     train = StudentStep(net, protocol.precision, protocol.compile)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
@@ -54,7 +54,7 @@ def train_student(
         optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
         images, targets = feed(step)
         images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        loss, logits = train.loss(images, targets)
+        loss, logits = train.loss(images.contiguous(memory_format=torch.channels_last), targets)
         observe(step, logits)
         loss.backward()
         optimizer.step()

@@ -230,8 +230,8 @@ class Selector:
 
     def _score(self, name: str, config: ScoringConfig) -> tuple[Tensor, dict[str, Any]]:
         _, steps, batch = _length(config, len(self.data.train))
-        images = steps * batch * config.runs
-        config = settled(config, config.student, self.data.spec, device_of(self.data), images)  # scores of either are told apart
+        work = {"steps": steps * config.runs, "batch": batch}
+        config = settled(config, config.student, self.data.spec, device_of(self.data), **work)  # scores of either are told apart
         scores, seconds = _kept_scores(self.data, name, config, self._cache)
         return scores, {"scoring": to_dict(config), "seconds": seconds}
 

@@ -94,7 +94,7 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
     steps, batch = _steps(data, config)
-    config = settled(config, config.student, spec, device, steps * batch)  # features of either arithmetic are told apart
+    config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
     path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
     try:

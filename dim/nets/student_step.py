@@ -8,7 +8,7 @@ Weights, their gradients and the optimiser stay float32 in either case.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dim.compiling import compiled, compiler_found, native_bfloat16, worth_compiling
-from dim.config import FeatureConfig, ProtocolConfig, ScoringConfig
+from dim.config import FeatureConfig, PoolConfig, ProtocolConfig, ScoringConfig
 from dim.config.settings import Compile, Precision
 from dim.nets.layers import HalvingMean
-from dim.nets.student import build_student
+from dim.nets.student import Student, build_student
 from dim.spec import DataSpec
 
 # Compiling takes some 20 seconds, in which a core does about this many operations of an eager student.
 _REPAYS_FLOPS = 3e12
 
 
-_Training = TypeVar("_Training", ProtocolConfig, FeatureConfig, ScoringConfig)
+_Training = TypeVar("_Training", ProtocolConfig, FeatureConfig, ScoringConfig, PoolConfig)
 
 
-def settled(config: _Training, student: str, spec: DataSpec, device: torch.device | str, images: int) -> _Training:
+def settled(config: _Training, student: str, spec: DataSpec, device: torch.device | str, *, steps: int, batch: int) -> _Training:
     """How a student is trained, with `auto` replaced by what this device and this much work make of it.
 
     Compilation repays itself by the work that it speeds up: on a CPU by the operations of all steps, on a GPU by their number.
@@ -40,13 +40,13 @@ def settled(config: _Training, student: str, spec: DataSpec, device: torch.devic
         student: architecture, as `build_student` reads it.
         spec: the data.
         device: where students are trained.
-        images: images in all steps of all students that share the compiled step, each time that they are seen.
+        steps: of all students that share the compiled step.
+        batch: images in each.
     """
     compile = config.compile
     if compile == "auto":
-        steps = images // config.batch_size
         if torch.device(device).type == "cpu":
-            worth = compiler_found(device) and images * training_flops(student, spec) >= _REPAYS_FLOPS
+            worth = compiler_found(device) and steps * batch * training_flops(student, spec) >= _REPAYS_FLOPS
         else:
             worth = worth_compiling("auto", device, steps)
         compile = "on" if worth else "off"
@@ -95,8 +95,7 @@ class StudentStep:
         Returns:
             A float32 scalar and float32 (B, classes).
         """
-        images = images.contiguous(memory_format=torch.channels_last)
-        return self._function(_loss, images, targets)(self.net, images, targets, self._half)
+        return self._run(_loss, images, targets)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -108,33 +107,40 @@ class StudentStep:
         if self._compiled:
             self._rows = max(self._rows, count)
             images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, self._rows - count))
-        images = images.contiguous(memory_format=torch.channels_last)
-        return self._function(_logits, images)(self.net, images, self._half)[:count]
+        return self._run(_logits, images)[:count]
 
-    def _function(self, function: Callable, *inputs: Tensor) -> Callable:
+    def outputs(self, images: Tensor, kind: Literal["logits", "features"]) -> Tensor:
+        """Float32 (B, classes) logits or (B, F) features before the last layer, differentiable in the images."""
+        return self._run(_logits if kind == "logits" else _features, images)
+
+    def _run(self, function: Callable, images: Tensor, *rest: Tensor) -> Any:
         if not self._compiled:
-            return function
+            return function(self.net, self._half, images, *rest)
+        inputs = (images.contiguous(memory_format=torch.channels_last), *rest)
         shapes = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
-        key = (function, self._half, self.net.training, shapes, self._kind)
+        trains = any(parameter.requires_grad for parameter in self.net.parameters())
+        key = (function, self._half, self.net.training, trains, torch.is_grad_enabled(), shapes, self._kind)
         if key not in _made:
             _made[key] = compiled(function)
-        return _made[key]
+        return _made[key](self.net, self._half, *inputs)
 
 
 _made: dict[tuple, Callable] = {}
 
 
-def _loss(net: nn.Module, images: Tensor, targets: Tensor, half: bool) -> tuple[Tensor, Tensor]:
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-        logits = net(images)
-    logits = logits.float()
+def _loss(net: nn.Module, half: bool, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = _logits(net, half, images)
     return F.cross_entropy(logits, targets), logits.detach()
 
 
-def _logits(net: nn.Module, images: Tensor, half: bool) -> Tensor:
+def _logits(net: nn.Module, half: bool, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-        logits = net(images)
-    return logits.float()
+        return net(images).float()
+
+
+def _features(net: Student, half: bool, images: Tensor) -> Tensor:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        return net.embed(images).float()
 
 
 def _replace_pools(module: nn.Module) -> None:

@@ -1,9 +1,11 @@
 """Objectives: what may drive images, one per file. Each adds its gradient to `images.grad` and knows nothing of where
 the images came from, so every objective can drive pixels, latents, or a generator's weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Objective(Protocol):
@@ -28,3 +30,16 @@ class Objective(Protocol):
 def add_gradient(images: Tensor, gradient: Tensor) -> None:
     """Add to `images.grad`, which may not be there yet."""
     images.grad = gradient if images.grad is None else images.grad.add_(gradient)
+
+
+@contextmanager
+def without_gradients(network: nn.Module) -> Iterator[None]:
+    """Weights as constants, for gradients in the images alone: a convolution computes its weights' unless told so."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -112,6 +112,7 @@ class Trainer:
             config.pool,
             data,
             steps=self.stages[1].stop - self.stages[1].start,
+            batch_size=config.stage_two.batch_size,
             steps_per_epoch=max(1, len(data.train) // config.stage_two.batch_size),
             first_step=self.stages[1].start,
             seed=seed,

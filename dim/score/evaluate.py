@@ -92,19 +92,20 @@ class Evaluator:
         self._whitening = Whitening.fit(data.train, data.spec, device=self.device) if protocol.zca else None
         self._seen = data if self._whitening is None else self._whitening.data(data)
         self._selector = selector or Selector(data)
-        self._images = 0
+        self._expected = 0
 
     # --- arithmetic ------------------------------------------------------------------------------------------------------
 
     def expect(self, steps: int) -> None:
         """Say how many steps the longest row of a table takes, so that all its rows are computed alike; see `protocol_for`."""
-        self._images = max(self._images, steps * self.protocol.batch_size * len(self.seeds))
+        self._expected = max(self._expected, steps * self.protocol.batch_size)
 
     def protocol_for(self, student: str, images: int = 0) -> ProtocolConfig:
-        """The protocol of one student's rows, with its arithmetic settled by the device and the work: by `images`, those of all
-        steps and seeds, or by what `expect` announced if that is more."""
+        """The protocol of one student's rows, with its arithmetic settled by the device and the images that a student sees, or
+        those that `expect` announced if they are more."""
         protocol = dataclasses.replace(self.protocol, students=(student,))
-        return settled(protocol, student, self._seen.spec, self.device, max(images, self._images))
+        steps = len(self.seeds) * max(images, self._expected) // protocol.batch_size
+        return settled(protocol, student, self._seen.spec, self.device, steps=steps, batch=protocol.batch_size)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ class Evaluator:
         for student in self.protocol.students:
             started = time.perf_counter()
             accuracies = []
-            protocol = self.protocol_for(student, source.steps * source.batch_size * len(self.seeds))
+            protocol = self.protocol_for(student, source.steps * source.batch_size)
             protocol = dataclasses.replace(protocol, lr=source.lr or protocol.lr)
             for seed in self.seeds:
                 feed = self._as_seen(source.feed(seed))

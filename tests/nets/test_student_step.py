@@ -61,7 +61,7 @@ def test_students_of_one_kind_share_what_was_compiled(spec, monkeypatch):
 
 def test_a_last_batch_that_is_smaller_is_filled_up(spec, monkeypatch):
     shapes = []
-    monkeypatch.setattr(module, "compiled", lambda function: lambda *inputs: shapes.append(len(inputs[1])) or function(*inputs))
+    monkeypatch.setattr(module, "compiled", lambda function: lambda *inputs: shapes.append(len(inputs[2])) or function(*inputs))
     monkeypatch.setattr(module, "_made", {})
     net = build_student("convnet:width=8", spec(), seed=0).eval()
     step, (images, _) = StudentStep(net, compile="on"), batch(spec())
@@ -96,7 +96,7 @@ def test_work_settles_what_is_open(spec, monkeypatch):
     few, many = int(1e12 / flops), int(1e13 / flops)
 
     def kinds(images, **changes):
-        config = settled(ProtocolConfig(**changes), "convnet:width=8", spec(), "cpu", images)
+        config = settled(ProtocolConfig(**changes), "convnet:width=8", spec(), "cpu", steps=images, batch=1)
         return config.precision, config.compile
 
     assert kinds(few) == ("fp32", "off")
@@ -109,8 +109,8 @@ def test_work_settles_what_is_open(spec, monkeypatch):
     assert kinds(many) == ("fp32", "on")
     monkeypatch.setattr(module, "compiler_found", lambda device: False)
     assert kinds(many) == ("fp32", "off")
-    once = settled(FeatureConfig(), "convnet:width=8", spec(), "cpu", many)
-    assert settled(once, "convnet:width=8", spec(), "cpu", few) == once
+    once = settled(FeatureConfig(), "convnet:width=8", spec(), "cpu", steps=many, batch=1)
+    assert settled(once, "convnet:width=8", spec(), "cpu", steps=few, batch=1) == once
 
 
 def test_operations_are_counted(spec):

@@ -13,7 +13,7 @@ from dim import rng
 from dim.augment import Augment
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import Discriminator
-from dim.objectives import add_gradient
+from dim.objectives import add_gradient, without_gradients
 from dim.spec import DataSpec
 
 __all__ = ["Adversarial"]
@@ -126,10 +126,11 @@ class Adversarial:
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`: -critic + class loss."""
-        critic, logits = self._judge(images, step)
-        class_loss = F.cross_entropy(logits, targets)
-        loss = self.config.class_weight * class_loss - critic.mean()
-        add_gradient(images, torch.autograd.grad(loss, images)[0])
+        with without_gradients(self.discriminator):
+            critic, logits = self._judge(images, step)
+            class_loss = F.cross_entropy(logits, targets)
+            loss = self.config.class_weight * class_loss - critic.mean()
+            add_gradient(images, torch.autograd.grad(loss, images)[0])
         return {"adversarial": loss.detach(), "class": class_loss.detach()}
 
     def state(self) -> dict[str, Tensor]:

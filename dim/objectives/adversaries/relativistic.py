@@ -13,7 +13,7 @@ from dim import rng
 from dim.augment import Augment
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import ProjectionDiscriminator
-from dim.objectives import add_gradient
+from dim.objectives import add_gradient, without_gradients
 from dim.spec import DataSpec
 
 __all__ = ["Relativistic"]
@@ -147,10 +147,12 @@ class Relativistic:
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`: the generated image of a pair should be judged the better one."""
-        both = self._augmented(torch.cat((real, images)), "generator", step)
-        real_values, fake_values = self.discriminator(both, targets.repeat(2)).float().chunk(2)
-        loss = F.softplus(real_values - fake_values).mean()
-        add_gradient(images, torch.autograd.grad(loss, images)[0])
+        real, given = self._augmented(torch.cat((real, images)), "generator", step).chunk(2)
+        with without_gradients(self.discriminator):
+            with torch.no_grad():
+                real_values = self.discriminator(real, targets).float()
+            loss = F.softplus(real_values - self.discriminator(given, targets).float()).mean()
+            add_gradient(images, torch.autograd.grad(loss, images)[0])
         return {"adversarial": loss.detach()}
 
     def state(self) -> dict[str, Tensor]:
