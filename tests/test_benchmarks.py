@@ -16,7 +16,7 @@ import tyro
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
     *("accuracy", "coverage", "generators", "hypergradient", "matching"),
-    *("policies", "pool", "published", "step_time", "trajectory"),
+    *("policies", "pool", "published", "speed", "step_time", "trajectory"),
 )
 
 
@@ -32,7 +32,8 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
             spec.loader.exec_module(loaded)
             return loaded
 
-        patch.setitem(sys.modules, "common", module("common"))
+        for shared in ("common", "step_time"):
+            patch.setitem(sys.modules, shared, module(shared))
         yield module
 
 
