@@ -261,7 +261,7 @@ def measure_start(rows: Rows, arguments: Arguments) -> None:
 
 def measure_accuracy(rows: Rows, arguments: Arguments) -> None:
     """Random real images at IPC 10, the same sets and seeds in both arithmetics; the difference of each pair."""
-    for name in ("fashion_mnist", "cifar10"):
+    for name in ("fashion-mnist", "cifar10"):
         data = load_data(located(DataConfig(dataset=name), arguments.data_root))
         scores = {}
         for arithmetic, (precision, compile) in ARITHMETICS.items():
