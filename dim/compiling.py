@@ -9,13 +9,17 @@ import subprocess
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from dim.config.settings import Compile
 
 _REPAYS = 2000  # calls from which a compilation of half a minute is repaid
+_FLOPS_PER_SECOND = 8e10  # of a core in eager mode, about
 
 
 def compiler_found(device: torch.device | str) -> bool:
@@ -28,6 +32,18 @@ def compiler_found(device: torch.device | str) -> bool:
 def worth_compiling(choice: Compile, device: torch.device | str, calls: int) -> bool:
     """Whether to compile a function that will be called so many times: `auto` from 2,000 calls, where a compiler is found."""
     return choice == "on" or (choice == "auto" and calls >= _REPAYS and compiler_found(device))
+
+
+def work_repays(choice: Compile, device: torch.device | str, flops: float, *, seconds: float) -> bool:
+    """Whether to compile a function that does so many floating-point operations in all.
+
+    Args:
+        choice: `auto` is for CPUs, where compiling saves a part of the time of every operation; elsewhere it is off.
+        flops: of all calls.
+        seconds: what compiling takes, about.
+    """
+    worth = torch.device(device).type == "cpu" and flops >= 2 * seconds * _FLOPS_PER_SECOND and compiler_found(device)
+    return choice == "on" or (choice == "auto" and worth)
 
 
 def native_bfloat16(device: torch.device | str) -> bool:
@@ -67,6 +83,28 @@ def compiled(function: Callable) -> Callable:
             return function(*inputs)
         finally:
             talk.setLevel(level)
+
+    return run
+
+
+def compiled_whole(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that takes gradients inside, and gradients of gradients, as one compiled graph without autograd.
+
+    It is traced at the first call for given shapes, with the autocast that holds then. Compiled apart, forward and backward would
+    have to store what one kernel computes on the way, and a backward that is differentiated again would not compile at all.
+
+    Args:
+        function: tensors, or lists and dictionaries of them -> the same; it asks for gradients by `torch.autograd.grad` of copies
+            of its inputs that it makes require them.
+    """
+    made: dict[Any, Callable] = {}
+
+    def run(*inputs: Any) -> Any:
+        key = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(inputs) if leaf is not None)
+        if key not in made:
+            made[key] = compiled(make_fx(lambda *given: function(*given))(*inputs))
+        with torch.no_grad():
+            return made[key](*inputs)
 
     return run
 

@@ -7,7 +7,7 @@ import tyro
 
 from dim.config.data import DataConfig
 from dim.config.protocol import ProtocolConfig
-from dim.config.settings import Choices, Distance, Section, Settings, require
+from dim.config.settings import Choices, Compile, Distance, Section, Settings, require
 
 GENERATORS = Choices("generator", "dim.nets.generators")
 ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries")
@@ -213,6 +213,9 @@ class FitConfig(Settings):
     """Keep convolutions in the channels-last memory format."""
     tf32: bool = True
     """Allow TF32 matrix products on GPUs that have them."""
+    compile: Compile = "auto"
+    """Compile the discriminator's step, which takes up to a minute. `auto`: for long trainings on a CPU, where a compiler is
+    found (not measured on a GPU, and off there). The pool has an option of its own."""
     device: Annotated[str | None, tyro.conf.arg(aliases=["--device"])] = None
     """cpu, cuda, mps. Default: what accelerate finds."""
     checkpoint_minutes: float = 5.0

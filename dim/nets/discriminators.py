@@ -5,6 +5,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dim import rng
 from dim.config import DiscriminatorConfig
@@ -95,3 +96,12 @@ def build_discriminator(network: type[nn.Module], config: DiscriminatorConfig, s
     """Build a discriminator with weights initialised from `seed`, on the CPU."""
     with rng.initialisation(seed, "discriminator"):
         return network(spec, config)
+
+
+def training_flops(discriminator: nn.Module, spec: DataSpec) -> int:
+    """Floating-point operations of one step per image without penalties, those of convolutions and matrix products."""
+    labels = () if isinstance(discriminator, Discriminator) else (torch.zeros(1, dtype=torch.int64),)
+    device = next(discriminator.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        discriminator(*(value.to(device) for value in (torch.zeros(1, *spec.image_shape), *labels)))
+    return 3 * counter.get_total_flops()

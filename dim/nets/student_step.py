@@ -15,16 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dim.compiling import compiled, compiler_found, native_bfloat16, worth_compiling
+from dim.compiling import compiled, native_bfloat16, work_repays, worth_compiling
 from dim.config import FeatureConfig, PoolConfig, ProtocolConfig, ScoringConfig
 from dim.config.settings import Compile, Precision
 from dim.nets.layers import HalvingMean
 from dim.nets.student import Student, build_student
 from dim.spec import DataSpec
-
-# Compiling takes some 20 seconds, in which a core does about this many operations of an eager student.
-_REPAYS_FLOPS = 3e12
-
 
 _Training = TypeVar("_Training", ProtocolConfig, FeatureConfig, ScoringConfig, PoolConfig)
 
@@ -45,10 +41,9 @@ def settled(config: _Training, student: str, spec: DataSpec, device: torch.devic
     """
     compile = config.compile
     if compile == "auto":
-        if torch.device(device).type == "cpu":
-            worth = compiler_found(device) and steps * batch * training_flops(student, spec) >= _REPAYS_FLOPS
-        else:
-            worth = worth_compiling("auto", device, steps)
+        on_cpu = torch.device(device).type == "cpu"
+        work = steps * batch * training_flops(student, spec) if on_cpu else 0
+        worth = work_repays("auto", device, work, seconds=20) if on_cpu else worth_compiling("auto", device, steps)
         compile = "on" if worth else "off"
     precision = config.precision
     if precision == "auto":

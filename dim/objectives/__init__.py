@@ -1,10 +1,11 @@
 """Objectives: what may drive images, one per file. Each adds its gradient to `images.grad` and knows nothing of where
 the images came from, so every objective can drive pixels, latents, or a generator's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,6 +31,14 @@ class Objective(Protocol):
 def add_gradient(images: Tensor, gradient: Tensor) -> None:
     """Add to `images.grad`, which may not be there yet."""
     images.grad = gradient if images.grad is None else images.grad.add_(gradient)
+
+
+def set_gradients(parameters: Mapping[str, nn.Parameter], gradients: Mapping[str, Tensor]) -> None:
+    """Set `grad` of parameters by name, each in the memory format of its parameter, as fused optimisers want it."""
+    for name, parameter in parameters.items():
+        gradient = gradients[name]
+        same = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dim import rng
+from dim.compiling import work_repays
 from dim.config import ADVERSARIES, OBJECTIVES, TrainConfig, to_dict
 from dim.data.real import EpochBatches, RealData
 from dim.io import load_tensors
 from dim.loop import Loop, continues
-from dim.nets.discriminators import build_discriminator
+from dim.nets.discriminators import build_discriminator, training_flops
 from dim.nets.generator import Generator, build_generator
 from dim.nets.generator_file import FILE_NAME, save_generator_file
 from dim.nets.student import check_protocol
@@ -151,6 +152,9 @@ class Trainer:
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
         shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
+        images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
+        work = images * training_flops(network, spec)
+        shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
         mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
         return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import dim.compiling as compiling
 import dim.nets.student_step as module
 from dim.compiling import native_bfloat16
 from dim.config import FeatureConfig, ProtocolConfig
@@ -90,7 +91,7 @@ def test_other_poolings_stay(pool):
 
 
 def test_work_settles_what_is_open(spec, monkeypatch):
-    monkeypatch.setattr(module, "compiler_found", lambda device: True)
+    monkeypatch.setattr(compiling, "compiler_found", lambda device: True)
     monkeypatch.setattr(module, "native_bfloat16", lambda device: True)
     flops = training_flops("convnet:width=8", spec())
     few, many = int(1e12 / flops), int(1e13 / flops)
@@ -107,7 +108,7 @@ def test_work_settles_what_is_open(spec, monkeypatch):
     assert kinds(few, precision="bf16") == ("bf16", "off")
     monkeypatch.setattr(module, "native_bfloat16", lambda device: False)
     assert kinds(many) == ("fp32", "on")
-    monkeypatch.setattr(module, "compiler_found", lambda device: False)
+    monkeypatch.setattr(compiling, "compiler_found", lambda device: False)
     assert kinds(many) == ("fp32", "off")
     once = settled(FeatureConfig(), "convnet:width=8", spec(), "cpu", steps=many, batch=1)
     assert settled(once, "convnet:width=8", spec(), "cpu", steps=few, batch=1) == once

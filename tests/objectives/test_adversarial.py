@@ -298,3 +298,23 @@ def test_bad_batches_and_options_are_refused(net, spec):
         _adversarial(net, spec, augment="colour")
     with pytest.raises(InputError, match="gradient_penalty"):
         AdversarialConfig(loss="acgan-wgangp", gradient_penalty=-1)
+
+
+def test_a_compiled_step_is_the_plain_one_to_rounding(net, spec):
+    images, real = _batch()
+    ends = []
+    for compile in (False, True):
+        own = copy.deepcopy(net)
+        objective = Adversarial(
+            own,
+            torch.optim.SGD(own.parameters(), lr=0.01),
+            AdversarialConfig(loss="acgan-wgangp"),
+            spec(1, 8),
+            seed=0,
+            finish=lambda parameters: None,
+            compile=compile,
+        )
+        losses = objective.advance(images, TARGETS, real=real, step=0)
+        ends.append([*(value.detach() for value in own.parameters()), *losses.values()])
+    for given, wanted in zip(*ends[::-1], strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-6)

@@ -149,3 +149,39 @@ def test_bad_options_are_refused():
         AdversarialConfig(loss="relativistic", augment="crop", augment_target=1.5)
     with pytest.raises(InputError, match=r"adversarial\.penalty_every is 0"):
         AdversarialConfig(loss="relativistic", penalty_every=0)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_compiled_step_is_the_plain_one_to_rounding(net, spec, step):
+    images, real = batch()
+    ends = []
+    for compile in (False, True):
+        own = copy.deepcopy(net)
+        objective = make(own, spec, penalty_every=2)
+        if compile:
+            objective = Relativistic(
+                own,
+                objective.optimizer,
+                objective.config,
+                spec(1, 8, 4),
+                seed=0,
+                finish=lambda parameters: None,
+                gamma=lambda step: 0.7,
+                compile=True,
+            )
+        losses = objective.advance(images, TARGETS, real=real, step=step)
+        ends.append(([value.detach() for value in own.parameters()], losses))
+    (plain, losses), (compiled, others) = ends
+    for given, wanted in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-6)
+    assert losses.keys() == others.keys() >= ({"penalty"} if step == 0 else set())
+    for name in losses:
+        torch.testing.assert_close(others[name], losses[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_generators_turn_leaves_the_discriminators_gradients_alone(net, spec):
+    images, real = batch()
+    images.requires_grad_()
+    make(net, spec).accumulate(images, TARGETS, real=real, step=0)
+    assert images.grad is not None
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())

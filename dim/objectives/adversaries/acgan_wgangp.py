@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dim import rng
 from dim.augment import Augment
+from dim.compiling import compiled_whole
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import Discriminator
-from dim.objectives import add_gradient, without_gradients
+from dim.objectives import add_gradient, set_gradients, without_gradients
 from dim.spec import DataSpec
 
 __all__ = ["Adversarial"]
@@ -36,10 +38,13 @@ class AdversarialOptions:
             require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
 
 
-def gradient_penalty(discriminator: nn.Module, real: Tensor, generated: Tensor, mixture: Tensor) -> Tensor:
+def gradient_penalty(
+    discriminator: Callable[[Tensor], tuple[Tensor, Tensor]], real: Tensor, generated: Tensor, mixture: Tensor
+) -> Tensor:
     """E[(|grad_x critic(x)| - 1)^2] at x = m * real + (1 - m) * generated (Gulrajani et al. 2017, eq. 3), in float32.
 
     Args:
+        discriminator: images -> critic values and logits.
         real, generated: (B, C, H, W).
         mixture: (B, 1, 1, 1) in [0, 1].
     """
@@ -67,6 +72,7 @@ class Adversarial:
         finish: called with the discriminator's parameters between backward and the optimiser's step (averaging over
             processes, clipping).
         rank: number of this process, so that each makes its own draws.
+        compile: compile the discriminator's step, with the penalty and its derivatives in one graph.
     """
 
     Options: ClassVar = AdversarialOptions
@@ -88,46 +94,76 @@ class Adversarial:
         seed: int,
         finish: Callable[[Iterable[nn.Parameter]], Tensor | None],
         rank: int = 0,
+        compile: bool = False,
     ) -> None:
         self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
         self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
+        self._gradients = compiled_whole(self._judge) if compile else self._judge
 
-    def _judge(self, images: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Critic values and logits, float32, of images under the step's augmentation."""
-        if self._augment.families:
-            images = self._augment(
-                images, rng.generator(self._seed, "adversarial-augment", step, self._rank, device=images.device)
-            )
-        critic, logits = self.discriminator(images)
-        return critic.float(), logits.float()
+    def _augmented(self, images: Tensor, step: int) -> Tensor:
+        """Images under the step's augmentation."""
+        if not self._augment.families:
+            return images
+        return self._augment(images, rng.generator(self._seed, "adversarial-augment", step, self._rank, device=images.device))
 
     def advance(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """One step of the discriminator: fake - real + class losses + penalty. `images.grad` is left alone."""
         images = images.detach()
-        # Layer norm keeps images apart, so one pass over both halves equals two passes.
-        critic, logits = self._judge(torch.cat((real, images)), step)
-        (critic_real, critic_fake), (logits_real, logits_fake) = critic.chunk(2), logits.chunk(2)
-        class_loss = F.cross_entropy(logits_real, targets)
-        if self.config.class_weight_generated > 0:
-            class_loss = class_loss + self.config.class_weight_generated * F.cross_entropy(logits_fake, targets)
-        distance = critic_real.mean() - critic_fake.mean()
-        loss = self.config.class_weight * class_loss - distance
+        both, mixture = self._augmented(torch.cat((real, images)), step), None
         if self.config.gradient_penalty > 0:
             source = rng.generator(self._seed, "penalty", step, self._rank, device=real.device)
             mixture = torch.rand(len(real), 1, 1, 1, generator=source, device=real.device)
-            penalty = gradient_penalty(self.discriminator, real, images, mixture)
-            loss = loss + self.config.gradient_penalty * penalty
-        loss.backward()
+        parameters = dict(self.discriminator.named_parameters())
+        found = self._gradients(parameters, both, targets, real, images, mixture)
+        set_gradients(parameters, found["gradients"])
         self._finish(self.discriminator.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()  # it holds casts of the weights as they were
-        return {"critic": loss.detach(), "distance": distance.detach()}
+        return {"critic": found["critic"], "distance": found["distance"]}
+
+    def _judge(
+        self,
+        parameters: dict[str, Tensor],
+        both: Tensor,
+        targets: Tensor,
+        real: Tensor,
+        images: Tensor,
+        mixture: Tensor | None,
+    ) -> dict[str, Any]:
+        """Gradients of the discriminator's loss by parameter, and what is reported.
+
+        Args:
+            parameters: the discriminator's.
+            both: real images and as many generated ones, augmented.
+            targets: labels of either half.
+            real, images: the same as they are.
+            mixture: see `gradient_penalty`; None: no penalty.
+        """
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+            def discriminator(images: Tensor) -> tuple[Tensor, Tensor]:
+                return functional_call(self.discriminator, leaves, (images,))
+
+            # Layer norm keeps images apart, so one pass over both halves equals two passes.
+            critic, logits = (value.float() for value in discriminator(both))
+            (critic_real, critic_fake), (logits_real, logits_fake) = critic.chunk(2), logits.chunk(2)
+            class_loss = F.cross_entropy(logits_real, targets)
+            if self.config.class_weight_generated > 0:
+                class_loss = class_loss + self.config.class_weight_generated * F.cross_entropy(logits_fake, targets)
+            distance = critic_real.mean() - critic_fake.mean()
+            loss = self.config.class_weight * class_loss - distance
+            if mixture is not None:
+                loss = loss + self.config.gradient_penalty * gradient_penalty(discriminator, real, images, mixture)
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+        named = dict(zip(leaves, gradients, strict=True))
+        return {"critic": loss.detach(), "distance": distance.detach(), "gradients": named}
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`: -critic + class loss."""
         with without_gradients(self.discriminator):
-            critic, logits = self._judge(images, step)
+            critic, logits = (value.float() for value in self.discriminator(self._augmented(images, step)))
             class_loss = F.cross_entropy(logits, targets)
             loss = self.config.class_weight * class_loss - critic.mean()
             add_gradient(images, torch.autograd.grad(loss, images)[0])

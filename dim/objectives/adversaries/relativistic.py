@@ -3,17 +3,20 @@ class in pairs. Augmentation may have an adaptive probability (Karras et al. 202
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dim import rng
 from dim.augment import Augment
+from dim.compiling import compiled_whole
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import ProjectionDiscriminator
-from dim.objectives import add_gradient, without_gradients
+from dim.objectives import add_gradient, set_gradients
 from dim.spec import DataSpec
 
 __all__ = ["Relativistic"]
@@ -61,6 +64,7 @@ class Relativistic:
         gamma: weight of the penalties at a step.
         mean: averages a scalar over processes.
         rank: number of this process, so that each makes its own draws.
+        compile: compile what either turn asks of the discriminator, penalty and all derivatives in one graph.
     """
 
     Options: ClassVar = RelativisticOptions
@@ -100,10 +104,14 @@ class Relativistic:
         gamma: Callable[[int], float],
         mean: Callable[[Tensor], Tensor] = lambda value: value,
         rank: int = 0,
+        compile: bool = False,
     ) -> None:
         self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
         self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
         self._gamma, self._mean = gamma, mean
+        wrap = compiled_whole if compile else (lambda function: function)
+        self._gradients = {penalised: wrap(partial(self._judge, penalised)) for penalised in (False, True)}
+        self._image_gradients = wrap(self._compare)
         device = next(discriminator.parameters()).device
         self.probability = torch.zeros((), device=device)
         """Share of images that are augmented, a scalar that stays on the device; unused unless it adapts."""
@@ -123,37 +131,64 @@ class Relativistic:
         """One step of the discriminator. `images.grad` is left alone."""
         both = self._augmented(torch.cat((real, images.detach())), "discriminator", step)
         penalised = self._gamma(step) > 0 and step % self.config.penalty_every == 0
-        both.requires_grad_(penalised)
-        values = self.discriminator(both, targets.repeat(2)).float()
-        real_values, fake_values = values.chunk(2)
-        loss = F.softplus(fake_values - real_values).mean()
-        losses = {"critic": loss.detach(), "distance": (real_values - fake_values).detach().mean()}
+        weight = torch.full((), self._gamma(step) / 2 * self.config.penalty_every, device=both.device)
+        parameters = dict(self.discriminator.named_parameters())
+        found = self._gradients[penalised](parameters, both, targets.repeat(2), weight)
+        set_gradients(parameters, found["gradients"])
+        margins = found["margins"]
+        losses = {"critic": found["critic"], "distance": margins.mean()}
         if penalised:
-            # Nothing in the network couples images, so one gradient of the sum holds every image's own.
-            (gradient,) = torch.autograd.grad(values.sum(), both, create_graph=True)
-            penalty = 2 * gradient.float().flatten(1).square().sum(1).mean()  # R1 + R2, each a mean over half of the images
-            loss = loss + self._gamma(step) / 2 * self.config.penalty_every * penalty
-            losses["penalty"] = penalty.detach()
-        loss.backward()
+            losses["penalty"] = found["penalty"]
         self._finish(self.discriminator.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()  # it holds casts of the weights as they were
         if self.config.augment_target is not None:
-            margin = self._mean((real_values - fake_values).detach().sign().mean()) - self.config.augment_target
+            margin = self._mean(margins.sign().mean()) - self.config.augment_target
             self.probability = (self.probability + margin.sign() * len(real) / self.config.augment_images).clamp(0, 1)
             losses["augment_probability"] = self.probability
         return losses
 
+    def _judge(
+        self, penalised: bool, parameters: dict[str, Tensor], both: Tensor, targets: Tensor, weight: Tensor
+    ) -> dict[str, Any]:
+        """Gradients of the discriminator's loss by parameter, and what is reported, of real images and as many generated ones."""
+        with torch.enable_grad():
+            both = both.detach().requires_grad_(penalised)
+            leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+            values = functional_call(self.discriminator, leaves, (both, targets)).float()
+            real_values, fake_values = values.chunk(2)
+            loss = critic = F.softplus(fake_values - real_values).mean()
+            found = {"critic": critic.detach(), "margins": (real_values - fake_values).detach()}
+            if penalised:
+                # Nothing in the network couples images, so one gradient of the sum holds every image's own.
+                (gradient,) = torch.autograd.grad(values.sum(), both, create_graph=True)
+                penalty = 2 * gradient.float().flatten(1).square().sum(1).mean()  # R1 + R2, each a mean over half of the images
+                loss = loss + weight * penalty
+                found["penalty"] = penalty.detach()
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return {**found, "gradients": dict(zip(leaves, gradients, strict=True))}
+
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`: the generated image of a pair should be judged the better one."""
-        real, given = self._augmented(torch.cat((real, images)), "generator", step).chunk(2)
-        with without_gradients(self.discriminator):
-            with torch.no_grad():
-                real_values = self.discriminator(real, targets).float()
-            loss = F.softplus(real_values - self.discriminator(given, targets).float()).mean()
-            add_gradient(images, torch.autograd.grad(loss, images)[0])
-        return {"adversarial": loss.detach()}
+        shown = self._augmented(torch.cat((real, images)), "generator", step)
+        found = self._image_gradients(dict(self.discriminator.named_parameters()), shown.detach(), targets)
+        both = torch.cat((torch.zeros_like(real), found["gradient"]))
+        add_gradient(images, torch.autograd.grad(shown, images, both)[0])  # through the augmentation, to the generated half
+        return {"adversarial": found["loss"]}
+
+    def _compare(self, parameters: dict[str, Tensor], both: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The generator's loss, and its gradient at the generated half of real images and as many generated ones."""
+        constants = {name: value.detach() for name, value in parameters.items()}
+        real, given = both.chunk(2)
+        with torch.no_grad():
+            real_values = functional_call(self.discriminator, constants, (real, targets)).float()
+        with torch.enable_grad():
+            given = given.detach().requires_grad_()
+            values = functional_call(self.discriminator, constants, (given, targets)).float()
+            loss = F.softplus(real_values - values).mean()
+            (gradient,) = torch.autograd.grad(loss, given)
+        return {"loss": loss.detach(), "gradient": gradient}
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold beside the network and its optimiser."""
