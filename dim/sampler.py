@@ -19,7 +19,7 @@ from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generator import Generator
 from dim.pictures import grid
-from dim.spec import DataSpec
+from dim.spec import DataSpec, as_unit_range
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ def sample_set(
         ranking: take images in this order, made for the same generator and seed (`dim.emit.policy`). Default: 0, 1, 2, ...
         latents: hold a latent per image too, so that the set can be stored as those and the generator. Without a ranking that
             moves latents, images then differ from those of the plain set by rounding.
-        batch_size: images generated at a time; it bounds memory and changes nothing else.
+        batch_size: the most images generated at a time, fewer if they are large; it bounds memory and changes nothing else.
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
 
@@ -261,10 +261,9 @@ def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int =
 
 def set_grid(subject: SyntheticSet, *, per_class: int = 10, max_classes: int = 20):
     """The first images of every class of a set (of the first classes, if there are many), one row per class, as a picture."""
-    images, _ = subject.tensors()
     rows = []
     for label in range(min(subject.spec.num_classes, max_classes)):
-        own = images[subject.labels == label][:per_class]
+        own = as_unit_range(subject.images[(subject.labels == label).nonzero()[:per_class, 0]])
         rows.append(own)
     longest = max(map(len, rows))
     return grid(torch.stack([torch.cat((row, torch.ones(longest - len(row), *subject.spec.image_shape))) for row in rows]))

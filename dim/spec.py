@@ -98,6 +98,11 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
+def as_unit_range(images: Tensor) -> Tensor:
+    """Images as they are stored, uint8 or float32 in [-1, 1] -> float32 in [-1, 1]."""
+    return to_unit_range(images) if images.dtype == torch.uint8 else images
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """float (..., C, H, W) in [-1, 1] -> uint8, rounded to nearest; values outside the range are clipped."""
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dim.chunks import FORWARD, chunk_size
 from dim.config import PoolConfig, TrainConfig, from_dict
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
@@ -16,7 +17,7 @@ from dim.io import digest, load_tensors
 from dim.nets.student import Student
 from dim.pool import build_pool
 from dim.run_folder import CHECKPOINT, RUN, read_run, unprefixed
-from dim.spec import DataSpec
+from dim.spec import DataSpec, as_unit_range
 from dim.trajectory.experts import Experts
 from dim.trajectory.store import LAYOUT
 
@@ -28,8 +29,8 @@ Member = Callable[[Tensor], Tensor]
 class Teacher:
     """An ensemble: the mean of its members' probabilities.
 
-    A label depends on the image and on its place in blocks of a hundred only, so a smaller set's labels are, bit by bit, the
-    beginning of a larger one's (on one machine, with one number of threads).
+    A label depends on the image and on its place in blocks of a hundred (of large images, fewer) only, so a smaller set's labels
+    are, bit by bit, the beginning of a larger one's (on one machine, with one number of threads).
 
     Args:
         name: what the members are.
@@ -77,15 +78,17 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """What every member says: float (N, C, H, W) in [-1, 1], on any device -> float32 (members, N, K), on the teacher's."""
-        parts = []
-        for block in images.split(_BLOCK):
-            padded = torch.cat((block, block.new_zeros(_BLOCK - len(block), *block.shape[1:]))).to(self.device)
+        """What every member says: (N, C, H, W) images, float in [-1, 1] or uint8, on any device -> float32 (members, N, K), on
+        the teacher's."""
+        parts, size = [], chunk_size(4 * self.spec.image_bytes, _BLOCK, FORWARD)
+        for block in images.split(size):
+            block = as_unit_range(block)
+            padded = torch.cat((block, block.new_zeros(size - len(block), *block.shape[1:]))).to(self.device)
             parts.append(torch.stack([member(padded).float()[: len(block)] for member in self.members]))
         return torch.cat(parts, dim=1)
 
     def labels(self, images: Tensor) -> Tensor:
-        """Soft labels: float (N, C, H, W) images in [-1, 1] -> float32 (N, K) probabilities, on the teacher's device."""
+        """Soft labels: (N, C, H, W) images, float in [-1, 1] or uint8 -> float32 (N, K) probabilities, on its device."""
         return self.soften(self.logits(images))
 
     def soften(self, logits: Tensor) -> Tensor:
@@ -105,9 +108,8 @@ class Teacher:
 
 def with_soft_labels(subject: SyntheticSet, teacher: Teacher) -> SyntheticSet:
     """The same images with a teacher's labels; the classes stay known."""
-    images, _ = SyntheticSet(subject.images, subject.labels, subject.spec).tensors()
     info = {**subject.info, "teacher": teacher.name, "top_k": teacher.top_k}
-    soft = teacher.labels(images)
+    soft = teacher.labels(subject.images)
     return SyntheticSet(subject.images, subject.labels, subject.spec, soft=soft, info=info, latents=subject.latents)
 
 

@@ -15,7 +15,7 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "coverage", "generators", "hypergradient", "matching"),
+    *("accuracy", "coverage", "generators", "hypergradient", "memory", "matching"),
     *("policies", "pool", "published", "speed", "step_time", "trajectory"),
 )
 

@@ -126,7 +126,7 @@ class SampleArguments(Settings):
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
     imported."""
     batch_size: int = 2048
-    """Images generated at a time; it bounds memory and changes nothing else."""
+    """The most images generated at a time, fewer if they are large; it bounds memory and changes nothing else."""
     device: str | None = None
     """cpu, cuda, mps. Default: a GPU if there is one."""
     overwrite: bool = False

@@ -90,7 +90,7 @@ class FeatureConfig(Settings):
     max_steps: int = 1000
     """Largest number of SGD steps."""
     batch_size: int = 128
-    """Images per step."""
+    """The most images per step; fewer if they are large, 12 MiB of them in float32."""
     lr: float = 0.05
     """SGD learning rate, with momentum 0.9 and a cosine schedule."""
     weight_decay: float = 5e-4

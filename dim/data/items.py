@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dim.chunks import chunk_size
 from dim.config import DataConfig
 from dim.errors import InputError
 
@@ -27,17 +28,24 @@ class Items:
     """What a part made of files is recognised by, without reading them all."""
 
 
-def decode_all(items: Items) -> Tensor:
-    """All images, uint8 (N, C, H, W).
+def decode(items: Items, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The images at int64 (N,) `indices`, all of shape (C, H, W): uint8 (N, C, H, W).
 
     Raises:
         InputError: if they differ in size or channels.
     """
+    result = torch.empty(len(indices), *shape, dtype=torch.uint8)
+
+    def put(place: int, index: int) -> None:
+        image = items.decode(index)
+        if tuple(image.shape) != shape:
+            raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
+        result[place] = image
+
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        images = list(pool.map(items.decode, range(len(items.labels))))
-    if len({image.shape for image in images}) > 1:
-        raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
-    return torch.stack(images)
+        for _ in pool.map(put, range(len(indices)), indices.tolist()):
+            pass
+    return result
 
 
 def fit_size(images: Tensor, config: DataConfig) -> Tensor:
@@ -54,7 +62,7 @@ def fit_size(images: Tensor, config: DataConfig) -> Tensor:
     scale = size / min(height, width)
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
     parts = []
-    for part in images.split(2048):
+    for part in images.split(chunk_size(4 * images.shape[1] * max(height * width, target[0] * target[1]), 2048)):
         part = F.interpolate(part.float(), target, mode="bilinear", antialias=True, align_corners=False)
         top, left = (target[0] - size) // 2, (target[1] - size) // 2
         parts.append(part[:, :, top : top + size, left : left + size].round().clamp(0, 255).to(torch.uint8))

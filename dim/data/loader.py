@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dim import rng
+from dim.chunks import chunk_size
 from dim.errors import InputError
 from dim.nets.generator import Generator
 
@@ -85,7 +86,7 @@ class GeneratedLoader:
         steps: batches per epoch.
         seed: names the stream and its order.
         device: where images appear. Default: where the generator is.
-        shuffle: mix classes within windows of about a thousand images; off: classes take turns.
+        shuffle: mix classes within windows of about a thousand images (of large ones, 64 MiB); off: classes take turns.
         relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`, in place of classes.
 
     Yields:
@@ -113,7 +114,7 @@ class GeneratedLoader:
         self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
         self.epoch, self.relabel = 0, relabel
         # Batches of one window are generated together: the generator's blocks stay full, and the window can be shuffled.
-        self._window = max(1, 1024 // batch_size)
+        self._window = max(1, chunk_size(4 * generator.spec.image_bytes, 1024) // batch_size)
 
     def __len__(self) -> int:
         return self.steps

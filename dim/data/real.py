@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from dim import rng
+from dim.chunks import IMAGES, chunk_size
 from dim.config import DATASETS, DataConfig
-from dim.data.items import DECODE_THREADS, Items, decode_all
+from dim.data.items import DECODE_THREADS, Items, decode
 from dim.data.python import dataset_items
 from dim.errors import InputError
 from dim.io import write_json
@@ -81,6 +82,27 @@ class StreamSplit:
         indices = indices.cpu()
         images = torch.stack(list(self._pool.map(self._decode, self._items[indices].tolist())))
         return to_unit_range(images).to(self._device), self.labels[indices].to(self._device)
+
+
+def in_chunks(
+    split: Split, indices: Tensor | None = None, *, largest: int = 4096, budget: int = IMAGES
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The images of a split, as many at a time as a budget of bytes allows.
+
+    Args:
+        split: the images; one is read before, for its size.
+        indices: int64 (N,), which images and in which order. Default: all.
+        largest: the most images at a time.
+        budget: bytes of float32 images at a time, see `dim.chunks`.
+
+    Yields:
+        int64 (B,) indices, float32 (B, C, H, W) images in [-1, 1] and int64 (B,) labels, the last two on the split's device.
+    """
+    indices = torch.arange(len(split)) if indices is None else indices
+    if len(indices):
+        one = split.batch(indices[:1])[0]
+        for part in indices.split(chunk_size(4 * one.numel(), largest, budget)):
+            yield part, *split.batch(part)
 
 
 @dataclass(frozen=True)
@@ -217,16 +239,12 @@ def _assemble(
     shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.decode(0).shape)
     total = (len(train.labels) + (len(test.labels) if test else 0)) * int(np.prod(shape))
     stream = total > config.memory_gib * 2**30
-    sources = [train] if test is None else [train, test]
-    if not stream:
-        for items in sources:
-            if items.images is None:
-                items.images = decode_all(items)
 
     def split(items: Items, indices: Tensor) -> Split:
-        if items.images is not None:
-            return ArraySplit(items.images[indices], items.labels[indices], device)
-        return StreamSplit(items.decode, indices, items.labels[indices], device)
+        if items.images is None and stream:
+            return StreamSplit(items.decode, indices, items.labels[indices], device)
+        images = decode(items, indices, shape) if items.images is None else items.images[indices]
+        return ArraySplit(images, items.labels[indices], device)
 
     training = split(train, train_indices)
     fingerprint = _fingerprint(train, train_indices)
@@ -279,11 +297,11 @@ def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tupl
             stored = json.loads(cache.read_text())
             return tuple(stored["mean"]), tuple(stored["std"])
     count, total, square = 0, 0.0, 0.0
-    for indices in torch.arange(len(split)).split(4096):
-        images = (split.batch(indices)[0].double() + 1) / 2
+    for _, images, _ in in_chunks(split):
+        images = images.double().add_(1).div_(2)
         count += images.numel() // images.shape[1]
         total = total + images.sum((0, 2, 3))
-        square = square + images.square().sum((0, 2, 3))
+        square = square + images.square_().sum((0, 2, 3))
     mean = total / count
     std = (square / count - mean**2).clamp(min=1e-12).sqrt()
     # Six digits: the same on every device, and a constant image still divides.

@@ -14,7 +14,7 @@ from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generator import Generator, occurrence
 from dim.nets.generator_file import FILE_NAME, load_generator_file
-from dim.spec import DataSpec, to_unit_range
+from dim.spec import DataSpec, as_unit_range
 
 
 class SyntheticSet(Dataset):
@@ -70,15 +70,14 @@ class SyntheticSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = self.images[index]
-        image = to_unit_range(image) if image.dtype == torch.uint8 else image.clone()
+        image = as_unit_range(image) if image.dtype == torch.uint8 else image.clone()
         if self.transform is not None:
             image = self.transform(image)
         return image, int(self.labels[index]) if self.soft is None else self.soft[index]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """All images, float32 (N, C, H, W) in [-1, 1], and all targets, int64 (N,) or float32 (N, classes)."""
-        images = to_unit_range(self.images) if self.images.dtype == torch.uint8 else self.images
-        return images, self.labels if self.soft is None else self.soft
+        return as_unit_range(self.images), self.labels if self.soft is None else self.soft
 
     @property
     def ipc(self) -> int | None:

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dim.data.real import RealData, Split
+from dim.data.real import RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.spec import DataSpec
 
@@ -47,11 +47,11 @@ class Whitening:
         total = torch.zeros(size, dtype=torch.float64, device=device)
         products = torch.zeros(size, size, dtype=torch.float64, device=device)
         shift = torch.tensor(spec.mean, device=device).repeat_interleave(spec.height * spec.width)
-        for indices in torch.arange(len(split)).split(4096):
+        for _, images, _ in in_chunks(split):
             # Shifted towards zero, so that float32 products lose nothing that matters.
-            flat = (split.batch(indices)[0].to(device).flatten(1) + 1) / 2 - shift
+            flat = (images.to(device).flatten(1) + 1) / 2 - shift
             total += flat.double().sum(0)
-            products += (flat.T @ flat).double()
+            products += flat.T @ flat
         mean = total / len(split)
         covariance = (products - len(split) * torch.outer(mean, mean)) / (len(split) - 1)
         values, vectors = torch.linalg.eigh(covariance)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
+from dim.chunks import FORWARD
 from dim.config import ProtocolConfig
-from dim.data.real import RealData, Split
+from dim.data.real import RealData, Split, in_chunks
 from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, settled
 
@@ -75,7 +76,6 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device, batch_size: int = 1000) -> float:
     """Percentage of a split's images that a classifier, (B, C, H, W) images in [-1, 1] -> (B, classes) logits, gets right."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in torch.arange(len(split)).split(batch_size):
-        images, labels = split.batch(indices)
+    for _, images, labels in in_chunks(split, largest=batch_size, budget=FORWARD):
         correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
     return 100 * int(correct) / len(split)

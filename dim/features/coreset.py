@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dim import rng
+from dim.chunks import FORWARD
 from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
-from dim.data.real import EpochBatches, RealData, per_class_indices
+from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
 from dim.errors import InputError
 from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_folder, cache_name, device_of, trained_features
@@ -75,7 +76,7 @@ class Training:
         """float (N, classes) of all training images, on the CPU."""
         train = self._data.train
         with torch.no_grad():
-            return torch.cat([self._net(train.batch(part)[0]).cpu() for part in torch.arange(len(train)).split(_BATCH)])
+            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=_BATCH, budget=FORWARD)])
 
 
 class ScoreRule(Rule):

@@ -5,6 +5,7 @@ one. It is a function of (data fingerprint, settings) and is kept in the user's 
 set are in the same features. Inception features are there for whoever has the weights.
 """
 
+import dataclasses
 import os
 import re
 import time
@@ -18,19 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
+from dim.chunks import FORWARD, chunk_size
 from dim.config import FeatureConfig, ProtocolConfig, to_dict
-from dim.data.real import EpochBatches, RealData, Split
+from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
 from dim.io import digest, load_tensors, save_tensors
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
 from dim.nets.student_step import settled
-from dim.spec import DataSpec
+from dim.spec import DataSpec, as_unit_range
 
 _FORMAT = 1
 _BATCH = 250
 _INCEPTION_SIDE = 299
+_INCEPTION_BATCH = 50  # it sees images of 299 pixels, however small they were; its largest maps then have 0.3 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +54,18 @@ class Features:
     """`val`, or `test` for data without a validation part."""
     seconds: float | None = None
     """Wall time of its training; None if that is not known."""
+    largest: int = _BATCH
+    """The most images that the network is given at a time; fewer if they are large."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Float (N, C, H, W) images in [-1, 1], on any device -> float32 (N, F), on `device`."""
-        return torch.cat([self.network(part.to(self.device)).float() for part in images.split(_BATCH)])
+        """(N, C, H, W) images, float in [-1, 1] or uint8, on any device -> float32 (N, F), on `device`."""
+        size = chunk_size(4 * images[:1].numel(), self.largest, FORWARD)
+        return torch.cat([self.network(as_unit_range(part.to(self.device))).float() for part in images.split(size)])
 
     def of(self, split: Split, indices: Tensor | None = None) -> Tensor:
         """Features of a split, or of the images at int64 (N,) `indices` of it: float32 (N, F)."""
-        indices = torch.arange(len(split)) if indices is None else indices
-        return torch.cat([self(split.batch(part)[0]) for part in indices.split(_BATCH)])
+        return torch.cat([self(images) for _, images, _ in in_chunks(split, indices, largest=self.largest, budget=FORWARD)])
 
     def to_dict(self) -> dict[str, str | float | None]:
         """What a figure must say of the features it is in."""
@@ -93,6 +98,8 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
         InputError: if the architecture is unknown or cannot take such images.
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
+    # The memory of a step grows with the size of images, too.
+    config = dataclasses.replace(config, batch_size=chunk_size(4 * spec.image_bytes, config.batch_size, FORWARD))
     steps, batch = _steps(data, config)
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
@@ -225,4 +232,6 @@ def inception_features(path: Path | str, device: torch.device | str = "cpu") -> 
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is no safetensors file, or damaged ({error}): {remedy}") from None
     net = _Inception(tensors, path).to(device).eval()
-    return Features(network=net, name="inception_v3", digest=digest(tensors), device=torch.device(device))
+    return Features(
+        network=net, name="inception_v3", digest=digest(tensors), device=torch.device(device), largest=_INCEPTION_BATCH
+    )

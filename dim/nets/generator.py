@@ -2,13 +2,13 @@
 
 Image i of class k depends on (generator, seed, k, i) only. Two things make that hold bit by bit. The latent is drawn by
 a counter-based generator keyed with (k, i). And since kernels round differently at different batch sizes, positions
-and thread counts, networks always run on blocks of one fixed size, an image always takes the same row of its block,
-and on the CPU a block is computed by one thread; several blocks run side by side.
+and thread counts, networks always run on blocks of one size, which the size of the images and the kind of device settle, an
+image always takes the same row of its block, and on the CPU a block is computed by one thread; several blocks run side by side.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim import rng
+from dim.chunks import DRAWN, chunk_size
 from dim.config import GENERATORS, GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.spec import DataSpec, to_uint8
 
-BLOCK_CPU = 16
-BLOCK_ACCELERATOR = 256
+# Images of a block, and bytes of them in float32 above which there are fewer: beyond 147 pixels in colour.
+BLOCK_CPU, BLOCK_CPU_BYTES = 16, 4 * 2**20
+BLOCK_ACCELERATOR, BLOCK_ACCELERATOR_BYTES = 256, 64 * 2**20
 
 
 class Generator(nn.Module):
@@ -179,7 +181,7 @@ class Generator(nn.Module):
             raise InputError(f"label {wrong} is out of range: {self.spec.name} has classes 0 to {self.spec.num_classes - 1}")
         if int(indices.min()) < 0:
             raise InputError(f"image index {int(indices.min())}: expected 0 or more")
-        block = BLOCK_CPU if self.device.type == "cpu" else BLOCK_ACCELERATOR
+        block = block_size(self.spec, self.device)
         # An odd multiplier spreads both a single class and a balanced set evenly over the rows of a block.
         rows = (indices * (self.spec.num_classes | 1) + labels) % block
         blocks = occurrence(rows)
@@ -194,19 +196,23 @@ class Generator(nn.Module):
             latent_table = torch.zeros(count, block, latents.shape[1], device=self.device)
             latent_table[blocks, rows] = latents.to(self.device)
 
-        def run(number: int) -> Tensor:
+        output = torch.empty(len(labels), *self.spec.image_shape, device=self.device)
+        places = torch.argsort(blocks, stable=True).split(torch.bincount(blocks).tolist())  # block by block
+
+        def run(number: int) -> None:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 y = label_table[number]
                 z = self.latents(y, index_table[number], seed=seed) if latent_table is None else latent_table[number]
-                return self(z, y).float().contiguous()
+                own = places[number]
+                output[own.to(self.device)] = self(z, y).float()[rows[own].to(self.device)]
 
         training = self.training
         self.eval()
         try:
-            output = torch.stack(_run_blocks(run, count, self.device))
+            _run_blocks(run, count, self.device)
         finally:
             self.train(training)
-        return output[blocks.to(self.device), rows.to(self.device)]
+        return output
 
     def pixels(
         self, labels: Tensor, indices: Tensor, *, seed: int, latents: Tensor | None = None, batch_size: int = 2048
@@ -214,25 +220,42 @@ class Generator(nn.Module):
         """`images`, of any number, with 8 bits per channel: uint8 (B, C, H, W) on the CPU.
 
         Args:
-            batch_size: images generated at a time; it bounds memory and changes nothing else.
+            batch_size: the most images generated at a time, fewer if they are large; it bounds memory and changes nothing else.
         """
-        parts = []
-        for some in torch.arange(len(labels)).split(batch_size):
+        result = torch.empty(len(labels), *self.spec.image_shape, dtype=torch.uint8)
+        # Several blocks at least, as fewer images leave much of them empty.
+        size = min(
+            batch_size, max(4 * block_size(self.spec, self.device), chunk_size(4 * self.spec.image_bytes, batch_size, DRAWN))
+        )
+        for some in torch.arange(len(labels)).split(size):
             own = None if latents is None else latents[some]
-            parts.append(to_uint8(self.images(labels[some], indices[some], seed=seed, latents=own)).cpu())
-        return torch.cat(parts)
+            part = self.images(labels[some], indices[some], seed=seed, latents=own)
+            result[int(some[0]) : int(some[-1]) + 1] = to_uint8(part).cpu()
+        return result
 
 
-def _run_blocks(run, count: int, device: torch.device) -> list[Tensor]:
+def block_size(spec: DataSpec, device: torch.device) -> int:
+    """Images that a network makes at a time: a power of two, so that odd multipliers spread images over all rows."""
+    on_cpu = device.type == "cpu"
+    most, budget = (BLOCK_CPU, BLOCK_CPU_BYTES) if on_cpu else (BLOCK_ACCELERATOR, BLOCK_ACCELERATOR_BYTES)
+    return 1 << (chunk_size(4 * spec.image_bytes, most, budget).bit_length() - 1)
+
+
+def _run_blocks(run: Callable[[int], None], count: int, device: torch.device) -> None:
     """Compute every block the same way, whatever the number of threads: one thread a block on the CPU."""
     if device.type != "cpu":
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            return [run(number) for number in range(count)]
+            for number in range(count):
+                run(number)
+            return
     with _one_thread_each() as threads:
         if threads == 1 or count == 1:
-            return [run(number) for number in range(count)]
+            for number in range(count):
+                run(number)
+            return
         with ThreadPoolExecutor(min(threads, count)) as pool:
-            return list(pool.map(run, range(count)))
+            for _ in pool.map(run, range(count)):
+                pass
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from dim.pictures import grid
 from dim.provenance import hardware, versions
 from dim.sampler import sample_set
 from dim.score.evaluate import real_data_of
-from dim.spec import require_same_data
+from dim.spec import as_unit_range, require_same_data
 
 SAMPLES = 5000
 
@@ -138,7 +138,7 @@ class Coverage:
         """
         began = time.perf_counter()
         drawn = self.draw(subject)
-        row = self._row(name, self.features(drawn.tensors()[0]), drawn.labels, began)
+        row = self._row(name, self.features(drawn.images), drawn.labels, began)
         return dataclasses.replace(row, sampler=drawn.info.get("sampler", {}))
 
     def held_out(self, like: CoverageScore | None = None, name: str = "real, held out") -> CoverageScore:
@@ -264,14 +264,14 @@ class Nearest:
     def panel(self, max_classes: int = 20) -> Image.Image:
         """Two rows per class, the first image and the one that is nearest to a real image; in each the generated image, its
         nearest real ones of its own class, and those of any class."""
-        rows, (images, _) = [], self.generated.tensors()
+        rows, images = [], self.generated.images
         for label in range(min(max_classes, self.data.spec.num_classes)):
             members = (self.generated.labels == label).nonzero().squeeze(1)
             nearest = members[self.any_distances[members.to(self.any_distances.device), 0].argmin().cpu()]
             for position in (members[0], nearest):
                 blank = torch.ones(1, *images.shape[1:])
                 found = [self.data.train.batch(table[position].cpu())[0].cpu() for table in (self.same_class, self.any_class)]
-                rows.append(torch.cat((images[position][None], blank, found[0], blank, found[1])))
+                rows.append(torch.cat((as_unit_range(images[position][None]), blank, found[0], blank, found[1])))
         return grid(torch.stack(rows))
 
 
@@ -293,7 +293,7 @@ def nearest_real(generated: SyntheticSet, data: RealData, features: Features, *,
         raise InputError(f"k is {k}: expected 1 to {smallest} neighbours, the training images of the smallest class")
     train = double(features.of(data.train))
     centre = train.mean(0)
-    train, queries = train - centre, double(features(generated.tensors()[0])) - centre
+    train, queries = train - centre, double(features(generated.images)) - centre
     train_labels, labels = data.train.labels.to(train.device), generated.labels.to(train.device)
     found: dict[str, list[Any]] = {"any": [], "same": []}
     for part, table in distances(queries, train):

@@ -31,7 +31,7 @@ from dim.nets.student_step import StudentStep, settled
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
 from dim.score.record import FULL, ORACLE, REAL, Score, Track, label_kind, label_kind_of, production_seconds
-from dim.spec import require_same_data
+from dim.spec import as_unit_range, require_same_data
 from dim.teacher import Teacher
 
 
@@ -113,9 +113,8 @@ class Evaluator:
         """A stored set at its step budget: `epochs` passes over it, or more where it does not divide into batches. At its own
         learning rate if it carries one and the protocol allows it."""
         require_same_data(subject.spec, self.data.spec)
-        images, targets = subject.tensors()
-        labels = label_kind_of(subject)
-        source = self._stored_source(name, images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
+        targets, labels = subject.labels if subject.soft is None else subject.soft, label_kind_of(subject)
+        source = self._stored_source(name, subject.images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
         made = {"method": subject.info.get("method"), "seconds": production_seconds(subject), "digest": identity(subject)}
         if self.protocol.learned_lr and subject.info.get("step_size") is not None:
             step_size = subject.info["step_size"]
@@ -260,7 +259,7 @@ class Evaluator:
 
             def at(step: int) -> tuple[Tensor, Tensor]:
                 chosen = order.indices(step).to(self.device)
-                return own[chosen], wanted[chosen]
+                return as_unit_range(own[chosen]), wanted[chosen]
 
             return at
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dim.chunks import FORWARD, chunk_size
 from dim.errors import InputError
 from dim.nets.layers import CompiledInstanceNorm
 from dim.nets.student import build_student
@@ -77,8 +78,9 @@ class FlatNetwork:
 
     @torch.no_grad()
     def predict(self, theta: Tensor, images: Tensor, batch_size: int = 1000) -> Tensor:
-        """Logits of many images, (N, classes), without a graph."""
-        return torch.cat([self.logits(theta, part.to(self.device)) for part in images.split(batch_size)])
+        """Logits of many images, (N, classes), without a graph: at most `batch_size` at a time, fewer if they are large."""
+        size = chunk_size(4 * images[:1].numel(), batch_size, FORWARD)
+        return torch.cat([self.logits(theta, part.to(self.device)) for part in images.split(size)])
 
     def tensor_norms(self, theta: Tensor) -> Tensor:
         """Euclidean norm of each parameter tensor: (..., P) -> (..., tensors)."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dim import rng
+from dim.chunks import chunk_size
 from dim.config import TrajectoryRecipe
 from dim.data.real import RealData
 from dim.errors import InputError
@@ -85,7 +86,7 @@ def confident_images(store: ExpertStore, network: FlatNetwork, data: RealData, i
         members = members[torch.randperm(len(members), generator=rng.generator(seed, "init-confident", label))]
         found = torch.empty(0, dtype=torch.int64)
         for judge in weights[first:] + weights[:first]:
-            for part in members[~torch.isin(members, found)].split(max(256, 2 * ipc)):
+            for part in members[~torch.isin(members, found)].split(chunk_size(4 * data.spec.image_bytes, max(256, 2 * ipc))):
                 if len(found) == ipc or len(part) == 0:
                     break
                 right = network.predict(judge, data.train.batch(part)[0]).argmax(1).cpu() == label

@@ -14,9 +14,10 @@ from torch.func import grad_and_value, vmap
 
 from dim import rng
 from dim.augment import Augment
+from dim.chunks import FORWARD
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
-from dim.data.real import EpochBatches, RealData, Split
+from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.data.whiten import Whitening
 from dim.io import load_tensors
 from dim.loop import Loop, continues
@@ -220,8 +221,7 @@ class _Recorder:
     def _accuracies(self, theta: Tensor, split: Split, indices: Tensor) -> Tensor:
         """Accuracy of every expert on images of a split, in percent, on the CPU."""
         correct = torch.zeros(len(theta), device=self.device)
-        for part in indices.split(1000):
-            images, labels = split.batch(part)
+        for _, images, labels in in_chunks(split, indices, largest=1000, budget=FORWARD):
             images, labels = images.to(self.device), labels.to(self.device)
             for row, weights in enumerate(theta):
                 correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -64,22 +63,24 @@ class ImageFolder(Format):
 
     def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
         records = _records(folder / _ROWS)
+        images = torch.empty(len(records), *spec.image_shape, dtype=torch.uint8)
 
-        def read(record: dict[str, Any]) -> np.ndarray:
+        def read(number: int, record: dict[str, Any]) -> None:
             file = folder / record["file_name"]
             try:
                 with Image.open(file) as image:
                     array = pixels(image, spec)
                     if array.shape[:2] != (spec.height, spec.width):
                         raise ValueError(f"it has {array.shape[1]}x{array.shape[0]} pixels")
-                    return array
+                    images[number] = torch.from_numpy(array).view(spec.height, spec.width, -1).permute(2, 0, 1)
             except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
                 raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
 
         with ThreadPoolExecutor() as pool:
-            images = torch.from_numpy(np.stack(list(pool.map(read, records)))).view(len(records), spec.height, spec.width, -1)
+            for _ in pool.map(read, range(len(records)), records):
+                pass
         content = {
-            "images": images.permute(0, 3, 1, 2).contiguous(),
+            "images": images,
             "labels": torch.tensor([record["label"] for record in records]),
         }
         if "soft" in records[0]:

@@ -1,0 +1,21 @@
+"""How many images are worked on at a time: sized in bytes, so that memory does not grow with their number or their size."""
+
+IMAGES = 64 * 2**20
+"""Bytes of float32 images at a time where they are read, counted or resized."""
+FORWARD = 12 * 2**20
+"""The same where a network sees them without a graph. Its maps are larger than its images: at full resolution one map of 128
+channels, the widest of the usual students, is 43 times as large as an RGB image. With 12 MiB these are a thousand images of
+32x32 pixels and twenty of 224x224, and such a map has 0.5 GiB."""
+DRAWN = 256 * 2**20
+"""The same where a generator makes them, which takes blocks of images that are better full."""
+
+
+def chunk_size(item_bytes: int, largest: int, budget: int = IMAGES) -> int:
+    """Items that are worked on at a time: as many as fit into the budget, but at least one.
+
+    Args:
+        item_bytes: bytes of one item.
+        largest: the most items, however small they are; 1 or more.
+        budget: bytes.
+    """
+    return max(1, min(largest, budget // max(1, item_bytes)))
