@@ -37,7 +37,7 @@ class DataConfig(Section):
     """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
     split_seed: int = 0
     """Seed of the split into training, validation and test part."""
-    memory_gib: float = 8.0
+    memory_gib: float = 1.5
     """Decoded images up to this size are held on the device; a larger data set is read batch by batch."""
 
     def __post_init__(self) -> None:
