@@ -187,3 +187,29 @@ def test_a_learned_step_size_is_said_and_is_no_other_protocol(digits, generator,
     assert protocol_of(stored(rows)[0]) == dataclasses.replace(PROTOCOL, students=PROTOCOL.students[:1])
     assert score_all(evaluator, {"sets/a": learned}, known=stored(rows)) == []
     assert len(score_all(evaluator, {"sets/b": drawn}, known=stored(rows))) == 2  # the same images at another rate
+
+
+def test_all_rows_of_a_table_are_computed_alike(digits, generator, trained, monkeypatch):
+    """What the longest row takes settles the arithmetic of all; alone, a short one would be computed otherwise."""
+
+    def settled(protocol, student, spec, device, *, steps, batch):
+        long = steps * batch >= PROTOCOL.steps(100) * PROTOCOL.batch_size
+        return dataclasses.replace(protocol, precision="bf16" if long else "fp32")
+
+    monkeypatch.setattr(importlib.import_module("dim.score.evaluate"), "settled", settled)
+    (alone,) = score_all(Evaluator(digits, PROTOCOL, seeds=1), {"run": generator}, ipc=(1,))[:1]
+    rows = score_all(
+        Evaluator(digits, PROTOCOL, seeds=1), {"run": generator}, ipc=(1, 10), controls=("random",), tracks=("fixed",)
+    )
+    assert alone.protocol["precision"] == "fp32"
+    assert {row.ipc for row in rows} == {1, 10}
+    assert {row.protocol["precision"] for row in rows} == {"bf16"}
+
+
+def test_rows_in_another_precision_are_no_rows_of_this_table(digits, generator, trained):
+    first, again = (
+        Evaluator(digits, dataclasses.replace(PROTOCOL, precision=precision), seeds=1) for precision in ("fp32", "bf16")
+    )
+    rows = score_all(first, {"run": generator}, ipc=(1,))
+    assert score_all(first, {"run": generator}, ipc=(1,), known=stored(rows)) == []
+    assert len(score_all(again, {"run": generator}, ipc=(1,), known=stored(rows))) == len(rows)
