@@ -1,12 +1,13 @@
 """What a step of each kind costs beside a named baseline, in one run: interleaved, medians.
 
-    python benchmarks/speed.py --data-root DIR [--parts students gan stage-two growth start accuracy]
+    python benchmarks/speed.py --data-root DIR [--parts students gan ...]
 
 - `students`: an SGD step, eager float32 (the baseline), compiled, and compiled in bfloat16; the seconds of compiling, from
   nothing and with the compiler's cache on disk; and the speed of one convolution alone.
 - `gan`: a step of stage one of the generator `gan`, beside the same losses in PyTorch's own layers.
 - `stage-two`: a step of cifar10-dim2023, beside the published upkeep in float32.
 - `growth`: a student's seconds per image against batch, classes and resolution.
+- `sampling`: images per second of a loader, and of drawing and storing a set in each format, beside the bare generator's forward.
 - `start`: seconds until a command answers, beside `import torch`.
 - `accuracy`: students of random real images at IPC 10, the same in both precisions.
 
@@ -20,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,9 +37,11 @@ from step_time import PUBLISHED, seconds_per_step
 from torch import Tensor, nn
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import DataConfig, ProtocolConfig, TrainConfig, to_dict
+from dim.config import FORMATS, DataConfig, GeneratorConfig, ProtocolConfig, TrainConfig, to_dict
 from dim.config.data import located
+from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, load_data
+from dim.nets.generator import build_generator
 from dim.nets.layers import ImageConv2d
 from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, training_flops
@@ -46,10 +50,11 @@ from dim.objectives.adversaries.relativistic import Relativistic
 from dim.recipes.load import load_recipe
 from dim.runs.accelerator import make_accelerator
 from dim.runs.train import Trainer
+from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator
 from dim.spec import DataSpec
 
-Part = Literal["students", "gan", "stage-two", "growth", "start", "accuracy"]
+Part = Literal["students", "gan", "stage-two", "growth", "sampling", "start", "accuracy"]
 ARITHMETICS = {"eager float32": ("fp32", "off"), "compiled float32": ("fp32", "on"), "compiled bfloat16": ("bf16", "on")}
 GAN = {
     "generator": {"width": 32, "blocks": 1, "latent_dim": 64},
@@ -65,7 +70,7 @@ class Arguments:
 
     data_root: str | None = None
     """Where CIFAR-10 and Fashion-MNIST lie. Default: the environment variable DIM_DATA_ROOT."""
-    parts: tuple[Part, ...] = ("students", "gan", "stage-two", "growth", "start", "accuracy")
+    parts: tuple[Part, ...] = ("students", "gan", "stage-two", "growth", "sampling", "start", "accuracy")
     """What to measure."""
     repeats: int = 15
     """Timed calls of each way, in turns; the median counts."""
@@ -216,7 +221,7 @@ def measure_gan(rows: Rows, arguments: Arguments, config: TrainConfig, data: Rea
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
             ways = {
-                "PyTorch's layers": gan_steps(config, data, Path(first), plain=True),
+                "PyTorch's layers": gan_steps(changed(config, {"fit": {"compile": "off"}}), data, Path(first), plain=True),
                 "default": gan_steps(config, data, Path(second), plain=False),
             }
             found = medians(ways, arguments.repeats)
@@ -240,6 +245,41 @@ def measure_stage_two(rows: Rows, config: TrainConfig, data: RealData) -> None:
 
     row = rows.add("cifar10-dim2023, stage two", measure)
     print(row["name"], row["seconds"], row["ratio"], flush=True)
+
+
+def measure_sampling(rows: Rows, arguments: Arguments) -> None:
+    """Loaders and formats beside the bare generator, on CIFAR-10's shape."""
+    config = GeneratorConfig(name="gan", width=32, latent_dim=64)
+    generator = build_generator(config, toy_spec(), seed=0).to(memory_format=torch.channels_last).eval()
+    count, batch = 1000, 100
+    drawn = sample_set(generator, ipc=count // 10)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(count // batch):
+                generator(torch.randn(batch, generator.latent_dim), torch.arange(batch) % 10)
+
+    def loaded(data: Iterable[Any]) -> None:
+        for _ in data:
+            pass
+
+    def stored(format: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            drawn.save(Path(folder) / "set", format=format)
+
+    ways: dict[str, Callable[[], None]] = {
+        "bare forward": bare,
+        "GeneratedLoader": lambda: loaded(GeneratedLoader(generator, batch_size=batch, steps=count // batch, seed=0)),
+        "drawing a set": lambda: sample_set(generator, ipc=count // 10),
+        **{f"storing it: {name}": partial(stored, name) for name in FORMATS.names() if name != "latents"},
+    }
+
+    def measure() -> dict[str, Any]:
+        rates = {name: count / seconds for name, seconds in medians(ways, arguments.repeats).items()}
+        return {"images_per_second": rates, "ratio": {name: rate / rates["bare forward"] for name, rate in rates.items()}}
+
+    row = rows.add("gan, width 32", measure, repeats=arguments.repeats)
+    print(row["images_per_second"], row["ratio"], flush=True)
 
 
 # --- commands and accuracy ---------------------------------------------------------------------------------------------------
@@ -300,6 +340,8 @@ def main(arguments: Arguments) -> None:
                 measure_students(rows, arguments)
             case "growth":
                 measure_growth(rows, arguments)
+            case "sampling":
+                measure_sampling(rows, arguments)
             case "start":
                 measure_start(rows, arguments)
             case "accuracy":
