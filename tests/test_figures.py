@@ -105,7 +105,10 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
         return "row", (f"precision {node['precision']}",)
     if "losses" in node:
         return "row", (node["recipe"],)
-    if {"scores", "coverage", "fixed", "of_unroll"} & node.keys() and "name" in node:
+    if "peak_mib" in node:
+        return "row", (node["name"], f"{node['images']} images")
+    measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "gflops", "images_per_second", "standard_error"}
+    if measured & node.keys() and "name" in node:
         return "row", (node["name"],)
     return None
 

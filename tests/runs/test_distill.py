@@ -136,7 +136,7 @@ class Judges:
     def __init__(self, labels: torch.Tensor, right: list[set[int]]) -> None:
         images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
         train = ArraySplit(images, labels, "cpu")
-        spec = SimpleNamespace(num_classes=2)
+        spec = SimpleNamespace(num_classes=2, image_bytes=1)
         self.data, self.right, self.asked = RealData(spec, train, train, train), right, []
 
     def weights(self, expert: int, position: int) -> torch.Tensor:
