@@ -107,7 +107,7 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
         return "row", (node["recipe"],)
     if "peak_mib" in node:
         return "row", (node["name"], f"{node['images']} images")
-    measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "gflops", "images_per_second", "standard_error"}
+    measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "gflops", "images_per_second", "ratio", "standard_error"}
     if measured & node.keys() and "name" in node:
         return "row", (node["name"],)
     return None

@@ -11,6 +11,7 @@ from dim.config.settings import Choices, Compile, Distance, Section, Settings, r
 from dim.config.train import AboutConfig
 
 Gradient = Literal["adjoint", "unroll", "frozen"]
+Precision = Literal["fp32", "bf16"]
 Order = Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"]
 
 
@@ -64,6 +65,9 @@ class ExpertsConfig(Section):
     """Replace waypoints by the mean of their neighbours, as MCT's published code does. Needs `waypoints`."""
     together: int = 1
     """Experts that train side by side in one batched computation. Useful on a GPU that one expert leaves idle."""
+    precision: Precision = "fp32"
+    """`bf16`: evaluate the network in bfloat16 while it trains. Weights, their updates, the last layer and the accuracies
+    recorded along the way stay float32. Several times faster, compiled, on hardware with bfloat16 matrix units."""
     compile: Compile = "auto"
     """Compile the training step, which takes half a minute. `auto`: for long recordings, where a compiler is found."""
     seed: int = 0
@@ -140,6 +144,10 @@ class TrajectoryConfig(Section):
     """Experts matched per iteration; their gradients are averaged."""
     together: bool = False
     """Match the experts of an iteration in one batched computation, on the same batches. Useful on a GPU."""
+    precision: Precision = "fp32"
+    """`bf16`: evaluate the student in bfloat16. Its weights, what is carried back through its steps, sums, the last layer and the
+    loss stay float32. Faster, compiled, on hardware with bfloat16 matrix units; the gradient is then approximate. A double
+    backward is too inexact for it, so not with `unroll` or `reverse-over-reverse`."""
     compile: Compile = "auto"
     """Compile the derivatives, which takes about a minute. `auto`: for long runs, where a compiler is found."""
     offload: bool = False
@@ -154,6 +162,9 @@ class TrajectoryConfig(Section):
         require(grows == (self.grows_for > 0), "trajectory.grows_for", self.grows_for, "set together with max_start_at_first")
         batched = self.gradient == "unroll" and (self.compile == "on" or self.offload)
         require(not batched, "trajectory.gradient", self.gradient, "adjoint or frozen, to compile or to offload")
+        double = self.gradient == "unroll" or self.order == "reverse-over-reverse"
+        alone = "fp32 with trajectory.gradient 'unroll' or trajectory.order 'reverse-over-reverse'"
+        require(not (double and self.precision == "bf16"), "trajectory.precision", self.precision, alone)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dim.compiling import compiled, native_bfloat16, work_repays, worth_compiling
 from dim.config import FeatureConfig, PoolConfig, ProtocolConfig, ScoringConfig
 from dim.config.settings import Compile, Precision
-from dim.nets.layers import HalvingMean
+from dim.nets.layers import CompiledAvgPool2d, is_plain_pool
 from dim.nets.student import Student, build_student
 from dim.spec import DataSpec
 
@@ -140,7 +140,7 @@ def _features(net: Student, half: bool, images: Tensor) -> Tensor:
 
 def _replace_pools(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.AvgPool2d) and HalvingMean.replaces(child):
-            setattr(module, name, HalvingMean())
+        if type(child) is nn.AvgPool2d and is_plain_pool(child):
+            setattr(module, name, CompiledAvgPool2d(child.kernel_size))
         else:
             _replace_pools(child)

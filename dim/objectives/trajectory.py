@@ -63,9 +63,10 @@ class TrajectoryMatching:
         self._augment = Augment(config.augment, network.spec)
         loss = network.loss_of_label_logits if labels.kind == "learned" else network.loss
         frozen = config.gradient == "frozen"
-        self._derivatives = Derivatives(
-            loss, order=None if config.order == "auto" else config.order, compile=compile, frozen=frozen
-        )
+        order = None if config.order == "auto" else config.order
+        if order is None and network.precision == "bf16":
+            order = "reverse-over-forward"  # also uncompiled: a double backward loses the derivative of biases in bfloat16
+        self._derivatives = Derivatives(loss, order=order, compile=compile, frozen=frozen)
 
     def batches(self, count: int, step: int, member: int = 0) -> list[Tensor]:
         """Indices of the student's batches: slices of one permutation of the images after another, int64 (b,) each."""

@@ -109,7 +109,8 @@ class Distiller:
         self.data = data if self.whitening is None else self.whitening.data(data)
         calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
         compile = config.trajectory.gradient != "unroll" and worth_compiling(config.trajectory.compile, device, calls)
-        self.network = FlatNetwork(config.student, self.data.spec, device, compiled=compile)
+        options = {"compiled": compile, "precision": config.trajectory.precision}
+        self.network = FlatNetwork(config.student, self.data.spec, device, **options)
         self._mean, self._std = self.data.spec.mean_std(torch.zeros((), device=device))
         self.step_size = torch.tensor(config.step_size.initial, device=device, requires_grad=True)
         self._step_momentum = torch.zeros((), device=device)

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dim.chunks import FORWARD, chunk_size
+from dim.config.trajectory import Precision
 from dim.errors import InputError
-from dim.nets.layers import CompiledInstanceNorm
+from dim.nets.layers import arrange
 from dim.nets.student import build_student
 from dim.spec import DataSpec
 
@@ -20,13 +21,26 @@ class FlatNetwork:
         spec: the data that it sees.
         device: where it lives.
         compiled: arrange the network for a compiler; same parameters, same values up to rounding.
+        norms: arrange instance norms too, which is faster where second derivatives are taken and slower where only first.
+        precision: `bf16` evaluates the body of the network in bfloat16 for a loss. Weights, its gradients, the last layer and the
+            loss are float32 as before; so is what `logits` and `features` return. It is cast here and not by autocast, which
+            chooses for each operation and would be asked again for each derivative.
 
     Raises:
         InputError: for an unknown student, or one whose output is no function of its weights and images alone: running
             statistics change with every batch, dropout is random.
     """
 
-    def __init__(self, student: str, spec: DataSpec, device: torch.device | str = "cpu", *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        student: str,
+        spec: DataSpec,
+        device: torch.device | str = "cpu",
+        *,
+        compiled: bool = False,
+        norms: bool = True,
+        precision: Precision = "fp32",
+    ) -> None:
         self.student, self.spec = student, spec
         self.net = build_student(student, spec, seed=0).to(device).train().requires_grad_(False)
         for module in self.net.modules():
@@ -37,9 +51,9 @@ class FlatNetwork:
                 )
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
                 raise InputError(f"student {student!r} has dropout, so its gradient is random: use an architecture without it")
-        self._compiled = compiled
+        self._compiled, self.precision = compiled, precision
         if compiled:
-            _replace_norms(self.net)
+            arrange(self.net, norms=norms)
         named = dict(self.net.named_parameters())
         self.names = list(named)
         self.shapes = [parameter.shape for parameter in named.values()]
@@ -65,16 +79,30 @@ class FlatNetwork:
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last layer is given: theta (P,), float (B, C, H, W) in [-1, 1] -> (B, F)."""
-        body = {name.removeprefix("body."): p for name, p in self.unflatten(theta).items() if name.startswith("body.")}
-        return functional_call(self.net.body, body, ((images - self.net.mean) / self.net.std,)).flatten(1)
+        return self._features(theta, images, theta.dtype)
+
+    def _features(self, theta: Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+        images = ((images - self.net.mean) / self.net.std).to(dtype)
+        return functional_call(self.net.body, self._part("body.", theta.to(dtype)), (images,)).flatten(1)
+
+    def _part(self, prefix: str, theta: Tensor) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): p for name, p in self.unflatten(theta).items() if name.startswith(prefix)}
+
+    def _logits_in_training(self, theta: Tensor, images: Tensor) -> Tensor:
+        if self.precision == "fp32":
+            return self.logits(theta, images)
+        if self._compiled:
+            images = images.contiguous(memory_format=torch.channels_last)
+        features = self._features(theta, images, torch.bfloat16).to(theta.dtype)
+        return functional_call(self.net.head, self._part("head.", theta), (features,))
 
     def loss(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy with int64 (B,) labels or float (B, classes) probabilities."""
-        return F.cross_entropy(self.logits(theta, images), targets)
+        return F.cross_entropy(self._logits_in_training(theta, images), targets)
 
     def loss_of_label_logits(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy with the softmax of float (B, classes) label logits (DATM)."""
-        return F.cross_entropy(self.logits(theta, images), targets.softmax(1))
+        return F.cross_entropy(self._logits_in_training(theta, images), targets.softmax(1))
 
     @torch.no_grad()
     def predict(self, theta: Tensor, images: Tensor, batch_size: int = 1000) -> Tensor:
@@ -85,11 +113,3 @@ class FlatNetwork:
     def tensor_norms(self, theta: Tensor) -> Tensor:
         """Euclidean norm of each parameter tensor: (..., P) -> (..., tensors)."""
         return torch.stack([part.norm(dim=-1) for part in theta.split(self.sizes, dim=-1)], dim=-1)
-
-
-def _replace_norms(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels and child.affine:
-            setattr(module, name, CompiledInstanceNorm(child))
-        else:
-            _replace_norms(child)

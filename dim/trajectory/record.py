@@ -67,14 +67,15 @@ class _Recorder:
         self.total = last * self.per_moment
         groups = -(-self.settings.count // self.settings.together)
         compile = worth_compiling(self.settings.compile, device, groups * self.total)
-        self.network = FlatNetwork(config.student, self.data.spec, device, compiled=compile)
+        options = {"compiled": compile, "norms": False, "precision": self.settings.precision}
+        self.network = FlatNetwork(config.student, self.data.spec, device, **options)
         self.layout = _layout(self.settings, self.network, last)
         self.augment = Augment(self.settings.augment, self.data.spec)
         self._judged = self.data.val if len(self.data.val) else self.data.train
         self.store = ExpertStore.open(out) if resume else None
         gradient = grad_and_value(self.network.loss)
-        gradient = gradient if self.settings.together == 1 else vmap(gradient)
-        self._gradient = compiled(gradient) if compile else gradient
+        self._gradient_of = gradient if self.settings.together == 1 else vmap(gradient)
+        self._update = compiled(self._updated) if compile else self._updated
 
     def run(self) -> ExpertStore:
         """Record what is missing."""
@@ -175,15 +176,22 @@ class _Recorder:
     def _gradients(self, theta: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (E, P) and loss (E,)."""
         if self.settings.together > 1:
-            return self._gradient(theta, images, labels)
-        gradient, loss = self._gradient(theta[0], images[0], labels[0])
+            return self._gradient_of(theta, images, labels)
+        gradient, loss = self._gradient_of(theta[0], images[0], labels[0])
         return gradient[None], loss[None]
 
     @torch.no_grad()
     def _step(self, members: list[int], batches: list[EpochBatches], step: int, tensors: dict[str, Tensor]) -> Tensor:
         """One optimiser step of every expert, in place; returns the losses (E,)."""
-        settings, theta = self.settings, tensors["theta"]
         images, labels = self._batch(members, batches, step)
+        theta, momentum, loss = self._update(tensors["theta"], tensors["momentum"], images, labels)
+        tensors["theta"].copy_(theta)
+        tensors["momentum"].copy_(momentum)
+        return loss
+
+    def _updated(self, theta: Tensor, momentum: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights and momentum (E, P) after a step, and the losses (E,). Complete, so that it can be compiled."""
+        settings = self.settings
         gradient, loss = self._gradients(theta, images, labels)
         if settings.optimizer == "gsam":
             gradient = gsam_gradient(
@@ -197,9 +205,8 @@ class _Recorder:
         if settings.weight_decay:
             gradient = gradient + settings.weight_decay * theta
         if settings.momentum:
-            gradient = tensors["momentum"].mul_(settings.momentum).add_(gradient)
-        theta.sub_(gradient, alpha=settings.lr)
-        return loss
+            gradient = momentum = settings.momentum * momentum + gradient
+        return torch.sub(theta, gradient, alpha=settings.lr), momentum, loss
 
     def _batch(self, members: list[int], batches: list[EpochBatches], step: int) -> tuple[Tensor, Tensor]:
         """One augmented batch for every expert: (E, B, C, H, W) and (E, B)."""

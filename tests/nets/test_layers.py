@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dim.nets.layers import ImageConv2d, ImageLayerNorm
+from dim.nets.layers import CompiledAvgPool2d, CompiledImageConv2d, ImageConv2d, ImageLayerNorm, arrange
 
 
 def _pair(ours: nn.Module, theirs: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -137,3 +137,49 @@ def test_layer_norm_keeps_the_dtype_it_was_given_under_autocast(dtype):
     assert out.dtype == dtype
     expected = nn.functional.layer_norm(images.float(), (2, 5, 6))
     torch.testing.assert_close(out.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+def _second(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """The value and the derivatives of a nonlinear function of the gradient in all parameters."""
+    wanted = (images, *net.parameters())
+    value = net(images)
+    first = torch.autograd.grad(value.sin().sum(), wanted, create_graph=True)
+    length = sum(part.square().sum() for part in first)
+    return [value, *first, *torch.autograd.grad(length, wanted)]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("norms", [True, False])
+def test_an_arranged_network_has_the_same_parameters_values_and_derivatives(stride, norms):
+    def make() -> nn.Sequential:
+        first = nn.Conv2d(2, 4, 3, stride=stride, padding=(1, 0))
+        return nn.Sequential(first, nn.GroupNorm(4, 4), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(4, 8, 3, padding=1), nn.Tanh())
+
+    theirs, ours = make().double(), make().double()
+    arrange(ours, norms=norms)
+    assert [type(ours[0]), type(ours[3])] == [CompiledImageConv2d, CompiledAvgPool2d]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    images = _images((3, 2, 11, 9))
+    _close(*(_second(net, images.clone().requires_grad_()) for net in (ours, theirs)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool2d(3, stride=2),
+        nn.AvgPool2d(2, padding=1),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.AvgPool2d((2, 1)),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 4, 3, groups=2),
+        nn.Conv2d(2, 4, 3, dilation=2),
+        nn.Conv2d(2, 4, 3, padding="same"),
+    ],
+)
+def test_arranging_keeps_what_other_layers_compute(layer):
+    images = _images((3, 2, 7, 5)).float()
+    net = nn.Sequential(layer)
+    expected = net(images)
+    arrange(net)
+    torch.testing.assert_close(net(images), expected)

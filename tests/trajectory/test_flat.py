@@ -10,6 +10,7 @@ from dim.config import STUDENTS
 from dim.errors import InputError
 from dim.nets.student import Student, build_student
 from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.hypergrad import Derivatives
 
 CONVNET = "convnet:width=8,depth=2"
 
@@ -140,3 +141,24 @@ def test_dropout_is_refused(spec, kind):
 def test_unknown_students_are_refused(spec):
     with pytest.raises(InputError, match="Did you mean 'convnet'"):
         FlatNetwork("convnat", spec())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bfloat16_trains_in_it_and_keeps_weights_and_logits_in_float32(compiled, spec):
+    """Eager here, arranged or not: every derivative is close to that of float32, and comes in the weights' own format."""
+    exact = FlatNetwork(CONVNET, spec(3, 16, 4))
+    rough = FlatNetwork(CONVNET, spec(3, 16, 4), compiled=compiled, precision="bf16")
+    theta, direction = exact.initial(0), exact.initial(1)
+    source = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(8, 3, 16, 16, generator=source), torch.arange(8) % 4
+    torch.testing.assert_close(rough.logits(theta, images), exact.logits(theta, images), rtol=1e-4, atol=1e-5)
+    for order in ("reverse-over-forward", "forward-over-reverse"):
+        parts = []
+        for network in (exact, rough):
+            derivatives = Derivatives(network.loss, order=order)
+            _, by_theta, by_x, _ = derivatives.pull(theta, images, labels, direction)
+            parts.append((derivatives.gradient(theta, images, labels), by_theta, by_x))
+        for true, near in zip(*parts, strict=True):
+            assert near.dtype == torch.float32
+            assert not torch.equal(true, near)
+            assert torch.nn.functional.cosine_similarity(true.flatten(), near.flatten(), dim=0) > 0.97
