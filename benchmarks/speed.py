@@ -6,6 +6,8 @@
   nothing and with the compiler's cache on disk; and the speed of one convolution alone.
 - `gan`: a step of stage one of the generator `gan`, beside the same losses in PyTorch's own layers.
 - `stage-two`: a step of cifar10-dim2023, beside the published upkeep in float32.
+- `trajectory`: the exact gradient of trajectory matching over 30 student steps at batch 100, beside an unrolled graph in eager
+  mode, with its distance from that; and a step of an expert, beside eager float32.
 - `growth`: a student's seconds per image against batch, classes and resolution.
 - `sampling`: images per second of a loader, and of drawing and storing a set in each format, beside the bare generator's forward.
 - `start`: seconds until a command answers, beside `import torch`.
@@ -37,7 +39,7 @@ from step_time import PUBLISHED, seconds_per_step
 from torch import Tensor, nn
 
 from dim.commands.malloc import keep_freed_memory
-from dim.config import FORMATS, DataConfig, GeneratorConfig, ProtocolConfig, TrainConfig, to_dict
+from dim.config import FORMATS, DataConfig, ExpertsConfig, GeneratorConfig, ProtocolConfig, RecordConfig, TrainConfig, to_dict
 from dim.config.data import located
 from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, load_data
@@ -53,8 +55,11 @@ from dim.runs.train import Trainer
 from dim.sampler import sample_set
 from dim.score.evaluate import Evaluator
 from dim.spec import DataSpec
+from dim.trajectory.flat import FlatNetwork
+from dim.trajectory.hypergrad import Derivatives, hypergradient
+from dim.trajectory.record import _Recorder
 
-Part = Literal["students", "gan", "stage-two", "growth", "sampling", "start", "accuracy"]
+Part = Literal["students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy"]
 ARITHMETICS = {"eager float32": ("fp32", "off"), "compiled float32": ("fp32", "on"), "compiled bfloat16": ("bf16", "on")}
 GAN = {
     "generator": {"width": 32, "blocks": 1, "latent_dim": 64},
@@ -70,7 +75,7 @@ class Arguments:
 
     data_root: str | None = None
     """Where CIFAR-10 and Fashion-MNIST lie. Default: the environment variable DIM_DATA_ROOT."""
-    parts: tuple[Part, ...] = ("students", "gan", "stage-two", "growth", "sampling", "start", "accuracy")
+    parts: tuple[Part, ...] = ("students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy")
     """What to measure."""
     repeats: int = 15
     """Timed calls of each way, in turns; the median counts."""
@@ -82,14 +87,14 @@ class Arguments:
     """Internal: print the seconds of a compiled student's first step, of this architecture and batch."""
 
 
-def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, called in turns after two calls that do not count."""
+def medians(ways: Mapping[str, Callable[[], Any]], repeats: int, *, uncounted: int = 2) -> dict[str, float]:
+    """Median seconds of each way, called in turns, after some calls that do not count."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 2):
+    for turn in range(repeats + uncounted):
         for name, way in ways.items():
             started = time.perf_counter()
             way()
-            if turn >= 2:
+            if turn >= uncounted:
                 taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -282,6 +287,61 @@ def measure_sampling(rows: Rows, arguments: Arguments) -> None:
     print(row["images_per_second"], row["ratio"], flush=True)
 
 
+# --- trajectories ------------------------------------------------------------------------------------------------------------
+
+
+def measure_hypergradient(rows: Rows, steps: int = 30, batch: int = 100) -> None:
+    """The exact gradient of trajectory matching, compiled, in either precision, beside an unrolled graph."""
+    spec = toy_spec()
+    images, targets = torch.rand(batch, *spec.image_shape) * 2 - 1, torch.arange(batch) % spec.num_classes
+    plain = FlatNetwork("convnet", spec)
+    start, goal, batches = plain.initial(0), plain.initial(1), [torch.arange(batch)] * steps
+    problem = (start, goal, images, targets, 0.02, batches)
+    arranged = {
+        f"adjoint, compiled {name}": Derivatives(
+            FlatNetwork("convnet", spec, compiled=True, precision=precision).loss, order="reverse-over-forward", compile=True
+        )
+        for name, precision in (("float32", "fp32"), ("bfloat16", "bf16"))
+    }
+
+    def measure() -> dict[str, Any]:
+        ways = {"unroll, eager": lambda: hypergradient(Derivatives(plain.loss), *problem, method="unroll")}
+        ways |= {name: partial(hypergradient, derivatives, *problem) for name, derivatives in arranged.items()}
+        exact = ways["unroll, eager"]().images
+        errors = {name: float((way().images - exact).norm() / exact.norm()) for name, way in ways.items()}
+        seconds = medians(ways, 3, uncounted=0)  # the errors were the first calls
+        return {
+            "seconds": seconds,
+            "ratio": {name: value / seconds["unroll, eager"] for name, value in seconds.items()},
+            "image_error_against_unroll": errors,
+        }
+
+    row = rows.add(f"hypergradient, N = {steps}, batch {batch}", measure, steps=steps, batch=batch)
+    print(row["seconds"], row["ratio"], row["image_error_against_unroll"], flush=True)
+
+
+def measure_experts(rows: Rows, data_root: str | None, repeats: int) -> None:
+    """A step of an expert as `dim experts` takes it, augmentation and all."""
+    data = load_data(located(DataConfig(dataset="cifar10"), data_root))
+
+    def step(precision: str, compile: str, folder: str) -> Callable[[], Tensor]:
+        settings = ExpertsConfig(count=1, epochs=1, precision=precision, compile=compile)
+        config = RecordConfig(student="convnet", data=DataConfig(dataset="cifar10"), experts=settings)
+        recorder = _Recorder(config, data, Path(folder) / "experts", resume=False, device=torch.device("cpu"))
+        theta = recorder.network.initial(0)[None]
+        tensors, position = {"theta": theta, "momentum": torch.zeros_like(theta)}, iter(range(10**9))
+        batches = [EpochBatches(data.train, settings.batch_size, seed=0, purpose="speed")]
+        return lambda: recorder._step([0], batches, next(position), tensors)
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = medians({name: step(*kind, folder) for name, kind in ARITHMETICS.items()}, repeats)
+        return {"seconds": seconds, "ratio": {name: value / seconds["eager float32"] for name, value in seconds.items()}}
+
+    row = rows.add("expert, batch 256", measure, repeats=repeats)
+    print(row["seconds"], row["ratio"], flush=True)
+
+
 # --- commands and accuracy ---------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +400,9 @@ def main(arguments: Arguments) -> None:
                 measure_students(rows, arguments)
             case "growth":
                 measure_growth(rows, arguments)
+            case "trajectory":
+                measure_hypergradient(rows)
+                measure_experts(rows, arguments.data_root, arguments.repeats)
             case "sampling":
                 measure_sampling(rows, arguments)
             case "start":
