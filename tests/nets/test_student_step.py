@@ -107,6 +107,11 @@ def test_operations_are_counted(spec):
     assert training_flops("convnet:width=8", images) == 3 * 2 * layer
 
 
+@pytest.mark.parametrize("norm", ["batch", "batchstats", "layer", "group"])
+def test_operations_are_counted_whatever_the_norm_and_down_to_one_pixel(spec, norm):
+    assert training_flops(f"resnet10:width=8,norm={norm}", spec()) == training_flops("resnet10:width=8", spec()) > 0
+
+
 def test_no_other_device_claims_bfloat16():
     assert native_bfloat16("meta") is False
 
