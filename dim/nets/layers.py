@@ -162,7 +162,8 @@ class CompiledConv2d(nn.Module):
         self.options = conv.stride, conv.padding, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.contiguous(memory_format=torch.channels_last), self.bias, *self.options)
+        weight = self.weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory format
+        return F.conv2d(x, weight, self.bias, *self.options)
 
 
 def arrange(module: nn.Module, *, norms: bool = True) -> None:

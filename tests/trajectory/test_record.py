@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,29 @@ def test_an_expert_is_trained_as_by_an_ordinary_optimiser(digits, tmp_path, chan
     for member in range(2):
         torch.testing.assert_close(own[member], trained_by_torch(config, digits, member, 6), rtol=1e-5, atol=1e-5)
     assert (own[:, 1:] - own[:, :-1]).norm(dim=2).min() > 1e-3
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("changes", [{"momentum": 0.9, "weight_decay": 0.01}, {"together": 2}], ids=["momentum", "together"])
+def test_a_compiled_recording_equals_an_eager_one(digits, tmp_path, changes):
+    every = 64 / len(digits.train)
+    common = {"epochs": 3 * every, "every": every, "batch_size": 64, **changes}
+    eager, compiled = (
+        all_weights(record(settings(**common, compile=compile), digits, tmp_path / compile)) for compile in ("off", "on")
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_training_in_bfloat16_is_close_to_training_in_float32(trained, digits, tmp_path):
+    config = settings(epochs=4.0, batch_size=64, lr=0.1, momentum=0.5, precision="bf16")
+    rough = record(config, digits, tmp_path / "rough")
+    true, near = all_weights(trained), all_weights(rough)
+    assert near.dtype == torch.float32
+    assert torch.equal(near[:, 0], true[:, 0])
+    assert not torch.equal(near, true)
+    moved = [(part[:, -1] - part[:, 0]).flatten() for part in (true, near)]
+    assert torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.95
+    assert read_json(rough.folder / "run.json")["config"]["experts"]["precision"] == "bf16"
 
 
 def test_a_moment_is_as_many_steps_as_fit_into_it(digits, tmp_path):
