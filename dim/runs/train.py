@@ -152,9 +152,10 @@ class Trainer:
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
         shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
-        images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
-        work = images * training_flops(network, spec)
-        shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
+        if getattr(kind, "compiles", False):  # somebody else's loss may know no such thing
+            images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
+            work = images * training_flops(network, spec)
+            shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
         mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
         return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
 

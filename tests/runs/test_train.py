@@ -32,6 +32,7 @@ from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.loop import NonFiniteError
+from dim.nets.discriminators import Discriminator
 from dim.objectives.adversaries.acgan_wgangp import Adversarial
 from dim.pool import TrainedPool
 from dim.runs.accelerator import make_accelerator
@@ -538,3 +539,22 @@ def test_impossible_measures_are_found_before_training(data, tmp_path):
         tiny(fit={"coverage_steps": -1})
     with pytest.raises(InputError, match=r"fit\.coverage_samples is 5: expected at least 6"):
         tiny(fit={"coverage_samples": 5})
+
+
+class OwnAdversary(Adversarial):
+    """Somebody else's loss, which knows nothing of compiling and has a network of its own."""
+
+    compiles = False
+
+    class network(Discriminator):
+        def forward(self, images):
+            assert len(images) > 1, "asked about a single image, which such a network need not take"
+            return super().forward(images)
+
+    def __init__(self, *common, seed, finish, rank):
+        super().__init__(*common, seed=seed, finish=finish, rank=rank)
+
+
+def test_an_adversary_of_ones_own_need_not_compile(data, tmp_path):
+    config = tiny(2, 0, adversarial=AdversarialConfig(loss=OwnAdversary))
+    assert (fit(config, data, tmp_path / "run") / "generator.safetensors").is_file()

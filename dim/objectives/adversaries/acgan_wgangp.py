@@ -78,6 +78,7 @@ class Adversarial:
     Options: ClassVar = AdversarialOptions
     network: ClassVar = Discriminator
     discriminator_options: ClassVar = ("width",)
+    compiles: ClassVar = True
 
     @classmethod
     def of_run(cls, *common: Any, scheduled: Any, mean: Any, **shared: Any) -> Self:

@@ -70,6 +70,7 @@ class Relativistic:
     Options: ClassVar = RelativisticOptions
     network: ClassVar = ProjectionDiscriminator
     discriminator_options: ClassVar = ("width", "blocks")
+    compiles: ClassVar = True
 
     @classmethod
     def of_run(
