@@ -224,7 +224,8 @@ class TrainedPool(ModelPool):
         member = self._member(step)
         source = rng.generator(self.seed, "pool-augment", step, part, self._rank, device=images.device)
         member.net.requires_grad_(True).train()
-        loss, _ = member.step.loss(self._augment(images, source), labels)
+        with torch.autocast(images.device.type, enabled=False):  # of the run; a member's own is settled in its step
+            loss, _ = member.step.loss(self._augment(images, source), labels)
         loss.backward()
         self._average(member.net.parameters())
         member.optimizer.step()

@@ -128,8 +128,8 @@ class CompiledImageConv2d(nn.Module):
     """`nn.Conv2d` of images with few channels, with the parameters of a given one, as a matrix product of their patches.
 
     Forward mode of a convolution convolves the zero derivative of images that do not depend on the weights, and each of two
-    cotangents is taken back to the images on its own; a product leaves out the first and shares the second. Patches are taken
-    by a convolution with kernels of one 1 each, which is exact. No groups, no dilation, padding with zeros.
+    cotangents is taken back to the images on its own; a product of patches convolves neither. No gain in time was shown.
+    Patches are taken by a convolution with kernels of one 1 each, which is exact. No groups, no dilation, padding with zeros.
     """
 
     patches: Tensor
@@ -144,7 +144,7 @@ class CompiledImageConv2d(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Conv2d) -> bool:
-        """Whether a convolution is one that this replaces with a gain."""
+        """Whether a convolution is one that this replaces."""
         plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
         return plain and not isinstance(conv.padding, str) and conv.weight[0].numel() <= 64
 
@@ -162,32 +162,37 @@ class CompiledConv2d(nn.Module):
         self.options = conv.stride, conv.padding, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no memory format
-        return F.conv2d(x, weight, self.bias, *self.options)
+        return F.conv2d(x, channels_last(self.weight), self.bias, *self.options)
 
 
-def arrange(module: nn.Module, *, norms: bool = True) -> None:
-    """Replace, in place, the layers of a network for which this file has one that compiles to faster code.
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) in the channels-last memory format; also under vmap, which knows no memory formats."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def arrange(module: nn.Module, *, norms: bool = True, convolutions: bool = True) -> None:
+    """Replace, in place, the layers of a network for which this file has one made for a compiler; poolings always.
 
     Args:
         module: of (B, C, H, W) images that are channels last. Its parameters keep their names, order and values.
         norms: also replace instance norms, which is faster where second derivatives are taken and slower where only first.
+        convolutions: also replace convolutions, for weights that are views of one flat vector.
     """
     for name, child in module.named_children():
         kind = type(child)
         if norms and kind is nn.GroupNorm and child.num_groups == child.num_channels and child.affine:
             setattr(module, name, CompiledInstanceNorm(child))
-        elif kind is nn.Conv2d and CompiledImageConv2d.fits(child):
+        elif convolutions and kind is nn.Conv2d and CompiledImageConv2d.fits(child):
             setattr(module, name, CompiledImageConv2d(child))
-        elif kind is nn.Conv2d and child.padding_mode == "zeros":
+        elif convolutions and kind is nn.Conv2d and child.padding_mode == "zeros":
             setattr(module, name, CompiledConv2d(child))
-        elif kind is nn.AvgPool2d and is_plain_pool(child):
+        elif kind is nn.AvgPool2d and _is_plain_pool(child):
             setattr(module, name, CompiledAvgPool2d(child.kernel_size))
         else:
-            arrange(child, norms=norms)
+            arrange(child, norms=norms, convolutions=convolutions)
 
 
-def is_plain_pool(pool: nn.AvgPool2d) -> bool:
+def _is_plain_pool(pool: nn.AvgPool2d) -> bool:
     """Whether `CompiledAvgPool2d` means the same: square, not overlapping, without padding."""
     size = pool.kernel_size
     plain = not pool.ceil_mode and pool.divisor_override is None and pool.padding in (0, (0, 0))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dim.compiling import compiled, native_bfloat16, work_repays, worth_compiling
 from dim.config import FeatureConfig, PoolConfig, ProtocolConfig, ScoringConfig
 from dim.config.settings import Compile, Precision
-from dim.nets.layers import CompiledAvgPool2d, is_plain_pool
+from dim.nets.layers import arrange
 from dim.nets.student import Student, build_student
 from dim.spec import DataSpec
 
@@ -76,7 +76,7 @@ class StudentStep:
     def __init__(self, net: nn.Module, precision: Precision = "fp32", compile: Compile = "off") -> None:
         self.net, self._half, self._compiled, self._rows = net, precision == "bf16", compile == "on", 0
         if self._compiled:
-            _replace_pools(net)
+            arrange(net, norms=False, convolutions=False)
             # What a compiled function depends on beside its inputs.
             self._kind = (str(net), tuple((value.shape, value.device) for value in net.state_dict().values()))
 
@@ -136,11 +136,3 @@ def _logits(net: nn.Module, half: bool, images: Tensor) -> Tensor:
 def _features(net: Student, half: bool, images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
         return net.embed(images).float()
-
-
-def _replace_pools(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if type(child) is nn.AvgPool2d and is_plain_pool(child):
-            setattr(module, name, CompiledAvgPool2d(child.kernel_size))
-        else:
-            _replace_pools(child)

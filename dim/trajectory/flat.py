@@ -8,7 +8,7 @@ from torch.func import functional_call
 from dim.chunks import FORWARD, chunk_size
 from dim.config.trajectory import Precision
 from dim.errors import InputError
-from dim.nets.layers import arrange
+from dim.nets.layers import arrange, channels_last
 from dim.nets.student import build_student
 from dim.spec import DataSpec
 
@@ -74,7 +74,7 @@ class FlatNetwork:
     def logits(self, theta: Tensor, images: Tensor) -> Tensor:
         """theta (P,), float (B, C, H, W) in [-1, 1] -> (B, classes)."""
         if self._compiled:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         return functional_call(self.net, self.unflatten(theta), (images,))
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class FlatNetwork:
         if self.precision == "fp32":
             return self.logits(theta, images)
         if self._compiled:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         features = self._features(theta, images, torch.bfloat16).to(theta.dtype)
         return functional_call(self.net.head, self._part("head.", theta), (features,))
 
