@@ -391,7 +391,6 @@ def main(arguments: Arguments) -> None:
         print(time.perf_counter() - started)
         return
     sources = Sources.of(__file__)
-    config = load_recipe("cifar10-dim2023")
     for part in arguments.parts:
         asked: dict[str, Any] = {"part": part}
         rows = Rows(sources, "cpu", asked)
@@ -410,7 +409,7 @@ def main(arguments: Arguments) -> None:
             case "accuracy":
                 measure_accuracy(rows, arguments)
             case "gan" | "stage-two":
-                base = load_recipe("cifar10-gan") if part == "gan" else config
+                base = load_recipe("cifar10-gan" if part == "gan" else "cifar10-dim2023")
                 data = load_data(located(base.data, arguments.data_root))
                 asked["config"] = to_dict(dataclasses.replace(base, data=dataclasses.replace(base.data, root=None)))
                 if part == "gan":

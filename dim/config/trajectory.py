@@ -147,7 +147,7 @@ class TrajectoryConfig(Section):
     precision: Precision = "fp32"
     """`bf16`: evaluate the student in bfloat16. Its weights, what is carried back through its steps, sums, the last layer and the
     loss stay float32. Faster, compiled, on hardware with bfloat16 matrix units; the gradient is then approximate. A double
-    backward is too inexact for it, so not with `unroll` or `reverse-over-reverse`."""
+    backward gives a wrong derivative in the weights of convolutions, so not with `unroll` or `reverse-over-reverse`."""
     compile: Compile = "auto"
     """Compile the derivatives, which takes about a minute. `auto`: for long runs, where a compiler is found."""
     offload: bool = False

@@ -65,7 +65,7 @@ class TrajectoryMatching:
         frozen = config.gradient == "frozen"
         order = None if config.order == "auto" else config.order
         if order is None and network.precision == "bf16":
-            order = "reverse-over-forward"  # also uncompiled: a double backward loses the derivative of biases in bfloat16
+            order = "reverse-over-forward"  # also uncompiled: a double backward is wrong for convolutions in bfloat16
         self._derivatives = Derivatives(loss, order=order, compile=compile, frozen=frozen)
 
     def batches(self, count: int, step: int, member: int = 0) -> list[Tensor]:
