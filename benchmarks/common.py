@@ -106,7 +106,7 @@ class Sources:
     package: str
     """Digest of dim, as imported."""
     program: str
-    """Digest of the program and of this file."""
+    """Digest of the program, of its parts (files whose names begin with its own and `_`), and of this file."""
 
     @classmethod
     def of(cls, program: Path | str, root: Path = ROOT, package: Path = PACKAGE) -> "Sources":
@@ -121,7 +121,8 @@ class Sources:
         differs = [] if head is None else changes(root)
         if imported != package_digest(root / "dim"):
             differs.append("dim (the imported package has other files than this work tree)")
-        own = digest_of_files(program.parent, {program, program.parent / Path(__file__).name})
+        parts = program.parent.glob(f"{program.stem}_*.py")
+        own = digest_of_files(program.parent, {program, program.parent / Path(__file__).name, *parts})
         return cls(commit=head, changes=tuple(differs), package=imported, program=own)
 
     def stamp(self) -> dict[str, Any]:
@@ -202,9 +203,10 @@ def epochs(steps: int, batch_size: int, data: RealData) -> float:
     return steps * batch_size / len(data.train)
 
 
-def seconds_per_step(config: TrainConfig, data: RealData) -> tuple[float, float]:
-    """Wall time of a step of either stage, measured over a short run."""
-    one, two, skipped = 40, 24, 4
+def seconds_per_step(
+    config: TrainConfig, data: RealData, *, one: int = 40, two: int = 24, skipped: int = 4
+) -> tuple[float, float]:
+    """Wall time of a step of either stage, over a short run of `one` and `two` steps, of which the first are `skipped`."""
     lengths = {
         "stage_one": {"epochs": epochs(one, config.stage_one.batch_size, data)},
         "stage_two": {"epochs": epochs(two, config.stage_two.batch_size, data)},
@@ -357,10 +359,10 @@ def stamped_scores(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**score, "made": {**score["made"], **row["made"]}} for row in rows for score in row["scores"]]
 
 
-def save(name: str, content: dict[str, Any]) -> Path:
-    """Write `results/NAME.json`: `rows` or `scores`, and facts that they have in common."""
+def save(name: str, content: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write `results/NAME.json`, or the same in another folder: `rows` or `scores`, and facts that they have in common."""
     rows = content["rows"] if "rows" in content else content["scores"]
     assert all("commit" in row["made"] for row in rows), "a row without its making: add it to a `Rows`"
-    path = RESULTS / f"{name}.json"
+    path = (RESULTS if folder is None else folder) / f"{name}.json"
     write_json(path, content)
     return path
