@@ -23,11 +23,10 @@ import contextlib
 import fcntl
 import math
 import signal
-import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +48,7 @@ from dim.errors import InputError
 from dim.loop import Interrupted, NonFiniteError
 
 SHORTEST = 120.0  # seconds that a production is worth beginning for
+_TRUSTED = 1200.0  # seconds for which an estimate is believed before the pace of this machine is, as a first piece also compiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class Worker:
         self.bench, self.work, self._seeds, self._remake = bench, work, seeds, remake
         self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
         self._productions = {one.name: one.item for one in work if isinstance(one.item, Production)}
-        self._paces: dict[str, list[float]] = {}
+        self._paces: dict[str, list[float]] = {}  # by student: seconds that pieces took, and that were estimated
         self._finished: set[str] = set()
         self.passed: dict[str, str] = {}
         """Why something was not made in this call."""
@@ -205,22 +205,17 @@ class Worker:
     def _score(self, task: Task) -> None:
         kind = task.student if isinstance(task, Cell) else "coverage"
         for hours, make in task.pieces(self.bench, remake=self._remake, limit=self._seeds):
-            paces = self._paces.setdefault(kind, [])
-            expected = 3600 * hours * (statistics.median(paces) if paces else 1.0)
+            pace = self._paces.setdefault(kind, [_TRUSTED, _TRUSTED])
+            expected = 3600 * hours * pace[0] / pace[1]
             if expected and self.left() < expected:
                 self.passed[task.name] = "no time left for it"
                 return
-            self._timed(make, hours, paces)
+            started = time.monotonic()
+            make()
+            if hours:
+                pace[0], pace[1] = pace[0] + time.monotonic() - started, pace[1] + 3600 * hours
         if not self.finished(task):
             self.passed[task.name] = f"has the {self._seeds} students that were asked for, and is not finished"
-
-    @staticmethod
-    def _timed(make: Callable[[], None], hours: float, paces: list[float]) -> None:
-        """Make a piece, and keep how long it took beside what was estimated."""
-        started = time.monotonic()
-        make()
-        if hours:
-            paces.append((time.monotonic() - started) / (3600 * hours))
 
 
 def print_missing(missing: list[tuple[Production | Task, float]], total: int) -> None:

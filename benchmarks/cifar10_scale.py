@@ -40,7 +40,8 @@ class Scale:
     """Images of a class that policies rank."""
     anchors: int = 50
     """Refined images per class around which a generator streams."""
-    features: FeatureConfig = field(default_factory=FeatureConfig)
+    features: FeatureConfig | None = None
+    """How the classifier is trained whose features policies, coresets and coverage take. Default: the toolkit's."""
     samples: int = 5000
     """Images on each side of coverage."""
     seeds: int | None = None

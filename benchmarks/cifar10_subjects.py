@@ -73,8 +73,8 @@ class Bench:
     @functools.cached_property
     def selector(self) -> Selector:
         """Chooses real images."""
-        data = self.shop.data
-        return Selector(data, features=trained_features(data, self.shop.scale.features))
+        data, own = self.shop.data, self.shop.scale.features
+        return Selector(data, features=None if own is None else trained_features(data, own))  # by default, when they are needed
 
     @functools.cached_property
     def coverage(self) -> Coverage:
