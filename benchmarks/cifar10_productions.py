@@ -17,11 +17,12 @@ from dim.config import PolicyConfig, RecordConfig, TrainConfig, TrajectoryRecipe
 from dim.data.stored import DESCRIPTION
 from dim.data.synthetic import load_set
 from dim.emit.policy import Policy
+from dim.errors import InputError
 from dim.features.spaces import trained_features
 from dim.hub import load_generator, save_pretrained
 from dim.io import atomic_file, read_json, write_json
 from dim.nets.generator_file import FILE_NAME
-from dim.run_folder import CHECKPOINT, METRICS, RUN, load_run_config, read_metrics
+from dim.run_folder import CHECKPOINT, METRICS, RUN, load_run_config, read_metrics, run_description
 from dim.runs.accelerator import make_accelerator
 from dim.runs.distill import distill
 from dim.runs.stages import plan
@@ -108,26 +109,49 @@ class Run(Production):
         return run_for(seconds, lambda: train(config, shop.data, out, accelerator, shop.sources, self.first(shop)))
 
 
-def _stage_one_steps(config: TrainConfig, shop: Workshop) -> int:
+def stage_one_steps(config: TrainConfig, shop: Workshop) -> int:
+    """Steps of a run's first stage."""
     return plan(config, len(shop.data.train))[0].stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageOne(Run):
     """A run that ends with the first stage of another one, `of`. If that one lies there and is not beyond it, what it has is
-    taken over: as long as stage one lasts, both are the same, bit by bit."""
+    taken over: as long as stage one lasts, both are the same, bit by bit. For the same reason, a copy of that one in this
+    folder, made before its second stage, is continued to the end of the first."""
 
     of: Run
 
     def planned(self, shop: Workshop) -> TrainConfig:
+        return self.of.config(shop)
+
+    def config(self, shop: Workshop) -> TrainConfig:
         # Nothing of stage two, so that its settings can be chosen when this has been trained.
-        return changed(self.of.config(shop), {"stage_two": {"epochs": 0.0}, "matching": {"weight": 0.0}})
+        return changed(super().config(shop), {"stage_two": {"epochs": 0.0}, "matching": {"weight": 0.0}})
+
+    def part_done(self, shop: Workshop) -> float:
+        if not (shop.folder(self.name) / FILE_NAME).is_file():
+            return 0.0
+        return self.about(shop)["step"] / stage_one_steps(self.config(shop), shop)
+
+    def done(self, shop: Workshop) -> bool:
+        return self.part_done(shop) == 1
 
     def first(self, shop: Workshop) -> Path | None:
         folder = shop.folder(self.of.name)
-        if (folder / CHECKPOINT).is_file() and self.of.about(shop)["step"] <= _stage_one_steps(self.of.config(shop), shop):
+        if (folder / CHECKPOINT).is_file() and self.of.about(shop)["step"] <= stage_one_steps(self.of.config(shop), shop):
             return folder
         return None
+
+    def make(self, shop: Workshop, seconds: float) -> bool:
+        out = shop.folder(self.name)
+        if (out / RUN).is_file():  # perhaps a copy of the whole run, which has not come to its second stage
+            if self.part_done(shop) > 1:
+                raise InputError(
+                    f"{out} is beyond the end of stage one: expected a run that is not; remove it, or restore an older copy"
+                )
+            write_json(out / RUN, run_description(self.config(shop), shop.data.spec, shop.device))
+        return super().make(shop, seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +177,11 @@ class Whole(FromStageOne):
         return self.begun(shop)
 
     def open_needs(self, shop: Workshop) -> tuple[str, ...]:
-        return () if self.about(shop)["step"] > _stage_one_steps(self.config(shop), shop) else self.needs
+        return () if self.about(shop)["step"] > stage_one_steps(self.config(shop), shop) else self.needs
 
     def make(self, shop: Workshop, seconds: float) -> bool:
         out, first = shop.folder(self.name), shop.folder(self.needs[0])
-        if (out / RUN).is_file() and self.about(shop)["step"] < _stage_one_steps(self.config(shop), shop):
+        if (out / RUN).is_file() and self.about(shop)["step"] < stage_one_steps(self.config(shop), shop):
             for name in (METRICS, CHECKPOINT):  # `StageOne` took stage one over and ended it
                 with atomic_file(out / name) as temporary:
                     shutil.copy(first / name, temporary)
