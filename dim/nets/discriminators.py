@@ -50,7 +50,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) images in [-1, 1] -> (B,) critic values (higher: more real) and (B, classes) logits."""
-        features = torch.amax(self.blocks(images), dim=(2, 3))
+        features = self.blocks(images).flatten(2).max(dim=2).values
         return self.critic(features).squeeze(1), self.classifier(features)
 
 
