@@ -86,7 +86,7 @@ class Tiny(Scale):
 
     def __init__(self) -> None:
         refinement = RefineConfig(blocks=(1, 2), steps=1, student_steps=1, span=(1.0,), compile="off")
-        small = {"convnet": "convnet:width=4", "vit": "timm:test_vit:patch_size=4"}
+        small = {"convnet": "convnet:width=4", "vit": "timm:vit_tiny_patch16_224:patch_size=4,embed_dim=24,depth=1,num_heads=2"}
         super().__init__(
             name="tiny",
             tiny=True,

@@ -15,7 +15,7 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "coverage", "generators", "hypergradient", "memory", "matching"),
+    *("accuracy", "cifar10", "coverage", "generators", "hypergradient", "memory", "matching"),
     *("policies", "pool", "published", "speed", "step_time", "trajectory"),
 )
 
@@ -32,7 +32,8 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
             spec.loader.exec_module(loaded)
             return loaded
 
-        for shared in ("common", "step_time"):
+        parts = ("scale", "shop", "productions", "subjects", "cells", "plan", "page", "trial")  # each imports earlier ones
+        for shared in ("common", "step_time", *(f"cifar10_{part}" for part in parts)):
             patch.setitem(sys.modules, shared, module(shared))
         yield module
 
@@ -272,6 +273,13 @@ def test_sources_change_with_every_file_that_counts(common, tree, name):
     assert {key for key in before if before[key] != after[key]} == {"dim" if name.startswith("dim") else "program"}
 
 
+def test_parts_of_a_program_count_as_its_own(common, tree):
+    before = of(common, tree).stamp()["sources"]
+    (tree / "benchmarks" / "pool_parts.py").touch()
+    after = of(common, tree).stamp()["sources"]
+    assert (before["dim"], before["program"] != after["program"]) == (after["dim"], True)
+
+
 @pytest.mark.parametrize("name", ["x", "dim/__pycache__/a.pyc", "benchmarks/other.py", "benchmarks/results/new.json"])
 def test_sources_do_not_change_with_others(common, tree, name):
     before = of(common, tree).stamp()["sources"]
@@ -297,7 +305,8 @@ def test_program_explains_itself(load, name, capsys):
     assert ended.value.code == 0
     keeps = name in ("generators", "matching", "policies", "published")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
-    assert {"Rows", "Sources", "save"} <= vars(module).keys()
+    parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
+    assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
 
 
 # --- results that lie here ---------------------------------------------------------------------------------------------------
@@ -305,7 +314,7 @@ def test_program_explains_itself(load, name, capsys):
 _NEW = ("clean", "sources", "configuration", "device", "device_name", "threads", "versions", "wall_seconds")
 
 
-@pytest.mark.parametrize("path", sorted((_BENCHMARKS / "results").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((_BENCHMARKS / "results").rglob("*.json")), ids=lambda path: path.stem)
 def test_every_row_of_a_result_has_a_commit_or_says_why_not(path):
     content = json.loads(path.read_text())
     assert "commit" not in content  # a file has none: its rows have
