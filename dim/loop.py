@@ -16,8 +16,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dim.errors import InputError
 from dim.io import save_tensors
-from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, check_same_run, open_run, require_free_run
+from dim.processes import ALONE, Agreement, Processes
+from dim.run_folder import (
+    CHECKPOINT,
+    FAILED,
+    KINDS,
+    append_metrics,
+    check_same_run,
+    inexact_resume,
+    open_run,
+    require_free_run,
+)
 from dim.spec import DataSpec
 
 _TELL_SECONDS = 20.0
@@ -65,9 +76,11 @@ def continues(
     kind: str = "run",
     may_change: Collection[str] = (),
     holds: str = CHECKPOINT,
-    main: bool = True,
+    processes: Processes = ALONE,
 ) -> bool:
     """Whether a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
+
+    A line on standard error warns of a run that cannot go on bit by bit as it began.
 
     Args:
         out: the folder.
@@ -77,16 +90,21 @@ def continues(
         kind: what kind of run the folder should be of.
         may_change: settings that the result does not depend on.
         holds: name of the file from which such a run continues.
-        main: whether this process looks after the folder; others do not refuse it.
+        processes: those that work on the run; the main one looks for all.
 
     Raises:
         InputError: if the run there has other settings or another data set; or, without `resume`, if there is anything to lose.
     """
-    if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
-        return True
-    if main:
+
+    def look() -> bool:
+        if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
+            if warning := inexact_resume(out, kind, processes):
+                print(f"dim: {warning}", file=sys.stderr)
+            return True
         require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
-    return False
+        return False
+
+    return processes.once(look)
 
 
 class Run(Protocol):
@@ -137,7 +155,12 @@ class Loop:
         description: what run.json says, see `dim.run_folder.run_description`.
         device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
         file: name of the checkpoint.
-        main: whether this process writes. Others count along.
+        processes: those that take every step together. The main one writes; the others count along.
+        shown: whether progress is shown, where this process writes.
+        called: the folder as messages name it, if it is another than `out`.
+
+    Raises:
+        InputError: if the processes begin at different steps, as they do where they do not see one folder.
     """
 
     def __init__(
@@ -155,9 +178,12 @@ class Loop:
         seconds: float = 0.0,
         tf32: bool | None = None,
         file: str = CHECKPOINT,
-        main: bool = True,
+        processes: Processes = ALONE,
+        shown: bool = True,
+        called: Path | None = None,
     ) -> None:
-        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, main
+        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, processes.main
+        self._called, self._agreed = called or out, Agreement(processes)
         self.total, self.step = total, step
         self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
         self._save_seconds = 60 * settings.checkpoint_minutes
@@ -166,11 +192,13 @@ class Loop:
         self._stack = contextlib.ExitStack()
         if device.type == "cuda" and tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        if main:
+        if len(steps := set(processes.gather(step))) > 1:
+            raise InputError(f"the processes begin at steps {sorted(steps)}: expected a folder that all machines see, not {out}")
+        if self._main:
             open_run(out, description, step)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
-        self.progress = Progress(name, total, step, unit=unit, show=main)
+        self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
 
     def __enter__(self) -> "Loop":
         self._asked = self._stack.enter_context(stop_signals())
@@ -185,7 +213,7 @@ class Loop:
             raise Interrupted(f"{done}; {self._remedy()}", signal.SIGINT) from None
 
     def _remedy(self) -> str:
-        return f"continue with: dim {self._command} --out {self.out} --resume"
+        return f"continue with: dim {self._command} --out {self._called} --resume"
 
     # --- the clock and what is written while the run works ---------------------------------------------------------------
 
@@ -229,7 +257,7 @@ class Loop:
             where: the place in the run, for people. Default: the number of the step.
 
         Raises:
-            Interrupted: after a signal, when the state has been saved.
+            Interrupted: after a signal to any of the processes, when the state has been saved.
         """
         if self.step == self.total:
             return
@@ -237,16 +265,22 @@ class Loop:
         if every["sample_steps"] and self.step % every["sample_steps"] == 0 and self._main:
             self._run.picture()
         due = every["checkpoint_steps"] > 0 and self.step % every["checkpoint_steps"] == 0
-        due |= self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
-        if due or self._asked:
+        late = self._main and self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
+        # All processes save after the same step, whose clock or signal it may be.
+        late, number = self._agreed(late, self._asked[0] if self._asked else 0)
+        if due or late or number:
             self.save()
-        self.stop_if_asked(where)
+        if number:
+            self._stop(where, number)
 
     def stop_if_asked(self, where: str | None = None) -> None:
-        """Raise Interrupted if a signal asked for a stop; the state must have been saved."""
+        """Raise Interrupted if a signal asked this process for a stop; the state must have been saved."""
         if self._asked:
-            where = where or f"at {self._unit} {self.step} of {self.total}"
-            raise Interrupted(f"interrupted {where}; {self._remedy()}", self._asked[0])
+            self._stop(where, self._asked[0])
+
+    def _stop(self, where: str | None, number: int) -> None:
+        where = where or f"at {self._unit} {self.step} of {self.total}"
+        raise Interrupted(f"interrupted {where}; {self._remedy()}", number)
 
     def save(self) -> None:
         """Write the checkpoint, and then the result.

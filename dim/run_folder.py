@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from dim.config import GENERATORS, Section, TrainConfig, flat, from_dict, to_dict
 from dim.errors import InputError
 from dim.io import read_json, require_free, write_bytes, write_json
+from dim.processes import ALONE, Processes
 from dim.provenance import hardware, versions
 from dim.spec import DataSpec
 
@@ -34,7 +35,9 @@ KINDS = {"run": "train", "experts": "experts", "distillation": "distill"}
 MAY_CHANGE = ("about", "protocol", "data.root", "data.download", "data.memory_gib")
 
 
-def run_description(config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run") -> dict[str, Any]:
+def run_description(
+    config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run", *, processes: Processes = ALONE
+) -> dict[str, Any]:
     """What run.json says."""
     return {
         "format": 1,
@@ -42,8 +45,31 @@ def run_description(config: Any, spec: DataSpec, device: torch.device | str, kin
         "config": to_dict(config),
         "spec": spec.to_dict(),
         "hardware": hardware(device),
+        "processes": processes.world,
         "versions": versions(),
     }
+
+
+def beginning(out: Path, description: Mapping[str, Any], *, resumed: bool) -> dict[str, int]:
+    """The processes and threads that a run begins with, or began with if it is resumed: what its exact digits depend on."""
+    if resumed and (out / RUN).is_file() and "began" in (run := read_json(out / RUN)):
+        return run["began"]
+    return {"processes": description["processes"], "threads": description["hardware"]["threads"]}
+
+
+def inexact_resume(out: Path, kind: str, processes: Processes) -> str | None:
+    """Why a run that is resumed here will not end bit by bit as one that goes on as it began; None: it will, as far as these
+    count."""
+    run = read_run(out, kind)
+    began, now = run.get("began", {}), {}
+    if run.get("hardware", {}).get("device") == "cpu":
+        now["threads"] = torch.get_num_threads()
+    if kind != "experts":  # one process records an expert, whatever their number
+        now["processes"] = processes.world
+    changed = [f"{began[name]} {name}, now {count}" for name, count in now.items() if began.get(name, count) != count]
+    if not changed:
+        return None
+    return f"{out} goes on with other means than it began with ({'; '.join(changed)}): it does not end the same bit by bit"
 
 
 def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
@@ -136,11 +162,19 @@ def open_run(out: Path, description: Mapping[str, Any], step: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for stale in out.rglob(".*.tmp"):
         stale.unlink()
-    write_json(out / RUN, description)
-    metrics = out / METRICS
-    if metrics.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(out) if record["step"] <= step]
-        write_bytes(metrics, "".join(kept).encode())
+    write_json(out / RUN, {**description, "began": beginning(out, description, resumed=step > 0)})
+    if (out / METRICS).exists():
+        _write_metrics(out, [record for record in read_metrics(out) if record["step"] <= step])
+
+
+def add_metrics(out: Path, other: Path) -> None:
+    """Add the records of a folder to those of another, in the order of steps; the added ones replace those of the same step."""
+    records = {record["step"]: record for folder in (out, other) for record in read_metrics(folder)}
+    _write_metrics(out, [records[step] for step in sorted(records)])
+
+
+def _write_metrics(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    write_bytes(out / METRICS, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -253,6 +253,5 @@ def test_a_run_goes_on_only_where_it_is_asked_to_and_has_begun(toy_run, spec, tm
     assert continues(run.out, config, data, resume=True)
     with pytest.raises(InputError, match="already holds a run"):
         continues(run.out, config, data, resume=False)
-    assert not continues(run.out, config, data, resume=False, main=False), "another process looks after the folder"
     with pytest.raises(InputError, match=r"fit\.seed is 1"):
         continues(run.out, TrainConfig(fit=FitConfig(seed=1)), data, resume=True)

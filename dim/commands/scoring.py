@@ -9,7 +9,7 @@ import tyro
 
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
 from dim.commands.parsing import parse, parse_known
-from dim.commands.subjects import data_of_subjects, device_of, load_subjects
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
@@ -26,7 +26,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from dim.score.measure import score_all
     from dim.score.report import print_scores, scores_to_json, write_report
 
-    device = device_of(first.device)
+    processes, device = work_together(first.device)
     subjects = load_subjects(first.subjects, device, first.sampler)
     info = next(iter(subjects.values())).info
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
@@ -36,9 +36,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     _require_used(parsed)
     data = data_of_subjects(subjects, parsed.data_root, device)
     teacher = parsed.teacher.load(data, device)
-    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+    settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
+    evaluator = Evaluator(data, parsed.protocol, **settings, report=_tell if processes.main else lambda score: None)
     plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
     scores = score_all(evaluator, subjects, **plan)
+    if not processes.main:
+        return
     print_scores(scores)
     if parsed.json:
         write_json(parsed.json, scores_to_json(scores))

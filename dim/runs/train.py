@@ -30,6 +30,7 @@ from dim.objectives.logit import PoolMatching
 from dim.objectives.path_matching import PathMatching
 from dim.pictures import save_png
 from dim.pool import build_pool
+from dim.processes import Processes, running_statistics
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, prefixed, run_description, unprefixed
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
@@ -83,12 +84,15 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool) -> None:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
+        self.processes = processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
-        self._losses = Losses()
-        resume = continues(out, config, data.spec, resume=resume, may_change=_MAY_CHANGE, main=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
+        self._losses = Losses(processes)
+        self.stages = plan(config, len(data.train))
+        for stage in self.stages:  # now, not when the stage begins
+            processes.require_even(stage.config.batch_size * (stage.stop > stage.start), f"stage_{stage.name}.batch_size")
+        resume = continues(out, config, data.spec, resume=resume, may_change=_MAY_CHANGE, processes=processes)
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         held = load_tensors(out / CHECKPOINT, device) if resume else None
@@ -98,7 +102,6 @@ class Trainer:
         self.average: Generator | None = None
         if config.fit.ema > 0:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.stages = plan(config, len(data.train))
         self.optimizers = {"generator": self._optimizer(self.generator)}
         self.adversary: Any = None
         self.flow: FlowMatching | Denoising | None = None
@@ -107,7 +110,7 @@ class Trainer:
         else:
             regression = {"flow": FlowMatching, "denoising": Denoising}[self.generator.learns_by]
             steps = self.stages[0].stop
-            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, rank=accelerator.process_index)
+            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, processes=processes)
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
@@ -119,14 +122,13 @@ class Trainer:
             seed=seed,
             device=device,
             channels_last=config.fit.channels_last,
-            rank=accelerator.process_index,
-            average=self._average_gradients,
+            processes=processes,
         )
-        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, processes=processes)
         self.path_matching: PathMatching | None = None
         if config.path_matching.weight > 0:
             first = self.stages[1].start
-            place = {"device": device, "rank": accelerator.process_index}
+            place = {"device": device, "processes": processes}
             self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, **place)
         self.own = [OBJECTIVES.load(name)(data, seed=seed, device=device) for name in config.objectives]
         check_protocol(config.protocol, spec)
@@ -151,13 +153,12 @@ class Trainer:
         self.discriminator = network.to(self.accelerator.device, memory_format=self.format)
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
-        shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
+        shared = {"seed": seed, "finish": self._finish_gradients, "processes": self.processes}
         if getattr(kind, "compiles", False):  # somebody else's loss may know no such thing
             images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
             work = images * training_flops(network, spec)
             shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
-        mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
-        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
+        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled)
 
     @property
     def total_steps(self) -> int:
@@ -172,18 +173,18 @@ class Trainer:
     def run(self) -> Path:
         """Train from the current step to the end and write the result."""
         config, accelerator = self.config, self.accelerator
-        if config.fit.coverage_steps and self._main:  # before the clock starts: its classifier may have to be trained
+        if config.fit.coverage_steps and self.processes.main:  # before the clock starts: its classifier may have to be trained
             self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         self.loop = Loop(
             self,
             self.out,
             name="train",
             total=self.total_steps,
-            description=run_description(config, self.data.spec, accelerator.device),
+            description=run_description(config, self.data.spec, accelerator.device, processes=self.processes),
             settings=config.fit,
             device=accelerator.device,
             tf32=config.fit.tf32,
-            main=self._main,
+            processes=self.processes,
             **self._begun,
         )
         if config.fit.trackers:
@@ -194,18 +195,14 @@ class Trainer:
                 if self.loop.step < stage.stop:
                     self._run_stage(stage)
         self.loop.finish()
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+        self.processes.wait()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         return self.out
 
-    @property
-    def _main(self) -> bool:
-        return self.accelerator.is_main_process
-
     def _run_stage(self, stage: Stage) -> None:
-        config, accelerator = self.config, self.accelerator
-        share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        drawing = {"seed": config.fit.seed, **share}
+        config = self.config
+        drawing = {"seed": config.fit.seed, "processes": self.processes}
         batches = EpochBatches(self.data.train, stage.config.batch_size, purpose=f"stage-{stage.name}", **drawing)
         objectives: list[Objective] = [self.adversary] if self.adversary else []
         upkeep: EpochBatches | None = None
@@ -254,6 +251,7 @@ class Trainer:
         if objectives:
             generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
+        self.processes.average(running_statistics(self.generator))
         self.optimizers["generator"].step()
         self.optimizers["generator"].zero_grad()
         if self.average is not None:
@@ -264,27 +262,16 @@ class Trainer:
 
     def _generate(self, labels: Tensor, purpose: str, *place: int) -> Tensor:
         """Images of these classes from latents of this purpose and place, with a graph."""
-        place = (*place, self.accelerator.process_index)
-        source = rng.generator(self.config.fit.seed, purpose, *place, device=labels.device)
-        z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
-        return self.generator(z, labels)
+        source = rng.generator(self.config.fit.seed, purpose, *place, 0, device=labels.device)
+        batch = self.processes.world * len(labels)
+        z = torch.randn(batch, self.generator.latent_dim, generator=source, device=labels.device)
+        return self.generator(self.processes.part(z), labels)
 
     # --- gradients -----------------------------------------------------------------------------------------------------
 
-    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of
-        gradients, which a DistributedDataParallel wrapper does not allow."""
-        if self.accelerator.num_processes == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        flat = self.accelerator.reduce(flat, reduction="mean")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
     def _finish_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         parameters = list(parameters)
-        self._average_gradients(parameters)
+        self.processes.average(parameter.grad for parameter in parameters)
         if self.config.fit.clip_norm > 0:
             return torch.nn.utils.clip_grad_norm_(parameters, self.config.fit.clip_norm)
         return None
@@ -293,10 +280,10 @@ class Trainer:
 
     def _log(self, stage: Stage) -> None:
         values = self._losses.means()
-        self._losses = Losses()
+        self._losses = Losses(self.processes)
         self.loop.require_finite(values)
         values["lr"] = stage.lr(self.loop.step - 1)
-        if self._main:
+        if self.processes.main:
             self.accelerator.log(values, step=self.loop.step)
         wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "trajectory", "pool")
         shown = {name: values[name] for name in wanted if name in values}
