@@ -7,9 +7,22 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """A value, file or folder from outside that cannot be used.
 
-    The message is one line: the value received, what was expected, and the remedy. The command line prints it
-    without a traceback and exits with status 2.
+    The message is one line of at most 300 printable characters: the value received, what was expected, and the remedy. The
+    command line prints it without a traceback and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """A text in one line, without characters that a terminal would obey, its middle left out where it is too long."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    text = " ".join(text.split())
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

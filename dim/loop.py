@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,22 +16,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dim.continuation import Continuation
 from dim.errors import InputError
 from dim.io import save_tensors
+from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
-from dim.run_folder import (
-    CHECKPOINT,
-    FAILED,
-    KINDS,
-    append_metrics,
-    check_same_run,
-    inexact_resume,
-    open_run,
-    require_free_run,
-)
-from dim.spec import DataSpec
+from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
 
 _TELL_SECONDS = 20.0
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals by which a system, a scheduler or a closed terminal asks a process to end."""
 
 
 class Interrupted(RuntimeError):
@@ -48,7 +42,7 @@ class NonFiniteError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; a second Ctrl-C stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -58,8 +52,9 @@ def stop_signals() -> Iterator[list[int]]:
 
     previous: dict[int, Callable | int | None] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for number in (signal.SIGINT, *ENDING):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+                previous[number] = signal.signal(number, note)
     try:
         yield asked
     finally:
@@ -67,51 +62,13 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def continues(
-    out: Path,
-    config: Any,
-    spec: DataSpec,
-    *,
-    resume: bool,
-    kind: str = "run",
-    may_change: Collection[str] = (),
-    holds: str = CHECKPOINT,
-    processes: Processes = ALONE,
-) -> bool:
-    """Whether a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
-
-    A line on standard error warns of a run that cannot go on bit by bit as it began.
-
-    Args:
-        out: the folder.
-        config: the settings now.
-        spec: the data now.
-        resume: whether the user asks for it.
-        kind: what kind of run the folder should be of.
-        may_change: settings that the result does not depend on.
-        holds: name of the file from which such a run continues.
-        processes: those that work on the run; the main one looks for all.
-
-    Raises:
-        InputError: if the run there has other settings or another data set; or, without `resume`, if there is anything to lose.
-    """
-
-    def look() -> bool:
-        if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
-            if warning := inexact_resume(out, kind, processes):
-                print(f"dim: {warning}", file=sys.stderr)
-            return True
-        require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
-        return False
-
-    return processes.once(look)
-
-
 class Run(Protocol):
     """What a loop asks of the run that it drives."""
 
     remedy: str
     """What to try when values stop being finite."""
+    departs: str
+    """An option with which the run may then go on, see `dim.continuation.continues`; empty if there is none."""
 
     def check(self) -> None:
         """Raise, by `Loop.fail`, if the state is not worth saving."""
@@ -131,7 +88,8 @@ class Run(Protocol):
 
 
 class Loop:
-    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown.
+    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown. From its
+    making to the end of the context, no other process can work on the run.
 
         with Loop(...) as loop:
             while loop.step < loop.total:
@@ -140,6 +98,7 @@ class Loop:
                 if loop.logs():
                     loop.log({"loss": ...})
                 loop.between()          # picture, checkpoint, stop
+            loop.finish()
 
     The order between two steps is metrics, picture, checkpoint: a run that is killed between any two of them and resumed from the
     checkpoint before makes the later ones again, so that nothing is missing.
@@ -153,6 +112,7 @@ class Loop:
         seconds: wall time that was spent before.
         settings: has log_steps, sample_steps, checkpoint_steps and checkpoint_minutes, as far as the run has them.
         description: what run.json says, see `dim.run_folder.run_description`.
+        continuation: how the run goes on; see `dim.continuation.continues`.
         device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
         file: name of the checkpoint.
         processes: those that take every step together. The main one writes; the others count along.
@@ -171,6 +131,7 @@ class Loop:
         name: str,
         total: int,
         description: Mapping[str, Any],
+        continuation: Continuation,
         settings: Any,
         device: torch.device,
         unit: str = "step",
@@ -187,15 +148,20 @@ class Loop:
         self.total, self.step = total, step
         self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
         self._save_seconds = 60 * settings.checkpoint_minutes
-        self._command = KINDS[description["kind"]]
+        self._command, self._of = KINDS[description["kind"]], continuation.of
         self._asked: list[int] = []
         self._stack = contextlib.ExitStack()
         if device.type == "cuda" and tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         if len(steps := set(processes.gather(step))) > 1:
             raise InputError(f"the processes begin at steps {sorted(steps)}: expected a folder that all machines see, not {out}")
-        if self._main:
-            open_run(out, description, step)
+
+        def begin() -> None:
+            self._stack.enter_context(sole_writer(out))
+            continuation.require_unchanged()
+            open_run(out, continuation.opening(description, step), step)
+
+        processes.once(begin)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
         self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
@@ -213,7 +179,10 @@ class Loop:
             raise Interrupted(f"{done}; {self._remedy()}", signal.SIGINT) from None
 
     def _remedy(self) -> str:
-        return f"continue with: dim {self._command} --out {self._called} --resume"
+        return f"continue with: {self._line()}"
+
+    def _line(self) -> str:
+        return f"dim {self._command} --out {self._called} --resume"
 
     # --- the clock and what is written while the run works ---------------------------------------------------------------
 
@@ -294,7 +263,7 @@ class Loop:
         if not bool(torch.stack(finite).all()):
             self.fail(f"{self._unit} {self.step}: the weights are not finite")
         if self._main:
-            save_tensors(self.out / self._file, tensors, metadata)
+            save_tensors(self.out / self._file, tensors, {**metadata, "of": self._of})
             self._run.result()
         self._saved_at = time.monotonic()
 
@@ -322,7 +291,10 @@ class Loop:
             save_tensors(self.out / FAILED, *self._run.state())
         kept = self.out / self._file
         good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
-        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {self._run.remedy}")
+        remedy = self._run.remedy
+        if self._run.departs and kept.exists():
+            remedy += f"; to go on from there: {self._line()} --depart {self._run.departs}"
+        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {remedy}")
 
 
 class Progress:

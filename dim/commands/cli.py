@@ -3,9 +3,11 @@
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dim.commands.arguments import (
     CompareArguments,
@@ -60,6 +62,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except _Ended as ended:
+        return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -68,9 +72,24 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+class _Ended(BaseException):
+    """A signal that asks the process to end, where no loop waits for it: what is half-written is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
     keep_freed_memory()
+
+    def note(number: int, frame: Any) -> None:
+        raise _Ended(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks one
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, note)
     try:
         status = main(arguments)
     except Exception:
@@ -107,8 +126,8 @@ def _fail(message: str, status: int) -> int:
 
 def _fail_late(error: Exception) -> int:
     """Errors that arise while working: a full disk, an interrupt, a loss that is not finite, too little memory."""
-    from dim.io import is_no_space
     from dim.loop import Interrupted, NonFiniteError
+    from dim.outputs import is_no_space
 
     if isinstance(error, Interrupted):
         return _fail(str(error), 128 + error.signal_number)
@@ -116,7 +135,8 @@ def _fail_late(error: Exception) -> int:
         return _fail(str(error), 1)
     if isinstance(error, OSError) and is_no_space(error):
         where = f" for {error.filename}" if error.filename else ""
-        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and try again", 1)
+        again = "the same command, with --resume where it makes a run"
+        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
     news = lost()

@@ -5,6 +5,7 @@ lines each. Everything is a function of (seed, expert, step): a recording that w
 processes that share the experts record those of one process.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,12 @@ from dim.augment import Augment
 from dim.chunks import FORWARD
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
+from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import load_tensors
-from dim.loop import Loop, continues
+from dim.loop import Loop
+from dim.outputs import sole_writer
 from dim.processes import ALONE, Processes
 from dim.run_folder import MAY_CHANGE, open_run, read_metrics, run_description
 from dim.trajectory.flat import FlatNetwork
@@ -72,10 +74,13 @@ class _Recorder:
     def __init__(
         self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device, processes: Processes
     ) -> None:
+        # Of a recipe that says more, what a recording depends on.
+        config = RecordConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RecordConfig)})
         self.config, self.settings, self.out, self.device, self.processes = config, config.experts, out, device, processes
         self.natural_spec = data.spec
-        rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT}
-        resume = continues(out, config, data.spec, resume=resume, **rules, processes=processes)
+        rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT, "processes": processes}
+        self._continuation = continues(out, config, data.spec, resume=resume, **rules)
+        resume = self._continuation.resumes
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
         last = round(self.settings.epochs / self.settings.every)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
@@ -89,6 +94,7 @@ class _Recorder:
         self._judged = self.data.val if len(self.data.val) else self.data.train
         self.store = ExpertStore.open(out) if resume else None
         self._folder, self._first = out, 0  # where the store lies that is written, and its first expert
+        self._going = self._continuation  # and how that goes on
         gradient = grad_and_value(self.network.loss)
         self._gradient_of = gradient if self.settings.together == 1 else vmap(gradient)
         self._update = compiled(self._updated) if compile else self._updated
@@ -107,30 +113,35 @@ class _Recorder:
     def _share(self) -> ExpertStore:
         """Record with other processes: every group of experts in a folder of its own, from which the main process takes what is
         finished into the store, which nobody else writes."""
-        processes, whole = self.processes, self.store
-        if processes.main:
-            whole = self._prepare()
-        missing = processes.once(lambda: [group for group in self._groups() if not set(group) <= whole.records.keys()])
-        if not all(processes.gather((self.out / LAYOUT).is_file())):
-            raise InputError(f"not all processes see {self.out}: expected --out on a file system that all machines share")
-        for group in processes.part(missing):
-            self._folder, self._first = part_folder(self.out, group[0]), group[0]
-            self.store = ExpertStore.open(self._folder) if (self._folder / LAYOUT).is_file() else None
-            self._record(group[-1] + 1)
-            if processes.main:
-                collect(whole)
-        processes.wait()
-        return processes.once(lambda: collect_all(whole))
+        processes = self.processes
+        with contextlib.ExitStack() as stack:
+            whole = processes.once(lambda: self._prepare(stack))  # its records change in the main process only
+            if not all(processes.gather((self.out / LAYOUT).is_file())):
+                raise InputError(f"not all processes see {self.out}: expected --out on a file system that all machines share")
+            missing = [group for group in self._groups() if not set(group) <= whole.records.keys()]
+            for group in processes.part(missing):
+                self._folder, self._first = part_folder(self.out, group[0]), group[0]
+                self._going = self._continuation.elsewhere(self._folder)
+                self.store = ExpertStore.open(self._folder) if self._going.resumes else None
+                self._record(group[-1] + 1)
+                if processes.main:
+                    collect(whole)
+            processes.wait()
+            return processes.once(lambda: collect_all(whole))
 
     def _groups(self) -> list[list[int]]:
         """Experts that are trained side by side."""
         together, count = self.settings.together, self.settings.count
         return [list(range(start, min(count, start + together))) for start in range(0, count, together)]
 
-    def _prepare(self) -> ExpertStore:
-        """The store with all that is finished, and with a folder for a group that one process had begun in the store itself."""
+    def _prepare(self, stack: contextlib.ExitStack) -> ExpertStore:
+        """The store with all that is finished, and with a folder for a group that one process had begun in the store itself. It is
+        locked until the stack is closed."""
         every = len(self._groups()) * self.total
-        open_run(self.out, self._description(), every)  # all metrics are kept: records of other groups are behind
+        stack.enter_context(sole_writer(self.out))
+        self._continuation.require_unchanged()
+        # All metrics are kept: those of the finished experts.
+        open_run(self.out, self._continuation.opening(self._description(), every), every)
         whole = ExpertStore.create(self.out, self.layout) if self.store is None else self.store
         set_apart(whole)
         collect(whole)
@@ -155,20 +166,21 @@ class _Recorder:
             step=first // together * self.total + step,
             seconds=max((entry.get("seconds", 0.0) for entry in read_metrics(self._folder)), default=0.0),
             description=self._description(),
+            continuation=self._going,
             settings=self.settings,
             device=self.device,
             file=STATE,
             shown=self.processes.main,
             called=self.out,
         )
-        if self.store is None:
-            layout = dataclasses.replace(self.layout, experts=stop - self._first)
-            self.store = ExpertStore.create(self._folder, layout)
         with self.loop:
+            if self.store is None:
+                layout = dataclasses.replace(self.layout, experts=stop - self._first)
+                self.store = ExpertStore.create(self._folder, layout)
             for start in range(first, stop, together):
                 self._group(list(range(start, min(stop, start + together))), state)
                 state = None
-        (self._folder / STATE).unlink(missing_ok=True)
+            (self._folder / STATE).unlink(missing_ok=True)
 
     def _group(self, members: list[int], state: tuple[int, dict[str, Tensor]] | None) -> None:
         """Train some experts side by side."""
@@ -301,7 +313,8 @@ class _Recorder:
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 
-    remedy = "The finished experts are kept. Try a lower learning rate (--experts.lr)"
+    remedy = "All experts are trained alike: record them in a new folder with a lower learning rate (--experts.lr)"
+    departs = ""
 
     def check(self) -> None:
         """See `dim.loop.Run`: weights are checked at every moment."""
@@ -321,9 +334,14 @@ class _Recorder:
         """The state of the group that begins with expert `first`, if it was saved."""
         if not (self._folder / STATE).is_file():
             return None
-        tensors, metadata = load_tensors(self._folder / STATE)
-        if metadata["first"] != first:
+        tensors, metadata = self._going.load(file=STATE)
+        if metadata.get("first") != first:
             return None  # a kill left it behind after its group was finished
+        rows = min(self.settings.together, self.settings.count - first)
+        if not {"theta", "lengths", "accuracies"} <= tensors.keys() or tensors["theta"].shape != (rows, self.layout.parameters):
+            raise InputError(
+                f"{self._folder / STATE} is damaged: it does not hold {rows} experts; remove it, and they begin again"
+            )
         on_host = ("lengths", "accuracies")
         return metadata["step"], {k: v if k in on_host else v.to(self.device) for k, v in tensors.items()}
 
