@@ -135,8 +135,8 @@ class _Recorder:
         return [list(range(start, min(count, start + together))) for start in range(0, count, together)]
 
     def _prepare(self, stack: contextlib.ExitStack) -> ExpertStore:
-        """The store with all that is finished, and a folder for a group that one process had begun in the store itself. It is locked
-        until the stack is closed."""
+        """The store with all that is finished, locked until the stack is closed. A group that one process had begun in it gets a
+        folder of its own."""
         every = len(self._groups()) * self.total
         stack.enter_context(sole_writer(self.out))
         self._continuation.require_unchanged()
