@@ -82,6 +82,7 @@ def distill(
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     settings = {"generator": generator, "resume": resume, "depart": depart, "processes": processes}
+    settings["device"] = torch.device(device)
     return Distiller(config, data, Path(experts), Path(out), **settings).run()
 
 
