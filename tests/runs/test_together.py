@@ -273,15 +273,42 @@ def test_a_recording_that_one_process_began_is_finished_by_two(alone, tmp_path):
     require_same_store(tmp_path / "store", store)
 
 
-def test_torchrun_records_experts(alone, tmp_path):
-    """As a user starts it."""
-    config, store = alone
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train/experts.py"]
-    command += ["--recipe", recipe(tmp_path, config), "--out", str(tmp_path / "store")]
+def torchrun(*command, seconds: float) -> subprocess.CompletedProcess:
+    """A program on two processes, as a user starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, command)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+@pytest.mark.parametrize("alone", ["one by one"], indirect=True)
+def test_torchrun_records_experts(alone, tmp_path):
+    config, store = alone
+    options = ("--recipe", recipe(tmp_path, config), "--out", tmp_path / "store")
+    done = torchrun("train/experts.py", *options, seconds=240)
     assert done.returncode == 0, done.stderr
     require_same_store(tmp_path / "store", store)
+
+
+_SUICIDE = """
+import sys
+sys.path[:0] = {paths!r}
+from test_together import _killed_at
+
+_killed_at({{1: 5}}, *sys.argv[1:])
+"""
+
+
+def test_torchrun_ends_the_processes_of_which_one_is_killed(tmp_path):
+    """It asks the others to end as soon as one is gone; they save their state first."""
+    (tmp_path / "suicide.py").write_text(_SUICIDE.format(paths=[str(ROOT / "tests" / "runs"), str(ROOT / "tests")]))
+    store = tmp_path / "store"
+    options = ("experts", "--recipe", recipe(tmp_path, short(count=200)), "--out", store)
+    done = torchrun(tmp_path / "suicide.py", *options, seconds=100)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("dim: ")]
+    where = "while the processes were recording experts"
+    assert line == f"dim: interrupted {where}; continue with: dim experts --out {store} --resume"
+    assert len(list(store.glob("recording-*/state.safetensors"))) == 2
 
 
 # --- distill -------------------------------------------------------------------------------------------------------------------
