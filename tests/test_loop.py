@@ -13,7 +13,8 @@ from dim.continuation import continues
 from dim.errors import InputError
 from dim.io import load_tensors, write_document
 from dim.loop import Interrupted, Loop, NonFiniteError, Progress, stop_signals
-from dim.run_folder import read_metrics, read_run, run_description
+from dim.processes import Processes
+from dim.run_folder import inexact, read_metrics, read_run, run_description
 
 # --- signals -----------------------------------------------------------------------------------------------------------------
 
@@ -333,3 +334,52 @@ def test_what_to_try_can_be_done(toy_run):
     run.loop.save()
     with pytest.raises(NonFiniteError, match=r"dim train --out .*run --resume --depart --fit\.clip-norm 1$"):
         run.loop.fail("step 0: loss is nan")
+
+
+# --- going on with other means -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "threads", "world", "expected"),
+    [
+        ("run", 0, 1, None),
+        ("run", 3, 1, "threads {now}, now {more}"),
+        ("run", 0, 4, "processes 1, now 4"),
+        ("distillation", 3, 4, "threads {now}, now {more}; processes 1, now 4"),
+        ("experts", 0, 4, None),
+        ("experts", 3, 4, "threads {now}, now {more}"),
+    ],
+)
+def test_other_threads_or_processes_than_at_first_are_told(toy_run, monkeypatch, kind, threads, world, expected):
+    """Once for every resume, also for the second one; an expert is the same whatever the number of processes."""
+    now = torch.get_num_threads()
+    run = toy_run(kind=kind)
+    description = read_run(run.out, kind)
+    assert description["began"] == {"processes": 1, "threads": now}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + threads)
+    found = inexact(description, Processes(0, world))
+    if expected is None:
+        assert found is None
+    else:
+        changed = expected.format(now=now, more=now + threads)
+        assert found == f"goes on with other means than it began with ({changed})"
+    description["hardware"]["device"] = "cuda"  # whose digits do not depend on threads
+    assert "threads" not in (inexact(description, Processes(0, world)) or "")
+
+
+def test_what_a_run_began_with_is_kept_and_compared_at_every_resume(toy_run, spec, monkeypatch, capsys):
+    run, data, now = toy_run(), spec(1, 8), torch.get_num_threads()
+    leave(run)
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now + 1)
+    for _ in range(2):
+        again = continues(run.out, TrainConfig(), data, resume=True)
+        line = f"dim: {run.out} goes on with other means than it began with (threads {now}, now {now + 1})"
+        assert capsys.readouterr().err == f"{line}: it does not end the same bit by bit\n"
+        settings = types.SimpleNamespace(log_steps=2, checkpoint_minutes=0)
+        rest = {"name": "toy", "total": 6, "settings": settings, "device": torch.device("cpu"), "step": 2}
+        run.loop = Loop(run, run.out, continuation=again, description=run_description(TrainConfig(), data, "cpu"), **rest)
+        with run.loop:
+            pass
+        assert read_run(run.out)["hardware"]["threads"] == now + 1
+        assert read_run(run.out)["began"]["threads"] == now
