@@ -104,6 +104,19 @@ class Processes:
             raise InputError(refusal)
         return made
 
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What `make` gives in each process. The first of every machine is done before the others begin, and so what it downloads
+        and caches is there for them. An InputError that one of those raises is raised in all."""
+        first, made, refusal = launched()[2] == 0 or self.world == 1, None, None
+        if first:
+            try:
+                made = make()
+            except InputError as error:
+                refusal = str(error)
+        for said in filter(None, self.gather(refusal)):
+            raise InputError(said)
+        return made if first else make()
+
     def gather(self, value: T) -> list[T]:
         """The values of all processes by rank, in all of them."""
         if self.world == 1:

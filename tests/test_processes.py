@@ -47,7 +47,7 @@ def test_one_process_exchanges_nothing():
     assert ALONE.main
     assert ALONE.part(value) is ALONE.mean(value) is ALONE.whole(value) is value
     assert ALONE.gather(5) == [5]
-    assert ALONE.once(lambda: 6) == 6
+    assert ALONE.once(lambda: 6) == ALONE.in_turn(lambda: 6) == 6
     assert Agreement(ALONE)(0, 7) == (0, 7)
     assert join(cpu=True) is ALONE, "nobody has launched this"
 
@@ -79,7 +79,15 @@ def test_running_statistics_are_those_of_batch_norms():
 # --- exchanges ---------------------------------------------------------------------------------------------------------------
 
 
-def _exchange() -> dict:
+def _exchange(file: str) -> dict:
+    def add_a_line() -> list[str]:
+        """What others have written, and then a line."""
+        with open(file, "a+") as lines:
+            lines.seek(0)
+            found = lines.read().split()
+            lines.write(f"{rank}\n")
+        return found
+
     processes = join(cpu=True)
     rank = processes.rank
     gradients = [torch.full((2, 3), float(rank)), None, torch.tensor(4.0 * rank)]
@@ -88,10 +96,11 @@ def _exchange() -> dict:
     whole = processes.whole(own, dim=1)
     (whole**2 * whole[:, :1]).mean().backward()
     refusals = []
-    try:
-        processes.once(_refuse)
-    except InputError as error:
-        refusals.append(str(error))
+    for share in (processes.once, processes.in_turn):
+        try:
+            share(_refuse)
+        except InputError as error:
+            refusals.append(str(error))
     agreed = Agreement(processes)
     said = [agreed(*numbers) for numbers in [(0, rank), (rank, 0), (0, 0), (0, 0), (1, 3), (0, 0), (0, 0)]]
     return {
@@ -102,6 +111,7 @@ def _exchange() -> dict:
         "gradient": own.grad,
         "once": processes.once(lambda: f"of {rank}"),
         "gather": processes.gather(f"of {rank}"),
+        "in turn": processes.in_turn(add_a_line),
         "refusals": refusals,
         "agreed": said,
     }
@@ -112,7 +122,7 @@ def _refuse():
 
 
 def test_what_two_processes_exchange(tmp_path):
-    both = results(launch(tmp_path, _exchange))
+    both = results(launch(tmp_path, _exchange, str(tmp_path / "lines")))
     assert [found["processes"] for found in both] == [(0, 2, True), (1, 2, False)]
     whole = torch.arange(24.0).view(2, 4, 3).requires_grad_()
     (whole**2 * whole[:, :1]).mean().backward()
@@ -125,7 +135,8 @@ def test_what_two_processes_exchange(tmp_path):
         torch.testing.assert_close(found["gradient"], 2 * whole.grad[:, rank::2])  # the mean over both is the gradient
         assert found["once"] == "of 0"
         assert found["gather"] == ["of 0", "of 1"]
-        assert found["refusals"] == ["no, says 0"], "raised in all, without a wait"
+        assert found["refusals"] == ["no, says 0"] * 2, "raised in all, without a wait"
+        assert found["in turn"] == ["0"] * rank, "the first process of the machine is first"
         # Of the step before; after a yes, what was said before it is forgotten.
         assert found["agreed"] == [(0, 0), (0, 1), (0, 0), (0, 0), (0, 0), (1, 3), (0, 0)]
 

@@ -29,15 +29,17 @@ def train(arguments: Sequence[str]) -> None:
 
     from dim.data.real import load_data
     from dim.launch import watch
+    from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
     from dim.runs.train import fit
     from dim.score.report import write_report
 
     accelerator = make_accelerator(config, Path(parsed.out))
     watch()
-    data = load_data(config.data, accelerator.device)
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
-    if accelerator.is_main_process:
+    if processes.main:
         report = write_report(run, data)
         print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
 
@@ -73,7 +75,7 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
     request(generator.spec, **size)
-    data = _real_data_for(parsed, generator)
+    data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
     if parsed.policy.steps:
@@ -171,7 +173,8 @@ def experts(arguments: Sequence[str]) -> None:
         from dim.trajectory.record import record
 
         place = {"device": device, "processes": processes}
-        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, **place)
+        data = processes.in_turn(lambda: load_data(config.data, device))
+        store = record(config, data, parsed.out, resume=parsed.resume, **place)
     _print_summary(store)
 
 
@@ -194,7 +197,7 @@ def distill(arguments: Sequence[str]) -> None:
         raise InputError("no experts: name the folder that 'dim experts' made with --experts")
 
     processes, device = work_together(config.distill.device)
-    data = load_data(config.data, device)
+    data = processes.in_turn(lambda: load_data(config.data, device))
     generator = None
     if parsed.generator is not None:
         from dim.hub import load_generator

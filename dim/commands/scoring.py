@@ -35,8 +35,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
     _require_seeds(parsed.seeds)
     _require_used(parsed)
-    _require_targets(parsed, "json")
-    data = data_of_subjects(subjects, parsed.data_root, device)
+    processes.once(lambda: _require_targets(parsed, "json"))
+    data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
     kept = processes.once(lambda: _unfinished(parsed, subjects, data, []))
     report = kept.keeping(_tell) if processes.main else lambda score: None
