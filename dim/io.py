@@ -4,6 +4,7 @@ unpickled."""
 import contextlib
 import hashlib
 import json
+import math
 import tarfile
 import zipfile
 import zlib
@@ -52,10 +53,12 @@ def read_json(path: Path | str) -> Any:
 
 
 def _parse(text: bytes | str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number in JSON")
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:20]} is no number that JSON can hold")
+        return float(number)
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=finite, parse_float=finite)
 
 
 def write_document(path: Path | str, values: Mapping[str, Any]) -> None:

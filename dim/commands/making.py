@@ -199,7 +199,9 @@ def distill(arguments: Sequence[str]) -> None:
     going_on = {"resume": parsed.resume, "depart": parsed.depart}
     result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
     report = write_report(parsed.out, data)
-    print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+    low, high = result.info["range"]
+    values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
+    print(f"{len(result)} images in {parsed.out}, {values}  report: {report}  next: dim evaluate {parsed.out} --controls random")
 
 
 def _print_summary(store: Any) -> None:
