@@ -234,6 +234,8 @@ def works(folder: Path) -> Iterator[Work]:
         "--refine.blocks",
         1,
         2,
+        "--refine.span",
+        1,
     )
     sample = ("sample", folder / "run", "--ipc", 2, *refined, "--format", "safetensors", "--out", "OUT")
     yield Work("sample", sample, (), lambda out: load_tensors(out / "data.safetensors")[0]["images"].numpy().tobytes())
