@@ -154,6 +154,11 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(header[_METADATA_KEY])
 
 
+def cache_folder(kind: str) -> Path:
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind
+
+
 def is_no_space(error: OSError) -> bool:
     """Whether an operating-system error means that a disk, a quota or a file-size limit is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
