@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from dim.commands.arguments import (
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
     sys.exit(main(arguments))
 
 
