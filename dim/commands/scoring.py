@@ -77,7 +77,7 @@ def compare(arguments: Sequence[str]) -> None:
     if subjects:
         data = data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
-        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
         evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}

@@ -102,13 +102,14 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     steps, batch = _steps(data, config)
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
-    path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
+    split = "val" if len(data.val) else "test"
+    images = f"{spec.fingerprint} {data.digest(split)} {spec.image_shape}"
+    path = folder / cache_name(spec, f"{_FORMAT} {images} {sorted(to_dict(config).items())}")
     try:
         tensors, about = load_tensors(path, device)
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         net = _train(data, config, device)
-        split = "val" if len(data.val) else "test"
         tensors = net.state_dict()
         about = {
             "format": _FORMAT,

@@ -15,11 +15,11 @@ def folder(config: DataConfig) -> tuple[Items, Items | None]:
         raise InputError("data set 'folder' needs --resolution N (pixels), for instance 64")
     root = require_root(config)
     if not (root / "train").is_dir():
-        return class_folders(root, root, config), None
-    train = class_folders(root / "train", root, config)
+        return class_folders(root, config), None
+    train = class_folders(root / "train", config)
     for name in ("test", "val"):
         if (root / name).is_dir():
-            return train, class_folders(root / name, root, config, train.names)
+            return train, class_folders(root / name, config, train.names)
     return train, None
 
 
