@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -69,17 +69,23 @@ def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
     return Path(config.root)
 
 
+def require_resolution(config: DataConfig) -> None:
+    """Raise InputError if no size is given, which images of any sizes need."""
+    if config.resolution is None:
+        raise InputError(f"data set {config.dataset!r} needs --resolution N (pixels), for instance 64")
+
+
 def file_items(listing: Listing, labels: Sequence[int], names: Sequence[str], config: DataConfig) -> Items:
     """Items of image files, decoded when asked for."""
 
     def decode(index: int) -> tuple[Tensor, int]:
         path = listing.paths[index]
-        return decode_picture(Path(path), path, config)
+        return decode_picture(Path(path), lambda: path, config)
 
     return Items(torch.tensor(labels), tuple(names), decode=decode, state=listing.state())
 
 
-def decode_picture(source: Path | BinaryIO, name: str, config: DataConfig) -> tuple[Tensor, int]:
+def decode_picture(source: Path | BinaryIO, name: Callable[[], str], config: DataConfig) -> tuple[Tensor, int]:
     """An image of a file or of its content, at the configured size; see `dim.data.items.Items`.
 
     Raises:
@@ -88,7 +94,7 @@ def decode_picture(source: Path | BinaryIO, name: str, config: DataConfig) -> tu
     try:
         image, converted = read_picture(source, "L" if config.channels == 1 else "RGB")
     except ValueError as error:
-        raise InputError(f"image {name} cannot be read ({error}): replace or remove it") from None
+        raise InputError(f"image {name()} cannot be read ({error}): replace or remove it") from None
     return fit_size(image[None], config)[0], converted
 
 

@@ -269,7 +269,7 @@ def _assemble(
 
     def split(items: Items, indices: Tensor, part: Part) -> Split:
         if items.images is None and stream:
-            key = survey_key(items.state, f"{config.resolution} {config.channels}", indices)
+            key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
             return StreamSplit(items, indices, shape, device, key)
         images = _held(items, indices, shape, f"{name}, {part} part") if items.images is None else items.images[indices]
         return ArraySplit(images, items.labels[indices], device)

@@ -4,8 +4,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import PIL
@@ -56,16 +57,18 @@ def survey(labels: Tensor, chunks: Iterable[Tensor]) -> Survey:
     return Survey(state.hexdigest(), *(tuple(max(round(v, 6), low) for v in x.tolist()) for x, low in ((mean, 0.0), (std, 1e-3))))
 
 
-def survey_key(state: str, settings: str, indices: Tensor) -> str:
+def survey_key(state: str, settings: str, indices: Tensor, labels: Tensor) -> str:
     """Name of the survey of a part that is decoded from files.
 
     Args:
         state: of the files; see `dim.data.items.Items`. If it is empty, so is the name.
         settings: all that decoding depends on.
         indices: int64 (N,), which files.
+        labels: int64 (N,), of these.
     """
     libraries = f"Pillow {PIL.__version__}, PyTorch {torch.__version__}"
-    return digest({"indices": indices}, f"{_FORMAT} {state} {settings} {libraries}") if state else ""
+    text = f"{_FORMAT} {state} {settings} {libraries}"
+    return digest({"indices": indices, "labels": labels}, text) if state else ""
 
 
 def recall(key: str) -> Survey | None:
@@ -79,15 +82,20 @@ def recall(key: str) -> Survey | None:
 
 
 def keep(key: str, found: Survey) -> None:
-    """Keep a survey for the next start. Where the cache folder cannot be written, say so and go on."""
+    """Keep a survey for the next start."""
     tensors = {name: torch.tensor(getattr(found, name), dtype=torch.float64) for name in ("mean", "std")}
+    keep_tensors(_path(key), tensors, {"kind": "survey", "digest": found.digest, "converted": found.converted})
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Keep a file in the cache folder. Where that cannot be written, say so and go on."""
     try:
-        save_tensors(_path(key), tensors, {"kind": "survey", "digest": found.digest, "converted": found.converted})
+        save_tensors(path, tensors, about)
     except OSError as error:
-        say(f"{error.filename}: {error.strerror}: what was found of the data is not kept, and found again at the next start")
+        say(f"{error.filename}: {error.strerror}: what was found in the data is not kept, and found again at the next start")
 
 
-def _path(key: str) -> Any:
+def _path(key: str) -> Path:
     return cache_folder("data") / f"{key}.safetensors"
 
 
