@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import tarfile
 import zipfile
 import zlib
@@ -154,3 +155,8 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     if not isinstance(metadata, dict):
         raise InputError(f"{path} is damaged: its metadata is no JSON object; restore it or make it again")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def cache_folder(kind: str) -> Path:
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind

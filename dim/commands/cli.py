@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class _Ended(BaseException):
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
     def end(number: int, frame: Any) -> None:
         raise _Ended(number)

@@ -84,7 +84,7 @@ def compare(arguments: Sequence[str]) -> None:
     if subjects:
         data = data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
-        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
         kept = _unfinished(parsed, subjects, data, known)
         known += kept.rows
