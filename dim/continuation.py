@@ -1,7 +1,8 @@
 """How a run goes on from what its folder holds: resumed as it is, resumed with other settings where that is stated, or begun."""
 
+import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from dim.errors import InputError
 from dim.outputs import LOCK, sole_writer
-from dim.run_folder import CHECKPOINT, find_run, lasting, load_checkpoint, require_free_run
+from dim.processes import ALONE, Processes
+from dim.run_folder import CHECKPOINT, find_run, inexact, lasting, load_checkpoint, require_free_run
 from dim.spec import DataSpec
 
 
@@ -30,6 +32,13 @@ class Continuation:
     """The file from which such a run continues."""
     found: tuple[int, ...] | None = None
     """What tells whether that file is still the one that was there; None: there was none."""
+    began: Mapping[str, int] = field(default_factory=dict)
+    """The processes and threads that a run began with which resumes."""
+
+    def elsewhere(self, folder: Path) -> "Continuation":
+        """The same for a part of the run that has a folder of its own."""
+        found = _mark(folder / self.holds)
+        return replace(self, out=folder, found=found, resumes=found is not None)
 
     def load(self, device: torch.device | str = "cpu", file: str = CHECKPOINT) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The checkpoint: its tensors and its metadata; see `dim.run_folder.load_checkpoint`."""
@@ -42,6 +51,11 @@ class Continuation:
         own = [{"step": step, "changes": dict(self.changes)}] if self.changes else []
         departures = [*self.departures, *own]
         return {"departures": departures} if departures else {}
+
+    def opening(self, description: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """What run.json says when the run begins, or goes on after `step`: its description, what it began with, departures."""
+        now = {"processes": description["processes"], "threads": description["hardware"]["threads"]}
+        return {**description, "began": {**now, **self.began}, **self.stated(step)}
 
     def require_unchanged(self) -> None:
         """Raise InputError if another process has worked on the run since its folder was looked at."""
@@ -60,9 +74,11 @@ def continues(
     may_change: Collection[str] = (),
     may_depart: Collection[str] = (),
     holds: str = CHECKPOINT,
-    main: bool = True,
+    processes: Processes = ALONE,
 ) -> Continuation:
     """How a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
+
+    A line on standard error warns of a run that cannot go on bit by bit as it began.
 
     Args:
         out: the folder.
@@ -74,7 +90,7 @@ def continues(
         may_change: settings that the result does not depend on.
         may_depart: settings that may change while a run is trained, if that is stated.
         holds: name of the file from which such a run continues.
-        main: whether this process looks after the folder; others do not refuse it.
+        processes: those that work on the run; the main one looks for all of them.
 
     Raises:
         InputError: if the run there has other settings or another data set, or another process is writing it; or, without
@@ -82,20 +98,25 @@ def continues(
     """
     if depart and not resume:
         raise InputError("depart is true: expected it together with --resume, for a run that goes on with other settings")
-    if main and (out / LOCK).is_file():  # found now rather than when everything is built
-        with sole_writer(out):
-            pass
-    of, mark = lasting(config, spec, may_change), _mark(out / holds)
-    if resume:
-        rules = {"kind": kind, "may_change": may_change, "may_depart": may_depart, "depart": depart}
-        found = find_run(out, config, spec, **rules)
-        if found is not None and mark is not None:
-            stated = tuple(found.description.get("departures", ()))
-            own = {"departures": stated, "changes": found.departures}
-            return Continuation(out=out, of=of, resumes=True, holds=holds, found=mark, **own)
-    if main:
+
+    def look() -> Continuation:
+        if (out / LOCK).is_file():  # found now rather than when everything is built
+            with sole_writer(out):
+                pass
+        of, mark = lasting(config, spec, may_change), _mark(out / holds)
+        if resume:
+            rules = {"kind": kind, "may_change": may_change, "may_depart": may_depart, "depart": depart}
+            found = find_run(out, config, spec, **rules)
+            if found is not None and mark is not None:
+                if difference := inexact(found.description, processes):
+                    print(f"dim: {out} {difference}: it does not end the same bit by bit", file=sys.stderr)
+                stated = tuple(found.description.get("departures", ()))
+                own = {"departures": stated, "changes": found.departures, "began": found.description.get("began", {})}
+                return Continuation(out=out, of=of, resumes=True, holds=holds, found=mark, **own)
         require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
-    return Continuation(out=out, of=of, holds=holds, found=mark)
+        return Continuation(out=out, of=of, holds=holds, found=mark)
+
+    return processes.once(look)
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

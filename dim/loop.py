@@ -17,8 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dim.continuation import Continuation
+from dim.errors import InputError
 from dim.io import save_tensors
 from dim.outputs import sole_writer
+from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
 
 _TELL_SECONDS = 20.0
@@ -113,7 +115,12 @@ class Loop:
         continuation: how the run goes on; see `dim.continuation.continues`.
         device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
         file: name of the checkpoint.
-        main: whether this process writes. Others count along.
+        processes: those that take every step together. The main one writes; the others count along.
+        shown: whether progress is shown, where this process writes.
+        called: the folder as messages name it, if it is another than `out`.
+
+    Raises:
+        InputError: if the processes begin at different steps, as they do where they do not see one folder.
     """
 
     def __init__(
@@ -132,9 +139,12 @@ class Loop:
         seconds: float = 0.0,
         tf32: bool | None = None,
         file: str = CHECKPOINT,
-        main: bool = True,
+        processes: Processes = ALONE,
+        shown: bool = True,
+        called: Path | None = None,
     ) -> None:
-        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, main
+        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, processes.main
+        self._called, self._agreed = called or out, Agreement(processes)
         self.total, self.step = total, step
         self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
         self._save_seconds = 60 * settings.checkpoint_minutes
@@ -143,13 +153,18 @@ class Loop:
         self._stack = contextlib.ExitStack()
         if device.type == "cuda" and tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        if main:
+        if len(steps := set(processes.gather(step))) > 1:
+            raise InputError(f"the processes begin at steps {sorted(steps)}: expected a folder that all machines see, not {out}")
+
+        def begin() -> None:
             self._stack.enter_context(sole_writer(out))
             continuation.require_unchanged()
-            open_run(out, {**description, **continuation.stated(step)}, step)
+            open_run(out, continuation.opening(description, step), step)
+
+        processes.once(begin)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
-        self.progress = Progress(name, total, step, unit=unit, show=main)
+        self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
 
     def __enter__(self) -> "Loop":
         self._asked = self._stack.enter_context(stop_signals())
@@ -167,7 +182,7 @@ class Loop:
         return f"continue with: {self._line()}"
 
     def _line(self) -> str:
-        return f"dim {self._command} --out {self.out} --resume"
+        return f"dim {self._command} --out {self._called} --resume"
 
     # --- the clock and what is written while the run works ---------------------------------------------------------------
 
@@ -211,7 +226,7 @@ class Loop:
             where: the place in the run, for people. Default: the number of the step.
 
         Raises:
-            Interrupted: after a signal, when the state has been saved.
+            Interrupted: after a signal to any of the processes, when the state has been saved.
         """
         if self.step == self.total:
             return
@@ -219,16 +234,22 @@ class Loop:
         if every["sample_steps"] and self.step % every["sample_steps"] == 0 and self._main:
             self._run.picture()
         due = every["checkpoint_steps"] > 0 and self.step % every["checkpoint_steps"] == 0
-        due |= self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
-        if due or self._asked:
+        late = self._main and self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
+        # All processes save after the same step, whose clock or signal it may be.
+        late, number = self._agreed(late, self._asked[0] if self._asked else 0)
+        if due or late or number:
             self.save()
-        self.stop_if_asked(where)
+        if number:
+            self._stop(where, number)
 
     def stop_if_asked(self, where: str | None = None) -> None:
-        """Raise Interrupted if a signal asked for a stop; the state must have been saved."""
+        """Raise Interrupted if a signal asked this process for a stop; the state must have been saved."""
         if self._asked:
-            where = where or f"at {self._unit} {self.step} of {self.total}"
-            raise Interrupted(f"interrupted {where}; {self._remedy()}", self._asked[0])
+            self._stop(where, self._asked[0])
+
+    def _stop(self, where: str | None, number: int) -> None:
+        where = where or f"at {self._unit} {self.step} of {self.total}"
+        raise Interrupted(f"interrupted {where}; {self._remedy()}", number)
 
     def save(self) -> None:
         """Write the checkpoint, and then the result.

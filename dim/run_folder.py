@@ -22,6 +22,7 @@ from dim.config import GENERATORS, Section, TrainConfig, flat, from_dict, to_dic
 from dim.errors import InputError
 from dim.io import load_tensors, read_document, reading, write_document
 from dim.outputs import holds_nothing, remove_leftovers, require_free, write_bytes
+from dim.processes import ALONE, Processes
 from dim.provenance import hardware, versions
 from dim.spec import DataSpec
 
@@ -39,15 +40,34 @@ _CRC = "crc"
 _WANTED = {"kind": str, "config": dict, "spec": dict}
 
 
-def run_description(config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run") -> dict[str, Any]:
+def run_description(
+    config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run", *, processes: Processes = ALONE
+) -> dict[str, Any]:
     """What run.json says."""
     return {
         "kind": kind,
         "config": to_dict(config),
         "spec": spec.to_dict(),
         "hardware": hardware(device),
+        "processes": processes.world,
         "versions": versions(),
     }
+
+
+def inexact(description: Mapping[str, Any], processes: Processes) -> str | None:
+    """How a run that goes on differs from its beginning in what its digits depend on; None: in nothing that is known.
+
+    Args:
+        description: what run.json says.
+        processes: those of now.
+    """
+    began, now = description.get("began", {}), {}
+    if description.get("hardware", {}).get("device") == "cpu":
+        now["threads"] = torch.get_num_threads()
+    if description["kind"] != "experts":  # one process records an expert, whatever their number
+        now["processes"] = processes.world
+    changed = [f"{name} {began[name]}, now {count}" for name, count in now.items() if began.get(name, count) != count]
+    return f"goes on with other means than it began with ({'; '.join(changed)})" if changed else None
 
 
 def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
@@ -211,10 +231,18 @@ def open_run(out: Path, description: Mapping[str, Any], step: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     write_document(out / RUN, description)
-    metrics = out / METRICS
-    if metrics.exists():
-        kept = [_line(record) for record in read_metrics(out, tell=True) if record["step"] <= step]
-        write_bytes(metrics, "".join(kept).encode())
+    if (out / METRICS).exists():
+        _write_metrics(out, [record for record in read_metrics(out, tell=True) if record["step"] <= step])
+
+
+def add_metrics(out: Path, other: Path) -> None:
+    """Add the records of a folder to those of another, in the order of steps; the added ones replace those of the same step."""
+    records = {record["step"]: record for folder in (out, other) for record in read_metrics(folder)}
+    _write_metrics(out, [records[step] for step in sorted(records)])
+
+
+def _write_metrics(out: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    write_bytes(out / METRICS, "".join(map(_line, records)).encode())
 
 
 def read_metrics(out: Path, *, tell: bool = False) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 
 # The floors of the house, from the ground up. A room may use itself and the rooms of lower floors.
 FLOORS = (
-    ("errors", "rng", "provenance", "chunks"),
+    ("errors", "rng", "provenance", "chunks", "launch"),
     ("outputs",),
-    ("spec", "config", "io"),
+    ("spec", "config", "io", "processes"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),
     ("continuation",),
     ("loop",),

@@ -153,7 +153,7 @@ def toy_run(tmp_path, spec):
             **{"log_steps": 2, "sample_steps": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0, **every}
         )
         description = run_description(TrainConfig(), spec(1, 8), "cpu", kind)
-        going_on = continues(run.out, TrainConfig(), spec(1, 8), resume=False, main=False)
+        going_on = continues(run.out, TrainConfig(), spec(1, 8), resume=False)
         common = {"name": "toy", "total": total, "description": description, "settings": settings, "continuation": going_on}
         run.loop = Loop(run, run.out, device=torch.device("cpu"), **common)
         return run
@@ -259,7 +259,6 @@ def test_a_run_goes_on_only_where_it_is_asked_to_and_has_begun(toy_run, spec, tm
     assert continues(run.out, config, data, resume=True).resumes
     with pytest.raises(InputError, match="already holds a run"):
         continues(run.out, config, data, resume=False)
-    assert not continues(run.out, config, data, resume=False, main=False).resumes, "another process looks after the folder"
     with pytest.raises(InputError, match=r"fit\.seed is 1"):
         continues(run.out, TrainConfig(fit=FitConfig(seed=1)), data, resume=True)
 

@@ -1,8 +1,11 @@
 """The command line: the table of commands, and one clear line on error."""
 
+import contextlib
+import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +24,7 @@ from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
 from dim.errors import InputError, nearest
+from dim.launch import end, launched, leave, lost, tell
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
@@ -34,11 +38,27 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
 }
 
 
+# Commands that a launch of several processes shares; of the others, only the main process does anything.
+SHARED = ("train", "sample", "evaluate", "experts", "distill")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or non-zero after one line on standard error that says what to do."""
+    """Run one command; the exit status is 0, or non-zero after one line on standard error that says what to do.
+
+    Of several processes, the main one says what was done.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rank, _, _ = launched()
+    if rank > 0 and arguments[:1] and arguments[0] in COMMANDS and arguments[0] not in SHARED:
+        return 0
+    with contextlib.redirect_stdout(io.StringIO()) if rank > 0 else contextlib.nullcontext():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
+        leave()
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -65,14 +85,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
-    def end(number: int, frame: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         raise _Ended(number)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows lacks one
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
-            signal.signal(number, end)
-    sys.exit(main(arguments))
+            signal.signal(number, note)
+    try:
+        status = main(arguments)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    end(status)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -95,7 +120,9 @@ def _overview() -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"dim: {' '.join(message.split())}", file=sys.stderr)
+    text = tell(" ".join(message.split()))
+    if text is not None:
+        print(f"dim: {text}", file=sys.stderr)
     return status
 
 
@@ -114,7 +141,12 @@ def _fail_late(error: Exception) -> int:
         return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
-    raise error
+    news = lost()
+    if news is None:
+        raise error
+    if news:
+        print(f"dim: {news}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dim.commands.arguments import (
     TrainArguments,
 )
 from dim.commands.parsing import configured, parse
-from dim.commands.subjects import device_of, real_data
+from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
@@ -28,11 +28,13 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     from dim.data.real import load_data
+    from dim.launch import watch
     from dim.runs.accelerator import make_accelerator
     from dim.runs.train import fit
     from dim.score.report import write_report
 
     accelerator = make_accelerator(config, Path(parsed.out))
+    watch()
     data = load_data(config.data, accelerator.device)
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if accelerator.is_main_process:
@@ -55,15 +57,16 @@ def sample(arguments: Sequence[str]) -> None:
     from dim.hub import load_generator, save_pretrained
     from dim.nets.generator import require_spread
     from dim.outputs import require_free
-    from dim.sampler import anchored, leave_together, made_once, request, require_batch_size, sample_set_together
+    from dim.sampler import anchored, request, require_batch_size, sample_set_together
     from dim.teacher import with_soft_labels
 
     # Before a policy has taken its time:
     require_spread(parsed.spread)
     require_batch_size(parsed.batch_size)
     require_libraries(parsed.format)
-    require_free(parsed.out, overwrite=parsed.overwrite)
-    generator = load_generator(parsed.generator, device_of(parsed.device)).configure(**parsed.sampler.given())
+    processes, device = work_together(parsed.device)
+    processes.once(lambda: require_free(parsed.out, overwrite=parsed.overwrite))
+    generator = load_generator(parsed.generator, device).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
     if parsed.counts:
         size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
@@ -74,23 +77,23 @@ def sample(arguments: Sequence[str]) -> None:
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
     if parsed.policy.steps:
-        policy, ipc = _policy(parsed, data, teacher), parsed.ipc or max(size["counts"].values())
-        ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
+        ipc = parsed.ipc or max(size["counts"].values())
+        ranking = processes.once(lambda: _policy(parsed, data, teacher).rank(generator, seed=parsed.seed, ipc=ipc))
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
-        made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
-        _state_of(parsed.out).unlink(missing_ok=True)
+        processes.once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
+        if processes.main:
+            _state_of(parsed.out).unlink(missing_ok=True)
         print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
-        return leave_together()
+        return
     held = FORMATS.load(parsed.format).latents
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
-    result = sample_set_together(generator, **size, **drawing)
+    result = sample_set_together(generator, processes, **size, **drawing)
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
         _state_of(parsed.out).unlink(missing_ok=True)
         print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
-    leave_together()
 
 
 def _require_used(parsed: SampleArguments) -> None:
@@ -156,18 +159,19 @@ def experts(arguments: Sequence[str]) -> None:
 
     from dim.trajectory.store import ExpertStore, to_waypoints
 
+    processes, device = work_together(config.experts.device)
     if parsed.to_waypoints is not None:
         settings = config.experts
         if not settings.waypoints:
             raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
-        source = ExpertStore.open(parsed.to_waypoints)
-        store = to_waypoints(source, parsed.out, settings.waypoints, smooth=settings.smooth, dtype=settings.storage)
+        source, about = ExpertStore.open(parsed.to_waypoints), {"smooth": settings.smooth, "dtype": settings.storage}
+        store = processes.once(lambda: to_waypoints(source, parsed.out, settings.waypoints, **about))
     else:
         from dim.data.real import load_data
         from dim.trajectory.record import record
 
-        device = device_of(config.experts.device)
-        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, device=device)
+        place = {"device": device, "processes": processes}
+        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, **place)
     _print_summary(store)
 
 
@@ -189,19 +193,22 @@ def distill(arguments: Sequence[str]) -> None:
     else:
         raise InputError("no experts: name the folder that 'dim experts' made with --experts")
 
-    device = device_of(config.distill.device)
+    processes, device = work_together(config.distill.device)
     data = load_data(config.data, device)
     generator = None
     if parsed.generator is not None:
         from dim.hub import load_generator
 
         generator = load_generator(parsed.generator, device)
-    going_on = {"resume": parsed.resume, "depart": parsed.depart}
+    going_on = {"resume": parsed.resume, "depart": parsed.depart, "processes": processes}
     result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
-    report = write_report(parsed.out, data)
-    low, high = result.info["range"]
-    values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
-    print(f"{len(result)} images in {parsed.out}, {values}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+    if processes.main:
+        report = write_report(parsed.out, data)
+        low, high = result.info["range"]
+        values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
+        print(
+            f"{len(result)} images in {parsed.out}, {values}  report: {report}  next: dim evaluate {parsed.out} --controls random"
+        )
 
 
 def _print_summary(store: Any) -> None:

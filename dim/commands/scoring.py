@@ -10,7 +10,7 @@ import tyro
 
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
 from dim.commands.parsing import parse, parse_known
-from dim.commands.subjects import data_of_subjects, device_of, load_subjects
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
@@ -27,7 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from dim.score.measure import score_all
     from dim.score.report import print_scores, scores_to_json
 
-    device = device_of(first.device)
+    processes, device = work_together(first.device)
     subjects = load_subjects(first.subjects, device, first.sampler)
     info = next(iter(subjects.values())).info
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
@@ -38,10 +38,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     _require_targets(parsed, "json")
     data = data_of_subjects(subjects, parsed.data_root, device)
     teacher = parsed.teacher.load(data, device)
-    kept = _unfinished(parsed, subjects, data, [])
-    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_telling(kept))
+    kept = processes.once(lambda: _unfinished(parsed, subjects, data, []))
+    report = _telling(kept) if processes.main else lambda score: None
+    settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
+    evaluator = Evaluator(data, parsed.protocol, **settings, report=report)
     plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
     scores = [*kept.rows, *score_all(evaluator, subjects, **plan, known=kept.rows)]
+    if not processes.main:
+        return
     print_scores(scores)
     if parsed.json:
         write_document(parsed.json, scores_to_json(scores))

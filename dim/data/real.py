@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dim import rng
 from dim.chunks import IMAGES, chunk_size
-from dim.config import DATASETS, DataConfig
+from dim.config import DATASETS, DataConfig, from_dict
+from dim.config.data import located, reads_files
 from dim.data.items import DECODE_THREADS, Items, decode
 from dim.data.pillow import count_converted
 from dim.data.python import dataset_items
 from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, to_unit_range
 
 
@@ -146,21 +148,21 @@ class EpochBatches:
     """Endless shuffled batches as a function of the step: step s is the s-th slice of the permutations of all epochs.
 
     With several processes the batch is split among them; `batch_size` is the batch over all of them.
+
+    Raises:
+        InputError: if they cannot have equal shares.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int, purpose: str, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            raise InputError(f"batch size {batch_size} does not divide by the number of processes ({world})")
+    def __init__(self, split: Split, batch_size: int, *, seed: int, purpose: str, processes: Processes = ALONE) -> None:
+        processes.require_even(batch_size, "batch_size")
         self.split, self.batch_size = split, batch_size
-        self._seed, self._purpose = seed, purpose
-        share = batch_size // world
-        self._slice = slice(rank * share, (rank + 1) * share)
+        self._seed, self._purpose, self._processes = seed, purpose, processes
         self._permutations: dict[int, Tensor] = {}
         self._ahead: tuple[int, Future] | None = None
         self._pool = ThreadPoolExecutor(1) if split.streams else None
 
     def indices(self, step: int) -> Tensor:
-        """Indices of this process's share of batch `step`: int64 (batch_size / world,)."""
+        """Indices of this process's share of batch `step`: int64 (batch_size / processes,)."""
         size = len(self.split)
         start = step * self.batch_size
         parts, needed = [], self.batch_size
@@ -170,7 +172,7 @@ class EpochBatches:
             parts.append(part)
             needed -= len(part)
             start += len(part)
-        return torch.cat(parts)[self._slice]
+        return self._processes.part(torch.cat(parts))
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
@@ -217,6 +219,20 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
     """
     train, test = DATASETS.load(config.dataset)(config)
     return _assemble(config, train, test, device)
+
+
+def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
+    """The real data that a set or a generator says it was made from.
+
+    Raises:
+        InputError: if it says nothing.
+    """
+    if not info.get("data"):
+        raise InputError("this set or generator does not say which data it was made from: give the real data")
+    config = from_dict(DataConfig, info["data"])
+    if root and reads_files(config.dataset):
+        config = replace(config, root=root)
+    return load_data(located(config), device)
 
 
 def from_dataset(

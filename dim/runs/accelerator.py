@@ -1,20 +1,19 @@
-"""The accelerator that a training asks for: device, processes, mixed precision, trackers; and what processes share."""
+"""The accelerator that a training asks for: device, processes, mixed precision, trackers."""
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
 
 from dim.config import TrainConfig
 from dim.errors import InputError
+from dim.launch import launched
+from dim.processes import join
 
 
 def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
-    """The accelerator that a configuration asks for.
+    """The accelerator that a configuration asks for, among the other processes of this launch.
 
     Raises:
         InputError: if the device is not there.
@@ -26,24 +25,14 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         raise InputError("fit.device is 'cuda': no CUDA device is available; leave the option out")
     if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("fit.device is 'mps': no MPS device is available; leave the option out")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    if launched()[1] == 1:
         # accelerate keeps one state per process; a second run in this process may differ in device and precision.
         AcceleratorState._reset_state(reset_partial_state=True)
+    join(cpu)
     return Accelerator(
-        cpu=device == "cpu" or not torch.accelerator.is_available(),
+        cpu=cpu,
         mixed_precision=config.fit.precision,
         log_with=list(config.fit.trackers) or None,
         project_dir=str(out),
     )
-
-
-def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of gradients,
-    which a DistributedDataParallel wrapper does not allow."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    flat = accelerator.reduce(flat, reduction="mean")
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))

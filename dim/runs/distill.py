@@ -28,6 +28,7 @@ from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pictures import save_png
+from dim.processes import ALONE, Processes
 from dim.provenance import versions
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, read_run, run_description, unprefixed
 from dim.sampler import set_grid, stored_bytes
@@ -55,6 +56,7 @@ def distill(
     resume: bool = False,
     depart: bool = False,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> SyntheticSet:
     """Learn a synthetic set whose students follow recorded experts.
 
@@ -67,18 +69,20 @@ def distill(
         resume: continue the run that lies there.
         depart: with `resume`: other learning rates, limit of the loss and precision are allowed; run.json states them.
         device: where to work.
+        processes: those that share the experts of every iteration; the main one writes.
 
     Returns:
         The set, which is also stored in `out`, in the format that `dim.load_set` reads.
 
     Raises:
         InputError: if the store was recorded for another architecture, data set or resolution, is unfinished or damaged, or
-            the window reaches beyond it; if `out` holds something else, or a run with other settings.
+            the window reaches beyond it; if `out` holds something else, or a run with other settings; or if the processes cannot
+            share the experts of an iteration evenly.
         NonFiniteError: if a hundred iterations in a row gave no usable update.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    settings = {"generator": generator, "resume": resume, "depart": depart, "device": torch.device(device)}
-    return Distiller(config, data, Path(experts), Path(out), **settings).run()
+    settings = {"generator": generator, "resume": resume, "depart": depart, "processes": processes}
+    return Distiller(config, data, Path(experts), Path(out), device=torch.device(device), **settings).run()
 
 
 class Distiller:
@@ -95,14 +99,16 @@ class Distiller:
         resume: bool,
         depart: bool = False,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
-        self.config, self.out, self.device, self.natural = config, out, device, data
+        self.config, self.out, self.device, self.natural, self.processes = config, out, device, data, processes
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self.skipped, self._bad = 0, 0
+        processes.require_even(config.trajectory.experts, "trajectory.experts, which they share in every iteration,")
         self.store = open_experts(experts, config, data)
         check_protocol(config.protocol, data.spec)
-        rules = {"kind": "distillation", "may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART}
+        rules = {"kind": "distillation", "may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
         self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         resume = self._continuation.resumes
         self._experts_digest = self.store.digest()
@@ -115,7 +121,7 @@ class Distiller:
             raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
         self.data = data if self.whitening is None else self.whitening.data(data)
-        calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
+        calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts // processes.world
         compile = config.trajectory.gradient != "unroll" and worth_compiling(config.trajectory.compile, device, calls)
         options = {"compiled": compile, "precision": config.trajectory.precision}
         self.network = FlatNetwork(config.student, self.data.spec, device, **options)
@@ -130,6 +136,7 @@ class Distiller:
             step_size=self.step_size,
             seed=config.distill.seed,
             compile=compile,
+            processes=processes,
         )
         self.labels = torch.arange(data.spec.num_classes, device=device).repeat(config.images.ipc)
         if resume:
@@ -252,7 +259,8 @@ class Distiller:
     def run(self) -> SyntheticSet:
         """Iterate to the end and write the set."""
         config = self.config.distill
-        description = run_description(self.config, self.natural.spec, self.device, "distillation")
+        place = {"kind": "distillation", "processes": self.processes}
+        description = run_description(self.config, self.natural.spec, self.device, **place)
         store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
         store |= {} if self.generator is None else {"generator_digest": self._generator_digest}
         self.loop = Loop(
@@ -266,6 +274,7 @@ class Distiller:
             settings=config,
             device=self.device,
             tf32=config.tf32,
+            processes=self.processes,
             **self._begun,
         )
         with self.loop as loop:
@@ -289,6 +298,7 @@ class Distiller:
         images.backward(cut.grad)
         # The one place where the host waits for the device: hundreds of kernels lie between two of these.
         gradients = [self.values.grad, self.step_size.grad] + ([] if self.logits is None else [self.logits.grad])
+        self.processes.average([*gradients, losses["trajectory"]])
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
         loss, usable = torch.stack((losses["trajectory"], finite.to(losses["trajectory"].dtype))).tolist()
         limit = self.config.distill.skip_above

@@ -7,7 +7,6 @@ a resumed run continues bit by bit (on the CPU).
 import contextlib
 import copy
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ from dim.objectives.logit import PoolMatching
 from dim.objectives.path_matching import PathMatching
 from dim.pictures import save_png
 from dim.pool import build_pool
+from dim.processes import Processes, running_statistics
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, prefixed, run_description, unprefixed
-from dim.runs.accelerator import average_gradients, make_accelerator
+from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
 from dim.runs.losses import Losses
 from dim.runs.optimizer_state import load_optimizer, optimizer_state
@@ -103,13 +103,16 @@ class Trainer:
         self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool, depart: bool = False
     ) -> None:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
+        self.processes = processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
-        self._losses = Losses()
-        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "main": accelerator.is_main_process}
+        self._losses = Losses(processes)
+        self.stages = plan(config, len(data.train))
+        for stage in self.stages:  # now, not when the stage begins
+            processes.require_even(stage.config.batch_size * (stage.stop > stage.start), f"stage_{stage.name}.batch_size")
+        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
         self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
-        accelerator.wait_for_everyone()
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         held = self._continuation.load(device) if self._continuation.resumes else None
@@ -120,7 +123,6 @@ class Trainer:
         self.average: Generator | None = None
         if config.fit.ema > 0:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.stages = plan(config, len(data.train))
         self.optimizers = {"generator": self._optimizer(self.generator)}
         self.adversary: Any = None
         self.flow: FlowMatching | Denoising | None = None
@@ -129,7 +131,7 @@ class Trainer:
         else:
             regression = {"flow": FlowMatching, "denoising": Denoising}[self.generator.learns_by]
             steps = self.stages[0].stop
-            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, rank=accelerator.process_index)
+            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, processes=processes)
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
@@ -141,14 +143,13 @@ class Trainer:
             seed=seed,
             device=device,
             channels_last=config.fit.channels_last,
-            rank=accelerator.process_index,
-            average=partial(average_gradients, accelerator),
+            processes=processes,
         )
-        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, processes=processes)
         self.path_matching: PathMatching | None = None
         if config.path_matching.weight > 0:
             first = self.stages[1].start
-            place = {"device": device, "rank": accelerator.process_index}
+            place = {"device": device, "processes": processes}
             self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, **place)
         self.own = [OBJECTIVES.load(name)(data, seed=seed, device=device) for name in config.objectives]
         check_protocol(config.protocol, spec)
@@ -174,13 +175,12 @@ class Trainer:
         self.discriminator = network.to(self.accelerator.device, memory_format=self.format)
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
-        shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
+        shared = {"seed": seed, "finish": self._finish_gradients, "processes": self.processes}
         if getattr(kind, "compiles", False):  # somebody else's loss may know no such thing
             images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
             work = images * training_flops(network, spec)
             shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
-        mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
-        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
+        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled)
 
     @property
     def total_steps(self) -> int:
@@ -195,19 +195,19 @@ class Trainer:
     def run(self) -> Path:
         """Train from the current step to the end and write the result."""
         config, accelerator = self.config, self.accelerator
-        if config.fit.coverage_steps and self._main:  # before the clock starts: its classifier may have to be trained
+        if config.fit.coverage_steps and self.processes.main:  # before the clock starts: its classifier may have to be trained
             self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         self.loop = Loop(
             self,
             self.out,
             name="train",
             total=self.total_steps,
-            description=run_description(config, self.data.spec, accelerator.device),
+            description=run_description(config, self.data.spec, accelerator.device, processes=self.processes),
             continuation=self._continuation,
             settings=config.fit,
             device=accelerator.device,
             tf32=config.fit.tf32,
-            main=self._main,
+            processes=self.processes,
             **self._begun,
         )
         if config.fit.trackers:
@@ -218,18 +218,14 @@ class Trainer:
                 if self.loop.step < stage.stop:
                     self._run_stage(stage)
             self.loop.finish()
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+        self.processes.wait()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         return self.out
 
-    @property
-    def _main(self) -> bool:
-        return self.accelerator.is_main_process
-
     def _run_stage(self, stage: Stage) -> None:
-        config, accelerator = self.config, self.accelerator
-        share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        drawing = {"seed": config.fit.seed, **share}
+        config = self.config
+        drawing = {"seed": config.fit.seed, "processes": self.processes}
         batches = EpochBatches(self.data.train, stage.config.batch_size, purpose=f"stage-{stage.name}", **drawing)
         objectives: list[Objective] = [self.adversary] if self.adversary else []
         upkeep: EpochBatches | None = None
@@ -278,6 +274,7 @@ class Trainer:
         if objectives:
             generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
+        self.processes.average(running_statistics(self.generator))
         self.optimizers["generator"].step()
         self.optimizers["generator"].zero_grad()
         if self.average is not None:
@@ -288,14 +285,14 @@ class Trainer:
 
     def _generate(self, labels: Tensor, purpose: str, *place: int) -> Tensor:
         """Images of these classes from latents of this purpose and place, with a graph."""
-        place = (*place, self.accelerator.process_index)
-        source = rng.generator(self.config.fit.seed, purpose, *place, device=labels.device)
-        z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
-        return self.generator(z, labels)
+        source = rng.generator(self.config.fit.seed, purpose, *place, 0, device=labels.device)
+        batch = self.processes.world * len(labels)
+        z = torch.randn(batch, self.generator.latent_dim, generator=source, device=labels.device)
+        return self.generator(self.processes.part(z), labels)
 
     def _finish_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         parameters = list(parameters)
-        average_gradients(self.accelerator, parameters)
+        self.processes.average(parameter.grad for parameter in parameters)
         if self.config.fit.clip_norm > 0:
             return torch.nn.utils.clip_grad_norm_(parameters, self.config.fit.clip_norm)
         return None
@@ -304,10 +301,10 @@ class Trainer:
 
     def _log(self, stage: Stage) -> None:
         values = self._losses.means()
-        self._losses = Losses()
+        self._losses = Losses(self.processes)
         self.loop.require_finite(values)
         values["lr"] = stage.lr(self.loop.step - 1)
-        if self._main:
+        if self.processes.main:
             self.accelerator.log(values, step=self.loop.step)
         wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "trajectory", "pool")
         shown = {name: values[name] for name in wanted if name in values}

@@ -25,6 +25,8 @@ from dim.spec import DataSpec
 
 LAYOUT = "experts.json"
 WEIGHTS = "weights.bin"
+STATE = "state.safetensors"
+"""Of the experts that are being recorded."""
 _DTYPES = {"float32": (torch.float32, np.float32), "bfloat16": (torch.bfloat16, np.uint16)}
 
 

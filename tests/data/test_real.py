@@ -14,6 +14,7 @@ import dim
 from dim.config import DataConfig
 from dim.data.real import ArraySplit, EpochBatches, from_dataset, load_data, per_class_indices, stratified
 from dim.errors import InputError
+from dim.processes import Processes
 
 _PARTS = ("train", "val", "test")
 
@@ -170,9 +171,9 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
 def test_shares_of_two_processes_are_the_batch_of_one():
     settings = {"seed": 0, "purpose": "x"}
     whole = EpochBatches(numbers(30), 8, **settings)
-    shares = [EpochBatches(numbers(30), 8, rank=rank, world=2, **settings) for rank in range(2)]
+    shares = [EpochBatches(numbers(30), 8, processes=Processes(rank, 2), **settings) for rank in range(2)]
     for step in range(9):
-        assert torch.equal(torch.cat([share.indices(step) for share in shares]), whole.indices(step))
+        assert torch.equal(torch.stack([share.indices(step) for share in shares], dim=1).flatten(), whole.indices(step))
 
 
 def test_a_batch_larger_than_the_data_repeats_it_evenly():
@@ -184,8 +185,8 @@ def test_a_batch_larger_than_the_data_repeats_it_evenly():
 
 
 def test_a_batch_must_divide_by_the_number_of_processes():
-    with pytest.raises(InputError, match=r"9 .*\(2\)"):
-        EpochBatches(numbers(30), 9, seed=0, purpose="x", world=2)
+    with pytest.raises(InputError, match=r"batch_size is 9 and there are 2 processes: expected a multiple"):
+        EpochBatches(numbers(30), 9, seed=0, purpose="x", processes=Processes(0, 2))
 
 
 def test_images_per_class_are_balanced_nested_and_drawn_by_seed(digits):

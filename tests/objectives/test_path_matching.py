@@ -55,16 +55,6 @@ def test_is_exact_in_mixed_precision(digits_experts, digits):
     assert torch.equal(images.grad, others.grad)
 
 
-def test_processes_draw_their_own(digits_experts, digits):
-    losses = []
-    for rank in (0, 0, 1):
-        config = PathMatchingConfig(weight=1.0, experts=str(digits_experts), steps=2, epochs=0.5)
-        images, labels = batch(digits)
-        matching = PathMatching(config, digits, first_step=5, seed=0, rank=rank)
-        losses.append(float(matching.accumulate(images, labels, real=images, step=STEP)["trajectory"]))
-    assert losses[0] == losses[1] != losses[2]
-
-
 def test_a_loss_of_one_means_that_the_student_stays(digits_experts, digits):
     """The distance is in units of the expert's own way, so a step size of almost 0 gives 1."""
     images, labels = batch(digits)

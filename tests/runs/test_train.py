@@ -552,8 +552,8 @@ class OwnAdversary(Adversarial):
             assert len(images) > 1, "asked about a single image, which such a network need not take"
             return super().forward(images)
 
-    def __init__(self, *common, seed, finish, rank):
-        super().__init__(*common, seed=seed, finish=finish, rank=rank)
+    def __init__(self, *common, seed, finish, processes):
+        super().__init__(*common, seed=seed, finish=finish, processes=processes)
 
 
 def test_an_adversary_of_ones_own_need_not_compile(data, tmp_path):
