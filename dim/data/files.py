@@ -42,7 +42,8 @@ class Listing:
             raise InputError(f"{path} is no regular file (but a folder, a named pipe, a socket or a device): remove it")
         self.paths.append(path)
         # The time of the last change of any kind, too: programs set that of the content to what it was elsewhere.
-        self._seen.update(f"{os.path.abspath(path)}\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+        self._seen.update(os.fsencode(os.path.abspath(path)))
+        self._seen.update(f"\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
         self._newest = max(self._newest, about.st_ctime_ns)
 
     def extend(self, other: "Listing") -> None:

@@ -15,6 +15,7 @@ from dim.config import DataConfig
 from dim.errors import InputError
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
+_AT_ONCE = 4096  # images that threads are given at a time; each costs a kilobyte until it is decoded
 
 
 @dataclass
@@ -56,9 +57,11 @@ def decode(
             raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
         result[place] = image
 
-    for _ in pool.map(put, range(len(indices)), indices.tolist()):
-        if tell is not None:
-            tell()
+    for start in range(0, len(indices), _AT_ONCE):
+        part = indices[start : start + _AT_ONCE].tolist()
+        for _ in pool.map(put, range(start, start + len(part)), part):
+            if tell is not None:
+                tell()
     return result
 
 

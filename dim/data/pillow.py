@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 LARGEST = 89_478_485
-"""Pixels of the largest picture that is decoded: where Pillow begins to warn; its decoding takes about a gigabyte."""
+"""Pixels of the largest picture that is decoded. Above it Pillow warns."""
 
 SIXTEEN_BITS, TRANSPARENT, TURNED = 1, 2, 4
 _SAID = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from dim.config import DataConfig
 from dim.data.items import Items, fit_size
 from dim.data.pillow import shown
+from dim.data.survey import Reading
 from dim.errors import InputError
 
 
@@ -37,7 +38,16 @@ def dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: D
     if len(dataset) == 0:
         raise InputError(f"a part of {name!r} is empty: expected images")
     targets = getattr(dataset, "targets", None)
-    labels = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if targets is None else targets).long()
+    labels = torch.as_tensor(_labels(dataset, name) if targets is None else targets).long()
     if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
         raise InputError(f"{name!r} has labels {int(labels.min())} to {int(labels.max())}: expected 0 to {len(class_names) - 1}")
     return Items(labels, tuple(class_names), decode=decode)
+
+
+def _labels(dataset: Any, name: str) -> list[int]:
+    labels = []
+    with Reading(f"{name}, labels", len(dataset), "item") as reading:
+        for index in range(len(dataset)):
+            labels.append(int(dataset[index][1]))
+            reading.advance()
+    return labels

@@ -246,6 +246,9 @@ def from_dataset(
 ) -> RealData:
     """Use any map-style Dataset of (image, label) pairs.
 
+    It is recognised by all its images. So it is read once at every start, and without an attribute `targets` twice, as labels are
+    needed first. PIL images are used as a viewer shows them, see `dim.data.pillow.shown`.
+
     Args:
         train, test: objects with `__len__` and `__getitem__`; an image is a PIL image, a uint8 tensor or array
             (C, H, W), or a float one in [0, 1]; a label an integer in [0, classes).

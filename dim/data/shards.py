@@ -18,8 +18,8 @@ from dim.data.survey import Reading, keep_tensors
 from dim.errors import InputError
 from dim.io import cache_folder, digest, load_tensors, read_json
 
-_FORMAT = 1
-_BLOCK = tarfile.BLOCKSIZE
+_FORMAT = 1  # of kept indexes; to be raised when another index would be made of the same shards
+_BLOCK, _PART = tarfile.BLOCKSIZE, 2**20
 _LARGEST_LABEL_FILE = 2**20  # bytes
 _IMAGE, _NUMBER, _JSON = "<image>", "cls", "json"
 
@@ -172,7 +172,7 @@ class _Shard(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
-def _members(shard: "_Shard") -> Iterator[tarfile.TarInfo]:
+def _members(shard: _Shard) -> Iterator[tarfile.TarInfo]:
     """The members of an archive up to its end mark; a damaged header, which `tarfile` takes for the end, is refused."""
     with tarfile.open(fileobj=shard, mode="r:") as archive:
         reached = 0
@@ -185,6 +185,9 @@ def _members(shard: "_Shard") -> Iterator[tarfile.TarInfo]:
         shard.seek(archive.offset)
         if shard.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError(f"it is truncated or damaged at byte {archive.offset}")
+        while rest := shard.read(_PART):
+            if rest.count(0) != len(rest):
+                raise ValueError("more follows its end, as in archives put one behind the other: give each as a file")
 
 
 def _name_at(path: str, offset: int) -> str:

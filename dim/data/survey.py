@@ -19,7 +19,7 @@ from dim.io import cache_folder, digest, load_tensors, save_tensors
 from dim.loop import Progress
 from dim.spec import to_uint8
 
-_FORMAT = 1
+_FORMAT = 1  # of kept surveys; to be raised when the same files are decoded to other images
 _PATIENCE_SECONDS, _REFRESH_SECONDS = 3.0, 0.2
 
 

@@ -109,6 +109,17 @@ def test_large_and_damaged_images_are_named(root):
     assert f"image {path} cannot be read" in refused(root)
 
 
+def test_names_of_files_are_any_bytes(root):
+    try:
+        for name in (b"\xff\xfe.png", b"new\nline.png"):
+            shutil.copy(root / "cat" / "0.png", os.path.join(os.fsencode(root / "cat"), name))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    items = class_folders(root, CONFIG)
+    assert items.labels.tolist() == [0] * 6 + [1] * 4
+    assert (items.image(5) == items.image(0)).all()
+
+
 def test_a_listing_changes_with_everything_that_tells_a_change(root, monkeypatch):
     monkeypatch.setattr("dim.data.files._SETTLED_NS", -(10**9))
     path = root / "cat" / "0.png"

@@ -357,6 +357,14 @@ def test_a_header_with_an_impossible_size_neither_hangs_nor_allocates(root, kind
     assert refused(root).startswith(f"shard {path} cannot be read (")
 
 
+def test_archives_that_were_put_one_behind_the_other_are_refused(root):
+    path = root / "train-000.tar"
+    path.write_bytes(path.read_bytes() + (root / "train-001.tar").read_bytes())
+    assert "more follows its end" in refused(root)  # and tarfile would read the first only
+    path.write_bytes(write(path, samples(range(5))).read_bytes() + bytes(2**21))
+    assert len(load(root).train) == 25
+
+
 def test_what_is_no_tar_file_is_refused(root):
     path = root / "train-001.tar"
     whole = path.read_bytes()
