@@ -1,5 +1,6 @@
 """WebDataset shards: tar files of images and labels, indexed once and read at random without being unpacked."""
 
+import contextlib
 import io
 import json
 import os
@@ -191,6 +192,7 @@ def _members(shard: _Shard) -> Iterator[tarfile.TarInfo]:
 
 
 def _name_at(path: str, offset: int) -> str:
-    """The name of the member whose content is at an offset, for messages."""
-    with _Shard(path) as shard:
-        return next((member.name for member in _members(shard) if member.offset_data == offset), f"byte {offset}")
+    """The name of the member whose content is at an offset, for messages; its place if the shard has changed since."""
+    with contextlib.suppress(Exception), _Shard(path) as shard:
+        return next(member.name for member in _members(shard) if member.offset_data == offset)
+    return f"byte {offset}"

@@ -311,6 +311,13 @@ def test_an_image_that_cannot_be_read_is_named_with_its_shard(root):
     assert f"image a/bad.png in {path} cannot be read (" in refused(root)
 
 
+def test_a_shard_that_is_overwritten_meanwhile_is_named(root):
+    data, path = load(root), root / "train-001.tar"
+    path.write_bytes(b"other")
+    with pytest.raises(InputError, match=rf"image byte \d+ in {path} cannot be read"):
+        data.train.batch(torch.tensor([50]))
+
+
 def test_a_test_part_with_a_class_of_its_own_is_refused(root):
     (root / "classes.txt").unlink()
     write(root / "test-000.tar", {"x.png": picture(0), "x.cls": b"3"})
