@@ -13,6 +13,7 @@ from dim.nets.generator import Generator
 from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
 from dim.pictures import save_png
 from dim.sampler import sample_grid
+from dim.text import for_markdown
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code: Collection[type[Generator]] = ()) -> Generator:
@@ -65,7 +66,7 @@ def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         save_again(temporary / FILE_NAME, generator)
         info = generator.info
-        (temporary / "README.md").write_text(model_card(generator, info))
+        (temporary / "README.md").write_text(model_card(generator, info), encoding="utf-8")
         save_png(temporary / "samples.png", sample_grid(generator))
     return Path(folder)
 
@@ -87,27 +88,29 @@ def push_to_hub(generator: Generator, repository: str, *, private: bool = False,
 def model_card(generator: Generator, info: dict[str, Any]) -> str:
     """A model card that says what the generator is, what it was trained on, and how to use it."""
     spec, about = generator.spec, info["about"]
-    shape = f"{spec.height}x{spec.width}x{spec.channels}"
-    parameters = sum(parameter.numel() for parameter in generator.parameters())
     around = "of all latents"
     if generator.anchors is not None:
         policy = f"{about.get('policy', 'chosen')}, spread {generator.spread:g}"
         around = f"around {generator.anchors.shape[1]} images per class ({policy})"
+    facts = {
+        "data": f"{spec.name}, {spec.num_classes} classes, {spec.height}x{spec.width}x{spec.channels}",
+        "architecture": f"{info['generator']['name']}, {sum(value.numel() for value in generator.parameters()):,} parameters",
+        "images": around,
+        "steps": f"{about.get('step')} of {about.get('total_steps')}",
+        "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
+    }
+    table = "\n".join(f"| {name} | {for_markdown(text)} |" for name, text in facts.items())
     return f"""---
 library_name: dim-distill
 tags: [dataset-distillation, image-generation]
 ---
-# A generator that stands for {spec.name}
+# A generator that stands for {for_markdown(spec.name)}
 
-{about.get("title", "")}
+{for_markdown(about.get("title", ""))}
 
 | | |
 |---|---|
-| data | {spec.name}, {spec.num_classes} classes, {shape} |
-| architecture | {info["generator"]["name"]}, {parameters:,} parameters |
-| images | {around} |
-| steps | {about.get("step")} of {about.get("total_steps")} |
-| versions | {", ".join(f"{name} {version}" for name, version in info["versions"].items())} |
+{table}
 
 ![samples](samples.png)
 

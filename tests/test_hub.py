@@ -1,16 +1,20 @@
 """Generators from runs, folders, files and the Hub."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from markdown_it import MarkdownIt
 
 import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
+from dim.hub import model_card
 from dim.io import load_tensors, save_tensors
 from dim.nets.generator import build_generator
 from dim.nets.generator_file import save_generator_file
@@ -79,6 +83,27 @@ def test_an_export_has_a_card_and_a_picture_and_keeps_what_is_known(run, tmp_pat
         assert text in card
     again = dim.load_generator(folder).info
     assert {**again, "versions": 0} == {**generator.info, "versions": 0}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>x</script>", "![x](y)", "a | b | c", "---\nlicense: mit\n---", "# x\n\n- y", "\x1b[31m", "`x` *y* $z$", "\udcff"],
+)
+def test_a_model_card_shows_names_as_text(original, tmp_path, name):
+    """No heading, link, element or metadata from a title, a name or a policy of somebody else's."""
+    original.spec = dataclasses.replace(SPEC, name=name)
+    original.anchor(torch.zeros(3, 2, 6), 0.1)
+    info = {"about": {"title": name, "policy": name}, "generator": {"name": name}, "versions": {name: name}}
+    card = model_card(original, info)
+    named, plain = (
+        MarkdownIt("commonmark").enable("table").render(text.partition("---\n# ")[2])
+        for text in (card, model_card(original, json.loads(json.dumps(info).replace(json.dumps(name), '"x"'))))
+    )
+    tags = [re.findall(r"<[^>]*>", page.replace('class="language-python"', "")) for page in (named, plain)]
+    assert tags[0] == tags[1]
+    assert card.startswith("---\nlibrary_name: dim-distill\ntags: [dataset-distillation, image-generation]\n---\n# A generator")
+    assert card.encode()
+    assert "\x1b" not in card
 
 
 def test_an_export_does_not_overwrite_unasked(run, tmp_path):

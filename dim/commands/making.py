@@ -19,6 +19,7 @@ from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryR
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, read_recipe, recipe_names
+from dim.text import say
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -37,7 +38,7 @@ def train(arguments: Sequence[str]) -> None:
     run = fit(config, data, parsed.out, resume=parsed.resume, accelerator=accelerator)
     if accelerator.is_main_process:
         report = write_report(run, data)
-        print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+        say(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -79,7 +80,7 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
         made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
-        print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
+        say(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
         return leave_together()
     held = FORMATS.load(parsed.format).latents
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
@@ -87,7 +88,7 @@ def sample(arguments: Sequence[str]) -> None:
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
-        print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
+        say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
     leave_together()
 
 
@@ -187,7 +188,7 @@ def distill(arguments: Sequence[str]) -> None:
         generator = load_generator(parsed.generator, device)
     result = run(config, data, folder, parsed.out, generator=generator, resume=parsed.resume, device=device)
     report = write_report(parsed.out, data)
-    print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+    say(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
 
 
 def _print_summary(store: Any) -> None:
@@ -199,9 +200,9 @@ def _print_summary(store: Any) -> None:
     accuracy = summary["accuracy"]
     shown = sorted({round(part * (len(accuracy) - 1) / 5) for part in range(6)})
     along = ", ".join(f"{accuracy[moment]:.1f} at {moment}" for moment in shown)
-    print(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
-    print(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
-    print(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
+    say(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
+    say(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
+    say(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
 
 
 def recipes(arguments: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dim.commands.subjects import data_of_subjects, device_of, load_subjects
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
+from dim.text import say
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -44,7 +46,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         write_json(parsed.json, scores_to_json(scores))
     for name in subjects:
         if (Path(name) / "run.json").is_file():
-            print(f"report: {write_report(name, data, scores)}")
+            say(f"report: {write_report(name, data, scores)}")
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -128,7 +130,7 @@ def coverage(arguments: Sequence[str]) -> None:
             save_png(parsed.panel, nearest.panel())
         if is_run:
             own_first = [rows[number], *(row for row in rows if row is not rows[number])]
-            print(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
+            say(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
@@ -144,10 +146,8 @@ def _require_seeds(seeds: int) -> None:
 
 def _tell(score: Any) -> None:
     """Say on standard error that a row is done."""
-    from rich.console import Console
-
     from dim.score.report import format_accuracy
 
     ipc = "" if score.ipc is None else f" IPC {score.ipc}"
     text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    say(text, sys.stderr)
