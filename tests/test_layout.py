@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 # The floors of the house, from the ground up. A room may use itself and the rooms of lower floors.
 FLOORS = (
     ("errors", "rng", "provenance", "chunks", "text"),
-    ("spec", "config", "io"),
+    ("spec", "config", "io", "repository"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),
     ("loop",),
     ("nets",),

@@ -91,7 +91,7 @@ class SampleArguments(Settings):
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
     generator: tyro.conf.Positional[str]
-    """A run folder, an exported folder, or a Hub id."""
+    """A run folder, an exported folder, or hub:owner/name."""
     out: str
     """The folder to write."""
     ipc: int | None = None
@@ -260,7 +260,7 @@ class DistillArguments(TrajectoryRecipe):
     experts: str | None = None  # in place of the section: how experts were trained is written in their folder
     """Folder made by `dim experts`. Default when resuming: the one that the run began with."""
     generator: str | None = None
-    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or a Hub id."""
+    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or hub:owner/name."""
     recipe: str | None = None
     """A trajectory recipe's name, or a path to a TOML file."""
     out: str | None = None

@@ -975,12 +975,16 @@ def test_a_run_folder_that_is_no_run(wrong, tmp_path):
 
 
 def test_a_relative_name_that_is_nothing_as_a_process(tmp_path):
-    """It has the form of a Hub id."""
-    done = dim_process("sample", "runs/nothing", "--ipc", 1, "--out", "set", cwd=tmp_path)
+    """It has the form of a repository of the Hub, which is not asked."""
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = dim_process("sample", "runs/digts", "--ipc", 1, "--out", "set", cwd=tmp_path, env=environment)
     assert done.returncode == 2
-    assert done.stderr.startswith("dim: no folder 'runs/nothing' here")
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    expected = (
+        "dim: no run, folder or file 'runs/digts': expected a set, or a run made by 'dim train'. Did you mean 'runs/digits'?"
+    )
+    assert done.stderr == f"{expected}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def copy_with(run: Path, to: Path, change) -> Path:

@@ -25,7 +25,7 @@ class PipelineOptions:
     """Of the generator `pipeline`."""
 
     pretrained: str | None = None
-    """What to start from: a local folder or a Hub id (owner/name), such as a DiTPipeline, in .safetensors files."""
+    """What to start from: a local folder, or hub:owner/name, such as a DiTPipeline, in .safetensors files."""
     pretrained_classes: tuple[int, ...] = ()
     """The pipeline's class that each class of the data starts from. Default: the same numbers, if there are as many classes."""
     steps: int = 1
