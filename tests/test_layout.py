@@ -17,8 +17,8 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 
 # The floors of the house, from the ground up. A room may use itself and the rooms of lower floors.
 FLOORS = (
-    ("errors", "rng", "provenance", "chunks", "text"),
-    ("spec", "config", "io", "repository"),
+    ("errors", "rng", "provenance", "text"),
+    ("spec", "config", "io", "repository", "chunks"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),
     ("loop",),
     ("nets",),

@@ -25,8 +25,8 @@ from dim.config import (
     from_dict,
     to_toml,
 )
+from dim.config.choices import EXTERNAL
 from dim.config.data import located, reads_files
-from dim.config.settings import EXTERNAL
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
@@ -176,6 +176,9 @@ def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None
                 _import_from_here()
                 for table in tables:
                     table.admit(name)
+                if option == "--code" and not any(table.suits_named(name) for table in tables):
+                    kinds = ", ".join(table.what for table in tables)
+                    raise InputError(f"code is {text!r}, which is of no kind that can be chosen: expected a {kinds}")
 
 
 def _import_from_here() -> None:

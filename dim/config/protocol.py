@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from dim.config.settings import Choices, Compile, Precision, Settings, require
+from dim.config.choices import Choices
+from dim.config.settings import Compile, Precision, Settings, require
 
-STUDENTS = Choices("student", "dim.nets.students")
-CORESETS = Choices("coreset", "dim.features.coresets")
+STUDENTS = Choices("student", "dim.nets.students", takes=(1, ()))
+CORESETS = Choices("coreset", "dim.features.coresets", base="dim.features.coreset:Rule")
 
 Schedule = Literal["step", "cosine", "constant"]
 

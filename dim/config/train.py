@@ -5,15 +5,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from dim.config.choices import Choices
 from dim.config.data import DataConfig
 from dim.config.protocol import ProtocolConfig
-from dim.config.settings import Choices, Compile, Distance, Section, Settings, require
+from dim.config.settings import MOST_BLOCKS, Compile, Distance, Section, Settings, require
 
-GENERATORS = Choices("generator", "dim.nets.generators")
-ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries")
-DISTANCES = Choices("distance", "dim.objectives.distances")
-POOLS = Choices("pool", "dim.pools")
-OBJECTIVES = Choices("objective", {}, open=True)
+GENERATORS = Choices("generator", "dim.nets.generators", base="dim.nets.generator:Generator")
+_OF_ADVERSARIES = ("of_run", "network", "discriminator_options")
+ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries", has=_OF_ADVERSARIES)
+DISTANCES = Choices("distance", "dim.objectives.distances", takes=(2, ("seed",)))
+POOLS = Choices("pool", "dim.pools", base="dim.pool:ModelPool")
+OBJECTIVES = Choices("objective", {}, takes=(1, ("seed", "device")), has=("accumulate",), open=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class DiscriminatorConfig(Settings):
     """relativistic: residual blocks per resolution."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "blocks"):
-            require(getattr(self, name) >= 1, f"discriminator.{name}", getattr(self, name), "at least 1")
+        require(self.width >= 1, "discriminator.width", self.width, "at least 1")
+        require(1 <= self.blocks <= MOST_BLOCKS, "discriminator.blocks", self.blocks, f"1 to {MOST_BLOCKS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +272,7 @@ class TrainConfig(Settings):
         object.__setattr__(self, "objectives", OBJECTIVES.admit_all(self.objectives))
         for name in self.objectives:
             OBJECTIVES.require(name, "objectives")
+            OBJECTIVES.load(name)
         generator = GENERATORS.load(self.generator.name)
         for section in ("adversarial", "discriminator", "flow"):
             changed = _changed(getattr(self, section))

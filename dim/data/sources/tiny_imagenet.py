@@ -24,3 +24,6 @@ def tiny_imagenet(config: DataConfig) -> tuple[Items, Items]:
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{annotations} names {missing[0].name}, which is missing from val/images")
     return train, file_items(files, [position[name] for _, name in rows], train.names, root, config)
+
+
+tiny_imagenet.shape = (3, 64, 200)

@@ -82,6 +82,11 @@ class Pipeline(Generator):
     settings = ("flow.label_dropout",)
     sampler_options = ("steps", "guidance")
 
+    @staticmethod
+    def begins_from_files(config: GeneratorConfig) -> bool:
+        """See `Generator`; without a name it cannot begin at all."""
+        return config.pretrained is not None
+
     def __init__(self, spec: DataSpec, config: GeneratorConfig, architecture: dict[str, Any] | None = None) -> None:
         if architecture is None:
             parts = open_pipeline(config.pretrained)
