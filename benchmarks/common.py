@@ -32,13 +32,14 @@ import torch
 from accelerate import Accelerator
 
 import dim
-from dim.config import TrainConfig, from_dict
+from dim.config import TrainConfig, flat, from_dict, to_dict
 from dim.data.real import RealData
 from dim.hub import load_generator
-from dim.io import atomic_folder, digest, read_json, write_json
+from dim.io import digest, load_tensors, read_json, write_document, write_json
 from dim.nets.generator_file import FILE_NAME
+from dim.outputs import atomic_folder
 from dim.provenance import hardware, versions
-from dim.run_folder import CHECKPOINT, RUN, read_metrics, run_description
+from dim.run_folder import CHECKPOINT, RUN, read_metrics, read_run, run_description
 from dim.runs.train import fit
 from dim.score.record import Score
 from dim.score.report import format_accuracy
@@ -191,10 +192,14 @@ def train(
 
 
 def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, device: torch.device) -> None:
-    """Make a run folder that resumes where the run in `first` ended, with other settings for what follows."""
+    """Make a run folder that resumes where the run in `first` ended, with other settings for what follows, which it states."""
+    before, now = (flat(json.loads(json.dumps(values))) for values in (read_run(first)["config"], to_dict(config)))
+    changes = {key: [before[key], now[key]] for key in before.keys() & now.keys() if before[key] != now[key]}
+    step = load_tensors(first / CHECKPOINT)[1]["step"]
     with atomic_folder(out) as folder:
         shutil.copy(first / CHECKPOINT, folder / CHECKPOINT)
-        write_json(folder / RUN, run_description(config, data.spec, device))
+        departures = {"departures": [{"step": step, "changes": changes}]}
+        write_document(folder / RUN, {**run_description(config, data.spec, device), **departures})
 
 
 def epochs(steps: int, batch_size: int, data: RealData) -> float:

@@ -3,15 +3,20 @@
 import difflib
 from collections.abc import Iterable
 
+from dim.text import one_line
+
 _MOST_NAMES = 12
 
 
 class InputError(ValueError):
     """A value, file or folder from outside that cannot be used.
 
-    The message is one line: the value received, what was expected, and the remedy. The command line prints it
-    without a traceback and exits with status 2.
+    The message is one line of at most 300 printable characters: the value received, what was expected, and the remedy. The
+    command line prints it without a traceback and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

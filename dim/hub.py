@@ -8,9 +8,9 @@ import torch
 
 from dim.config import GENERATORS
 from dim.errors import InputError
-from dim.io import atomic_folder
 from dim.nets.generator import Generator
 from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
+from dim.outputs import atomic_folder
 from dim.pictures import save_png
 from dim.repository import repository_of, require_answer
 from dim.sampler import sample_grid

@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dim.continuation import Continuation
 from dim.io import save_tensors
-from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, check_same_run, open_run, require_free_run
-from dim.spec import DataSpec
+from dim.outputs import sole_writer
+from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.text import say
 
 _TELL_SECONDS = 20.0
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals by which a system, a scheduler or a closed terminal asks a process to end."""
 
 
 class Interrupted(RuntimeError):
@@ -37,7 +41,7 @@ class NonFiniteError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; a second Ctrl-C stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -47,8 +51,9 @@ def stop_signals() -> Iterator[list[int]]:
 
     previous: dict[int, Callable | int | None] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for number in (signal.SIGINT, *ENDING):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+                previous[number] = signal.signal(number, note)
     try:
         yield asked
     finally:
@@ -56,44 +61,13 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def continues(
-    out: Path,
-    config: Any,
-    spec: DataSpec,
-    *,
-    resume: bool,
-    kind: str = "run",
-    may_change: Collection[str] = (),
-    holds: str = CHECKPOINT,
-    main: bool = True,
-) -> bool:
-    """Whether a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
-
-    Args:
-        out: the folder.
-        config: the settings now.
-        spec: the data now.
-        resume: whether the user asks for it.
-        kind: what kind of run the folder should be of.
-        may_change: settings that the result does not depend on.
-        holds: name of the file from which such a run continues.
-        main: whether this process looks after the folder; others do not refuse it.
-
-    Raises:
-        InputError: if the run there has other settings or another data set; or, without `resume`, if there is anything to lose.
-    """
-    if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
-        return True
-    if main:
-        require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
-    return False
-
-
 class Run(Protocol):
     """What a loop asks of the run that it drives."""
 
     remedy: str
     """What to try when values stop being finite."""
+    departs: str
+    """An option with which the run may then go on, see `dim.continuation.continues`; empty if there is none."""
 
     def check(self) -> None:
         """Raise, by `Loop.fail`, if the state is not worth saving."""
@@ -113,7 +87,8 @@ class Run(Protocol):
 
 
 class Loop:
-    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown.
+    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown. From its
+    making to the end of the context, no other process can work on the run.
 
         with Loop(...) as loop:
             while loop.step < loop.total:
@@ -122,6 +97,7 @@ class Loop:
                 if loop.logs():
                     loop.log({"loss": ...})
                 loop.between()          # picture, checkpoint, stop
+            loop.finish()
 
     The order between two steps is metrics, picture, checkpoint: a run that is killed between any two of them and resumed from the
     checkpoint before makes the later ones again, so that nothing is missing.
@@ -135,6 +111,7 @@ class Loop:
         seconds: wall time that was spent before.
         settings: has log_steps, sample_steps, checkpoint_steps and checkpoint_minutes, as far as the run has them.
         description: what run.json says, see `dim.run_folder.run_description`.
+        continuation: how the run goes on; see `dim.continuation.continues`.
         device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
         file: name of the checkpoint.
         main: whether this process writes. Others count along.
@@ -148,6 +125,7 @@ class Loop:
         name: str,
         total: int,
         description: Mapping[str, Any],
+        continuation: Continuation,
         settings: Any,
         device: torch.device,
         unit: str = "step",
@@ -161,13 +139,15 @@ class Loop:
         self.total, self.step = total, step
         self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
         self._save_seconds = 60 * settings.checkpoint_minutes
-        self._command = KINDS[description["kind"]]
+        self._command, self._of = KINDS[description["kind"]], continuation.of
         self._asked: list[int] = []
         self._stack = contextlib.ExitStack()
         if device.type == "cuda" and tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         if main:
-            open_run(out, description, step)
+            self._stack.enter_context(sole_writer(out))
+            continuation.require_unchanged()
+            open_run(out, {**description, **continuation.stated(step)}, step)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
         self.progress = Progress(name, total, step, unit=unit, show=main)
@@ -185,7 +165,10 @@ class Loop:
             raise Interrupted(f"{done}; {self._remedy()}", signal.SIGINT) from None
 
     def _remedy(self) -> str:
-        return f"continue with: dim {self._command} --out {self.out} --resume"
+        return f"continue with: {self._line()}"
+
+    def _line(self) -> str:
+        return f"dim {self._command} --out {self.out} --resume"
 
     # --- the clock and what is written while the run works ---------------------------------------------------------------
 
@@ -260,7 +243,7 @@ class Loop:
         if not bool(torch.stack(finite).all()):
             self.fail(f"{self._unit} {self.step}: the weights are not finite")
         if self._main:
-            save_tensors(self.out / self._file, tensors, metadata)
+            save_tensors(self.out / self._file, tensors, {**metadata, "of": self._of})
             self._run.result()
         self._saved_at = time.monotonic()
 
@@ -288,7 +271,10 @@ class Loop:
             save_tensors(self.out / FAILED, *self._run.state())
         kept = self.out / self._file
         good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
-        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {self._run.remedy}")
+        remedy = self._run.remedy
+        if self._run.departs and kept.exists():
+            remedy += f"; to go on from there: {self._line()} --depart {self._run.departs}"
+        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {remedy}")
 
 
 class Progress:
@@ -321,4 +307,4 @@ class Progress:
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+        say("  ".join(filter(None, parts)), sys.stderr)

@@ -1,6 +1,5 @@
 """Fixtures that more than one test file uses."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from dim.config import (
     TrainConfig,
 )
 from dim.data.real import RealData, load_data
+from dim.io import read_document, write_document
 from dim.nets.generator import Generator, build_generator
 from dim.spec import DataSpec
 from dim.trajectory.record import record
@@ -96,9 +96,9 @@ def digits_experts(record_digits, tmp_path_factory) -> Path:
 def other_experts(record_digits, tmp_path) -> Path:
     """A store like it, of experts that are not the same."""
     folder = record_digits(tmp_path / "others")
-    layout = json.loads((folder / "experts.json").read_text())
+    layout = read_document(folder / "experts.json")
     layout["records"]["0"]["test_accuracy"] = 1.0
-    (folder / "experts.json").write_text(json.dumps(layout))
+    write_document(folder / "experts.json", layout)
     return folder
 
 

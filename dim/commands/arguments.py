@@ -36,6 +36,9 @@ class TrainArguments(TrainConfig):
     """The run folder to make."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    depart: bool = False
+    """With --resume: go on with other learning rates, weights of losses, clipping or precision than the run has, as after a loss
+    that was not finite. run.json and the result state it."""
     code: tuple[str, ...] = ()
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
     imported."""
@@ -267,6 +270,9 @@ class DistillArguments(TrajectoryRecipe):
     """The folder to make: a run, and a set that `dim evaluate` takes."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    depart: bool = False
+    """With --resume: go on with other learning rates, --distill.skip-above or --trajectory.precision than the run has, as after a
+    loss that was not finite. run.json and the result state it."""
     code: tuple[str, ...] = ()
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
     imported."""

@@ -3,9 +3,10 @@
 import codecs
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from dim.commands.arguments import (
     CompareArguments,
@@ -44,9 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except _Ended as ended:
+        return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail_late(error)
     return 0
+
+
+class _Ended(BaseException):
+    """A signal that asks the process to end, where no loop waits for it: what is half-written is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +64,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
     codecs.register_error("dim.ascii", in_ascii)
     sys.stdout, sys.stderr = (_lasting(stream, number) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
     keep_freed_memory()
+
+    def end(number: int, frame: Any) -> None:
+        raise _Ended(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks one
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(number, end)
     sys.exit(main(arguments))
 
 
@@ -98,14 +116,14 @@ def _overview() -> str:
 
 def _fail(message: str, status: int) -> int:
     """Print a message as one line: printable, and not longer than a reader takes in."""
-    print(one_line(f"dim: {message}"), file=sys.stderr)
+    print(f"dim: {one_line(message)}", file=sys.stderr)
     return status
 
 
 def _fail_late(error: Exception) -> int:
     """Errors that arise while working: a full disk, an interrupt, a loss that is not finite, too little memory."""
-    from dim.io import is_no_space
     from dim.loop import Interrupted, NonFiniteError
+    from dim.outputs import is_no_space
 
     if isinstance(error, Interrupted):
         return _fail(str(error), 128 + error.signal_number)
@@ -113,7 +131,8 @@ def _fail_late(error: Exception) -> int:
         return _fail(str(error), 1)
     if isinstance(error, OSError) and is_no_space(error):
         where = f" for {error.filename}" if error.filename else ""
-        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and try again", 1)
+        again = "the same command, with --resume where it makes a run"
+        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
     if is_out_of_memory(error):

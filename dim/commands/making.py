@@ -35,7 +35,7 @@ def train(arguments: Sequence[str]) -> None:
 
     accelerator = make_accelerator(config, Path(parsed.out))
     data = load_data(config.data, accelerator.device)
-    run = fit(config, data, parsed.out, resume=parsed.resume, accelerator=accelerator)
+    run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if accelerator.is_main_process:
         report = write_report(run, data)
         say(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
@@ -54,8 +54,8 @@ def sample(arguments: Sequence[str]) -> None:
 
     from dim.data.stored import require_libraries
     from dim.hub import load_generator, save_pretrained
-    from dim.io import require_free
     from dim.nets.generator import require_spread
+    from dim.outputs import require_free
     from dim.sampler import anchored, leave_together, made_once, request, require_batch_size, sample_set_together
     from dim.teacher import with_soft_labels
 
@@ -80,6 +80,7 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
         made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
+        _state_of(parsed.out).unlink(missing_ok=True)
         say(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
         return leave_together()
     held = FORMATS.load(parsed.format).latents
@@ -88,6 +89,7 @@ def sample(arguments: Sequence[str]) -> None:
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
+        _state_of(parsed.out).unlink(missing_ok=True)
         say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
     leave_together()
 
@@ -117,7 +119,16 @@ def _policy(parsed: SampleArguments, data: Any, teacher: Any) -> Any:
         features=trained_features(data) if "features" in needs else None,
         experts=parsed.teacher.folder,
         refinement=parsed.refine,
+        state=_state_of(parsed.out),
     )
+
+
+def _state_of(out: str) -> Path:
+    """Where a refinement for a set keeps its state until the set is written."""
+    from dim.outputs import followed
+
+    place = followed(out).absolute()
+    return place.with_name(f".{place.name}.refinement.safetensors")
 
 
 def _needs(policy: Any) -> set[str]:
@@ -186,7 +197,8 @@ def distill(arguments: Sequence[str]) -> None:
         from dim.hub import load_generator
 
         generator = load_generator(parsed.generator, device)
-    result = run(config, data, folder, parsed.out, generator=generator, resume=parsed.resume, device=device)
+    going_on = {"resume": parsed.resume, "depart": parsed.depart}
+    result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
     report = write_report(parsed.out, data)
     say(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
 

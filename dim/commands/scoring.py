@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     if not first.subjects:
         raise InputError("nothing to evaluate: name sets, runs or generators")
 
-    from dim.io import write_json
+    from dim.io import write_document
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
-    from dim.score.report import print_scores, scores_to_json, write_report
+    from dim.score.report import print_scores, scores_to_json
 
     device = device_of(first.device)
     subjects = load_subjects(first.subjects, device, first.sampler)
@@ -36,17 +36,22 @@ def evaluate(arguments: Sequence[str]) -> None:
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
     _require_seeds(parsed.seeds)
     _require_used(parsed)
+    _require_targets(parsed, "json")
     data = data_of_subjects(subjects, parsed.data_root, device)
     teacher = parsed.teacher.load(data, device)
-    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+    kept = _unfinished(parsed, subjects, data, [])
+    evaluator = Evaluator(
+        data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=kept.keeping(_tell)
+    )
     plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
-    scores = score_all(evaluator, subjects, **plan)
+    scores = [*kept.rows, *score_all(evaluator, subjects, **plan, known=kept.rows)]
     print_scores(scores)
     if parsed.json:
-        write_json(parsed.json, scores_to_json(scores))
+        write_document(parsed.json, scores_to_json(scores))
+    kept.remove()
     for name in subjects:
         if (Path(name) / "run.json").is_file():
-            say(f"report: {write_report(name, data, scores)}")
+            _report(name, data, scores)
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -55,7 +60,8 @@ def compare(arguments: Sequence[str]) -> None:
     if not first.subjects:
         raise InputError("nothing to compare: name sets, runs, generators or files of scores")
 
-    from dim.io import write_bytes, write_json
+    from dim.io import write_document
+    from dim.outputs import write_bytes
     from dim.score.compare import Comparison, require_made_from, require_one_data
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
@@ -76,12 +82,18 @@ def compare(arguments: Sequence[str]) -> None:
     _require_used(parsed)
     if parsed.picture is not None and not parsed.picture.endswith(".png"):
         raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
+    _require_targets(parsed, "json", "picture", "html")
+    kept = None
     if subjects:
         data = data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
         require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
         teacher = parsed.teacher.load(data, device)
-        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+        kept = _unfinished(parsed, subjects, data, known)
+        known += kept.rows
+        evaluator = Evaluator(
+            data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=kept.keeping(_tell)
+        )
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
         known += score_all(evaluator, subjects, **plan, teacher=teacher, known=known)
     elif parsed.controls:
@@ -92,11 +104,13 @@ def compare(arguments: Sequence[str]) -> None:
     comparison = Comparison(known)
     comparison.show()
     if parsed.json:
-        write_json(parsed.json, scores_to_json(comparison.scores))
+        write_document(parsed.json, scores_to_json(comparison.scores))
     if parsed.picture:
         write_bytes(parsed.picture, comparison.picture())
     if parsed.html:
         write_bytes(parsed.html, comparison.page().encode())
+    if kept is not None:
+        kept.remove()
 
 
 def coverage(arguments: Sequence[str]) -> None:
@@ -105,12 +119,13 @@ def coverage(arguments: Sequence[str]) -> None:
     if not parsed.subjects:
         raise InputError("nothing to measure: name sets, runs or generators")
 
-    from dim.io import write_json
+    from dim.io import write_document
     from dim.pictures import save_png
     from dim.run_folder import RUN
     from dim.score.coverage import Coverage
-    from dim.score.report import coverage_to_json, print_coverage, write_report
+    from dim.score.report import coverage_to_json, print_coverage
 
+    _require_targets(parsed, "json", "panel")
     device = device_of(parsed.device)
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
@@ -120,7 +135,7 @@ def coverage(arguments: Sequence[str]) -> None:
     rows += [measure.held_out(row) for row in like.values()]
     print_coverage(rows)
     if parsed.json:
-        write_json(parsed.json, coverage_to_json(rows))
+        write_document(parsed.json, coverage_to_json(rows))
     for number, (name, subject) in enumerate(subjects.items()):
         is_run, wanted = (Path(name) / RUN).is_file(), parsed.panel and number == 0
         if not is_run and not wanted:
@@ -130,13 +145,49 @@ def coverage(arguments: Sequence[str]) -> None:
             save_png(parsed.panel, nearest.panel())
         if is_run:
             own_first = [rows[number], *(row for row in rows if row is not rows[number])]
-            say(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
+            _report(name, data, coverage=own_first, nearest=nearest)
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
     """Refuse options that would change nothing."""
     if parsed.teacher.folder is None:
         require_default(parsed.teacher, "without --teacher.folder")
+
+
+def _require_targets(parsed: Any, *options: str) -> None:
+    """Refuse places that cannot be written, before there is anything to write."""
+    from dim.outputs import require_writable
+
+    for option in options:
+        if getattr(parsed, option) is not None:
+            require_writable(getattr(parsed, option), option)
+
+
+def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequence[Any]) -> Any:
+    """Rows that the same command had measured before it was killed."""
+    from dim.config import to_dict
+    from dim.sampler import identity
+    from dim.score.unfinished import UnfinishedRows
+
+    asked = {
+        "subjects": {name: identity(subject) for name, subject in subjects.items()},
+        "known": [score.to_dict() for score in known],
+        "data": data.spec.to_dict(),
+        "protocol": to_dict(parsed.protocol),
+        "teacher": to_dict(parsed.teacher),
+        **{name: getattr(parsed, name) for name in ("seeds", "split", "ipc", "track", "controls", "coreset_end")},
+    }
+    return UnfinishedRows(parsed.json, asked, len(parsed.protocol.students))
+
+
+def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
+    """Write a run's page; what was measured is no worse where that is impossible."""
+    from dim.score.report import write_report
+
+    try:
+        say(f"report: {write_report(name, data, *measured, **more)}")
+    except OSError as error:
+        say(f"dim: no report: {error.filename or name}: {error.strerror or error}", sys.stderr)
 
 
 def _require_seeds(seeds: int) -> None:

@@ -138,3 +138,15 @@ class GeneratedLoader:
             images = self.generator.images(labels, numbers, seed=self.seed)
             targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
             yield from zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+
+
+class Positions:
+    """A stand-in for a split where only the number of images matters."""
+
+    streams = False
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count

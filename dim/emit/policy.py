@@ -12,6 +12,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class Given:
     experts: str | None = None
     """Folder of a store, made by `dim experts`."""
     refinement: RefineConfig | None = None
+    state: Path | None = None
+    """A file in which a refinement keeps its state, so that it goes on after a kill."""
 
 
 _REMEDIES = {
@@ -115,6 +118,8 @@ class Step:
     """Whether `move` is to be called, after all policies have ranked."""
     seconds = 0.0
     """Wall time of getting ready."""
+    seconds_before = 0.0
+    """Wall time that killed processes had spent on what `move` went on from."""
 
     def __init__(self, config: PolicyConfig, given: Given) -> None:
         pass
@@ -201,6 +206,7 @@ class Policy:
         for step in self._steps:
             if step.moves:
                 latents, refined = step.move(generator, numbers, seed, ipc, earlier)
+        before += sum(step.seconds_before for step in self._steps)
         about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
         return Ranking(numbers, about, latents, refined, source)
 

@@ -255,6 +255,8 @@ def _kept_scores(data: RealData, method: str, config: ScoringConfig, cache: Path
     ) / f"{re.sub(r'[^A-Za-z0-9-]+', '-', method)}-{cache_name(spec, settings)}"
     try:
         tensors, about = load_tensors(path)
+        if tensors["scores"].shape != (len(data.train),) or not isinstance(about["seconds"], float):
+            raise InputError(f"{path} holds no scores of these images")
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         tensors = {"scores": _scores(data, method, config)}

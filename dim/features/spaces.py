@@ -24,7 +24,7 @@ from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
-from dim.io import digest, load_tensors, save_tensors
+from dim.io import digest, load_tensors, reading, save_tensors
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
 from dim.nets.student_step import settled
@@ -104,8 +104,12 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
     path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
+    made = build_student(config.student, spec, seed=0)
     try:
         tensors, about = load_tensors(path, device)
+        with reading(path):
+            made.load_state_dict(tensors)
+            about = {**about, "accuracy": float(about["accuracy"]), "split": str(about["split"])}
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         net = _train(data, config, device)
@@ -121,8 +125,8 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
             "seconds": round(time.perf_counter() - started, 2),
         }
         save_tensors(path, tensors, about)
-    net = build_student(config.student, spec, seed=0).to(device).eval()
-    net.load_state_dict(tensors)
+    made.load_state_dict(tensors)
+    net = made.to(device).eval()
     body = _Embedding(net).to(memory_format=torch.channels_last)
     found = {"accuracy": about["accuracy"], "split": about["split"], "seconds": about.get("seconds")}
     return Features(network=body, name=config.student, digest=digest(tensors), device=device, **found)

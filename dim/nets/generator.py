@@ -235,6 +235,9 @@ class Generator(nn.Module):
         for some in torch.arange(len(labels)).split(size):
             own = None if latents is None else latents[some]
             part = self.images(labels[some], indices[some], seed=seed, latents=own)
+            if not bool(part.isfinite().all()):
+                remedy = "its weights or latents are damaged, or were trained to values that this device cannot compute"
+                raise InputError(f"the generator makes images with values that are not finite: {remedy}")
             result[int(some[0]) : int(some[-1]) + 1] = to_uint8(part).cpu()
         return result
 

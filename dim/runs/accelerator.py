@@ -1,12 +1,14 @@
-"""The accelerator that a training asks for: device, processes, mixed precision, trackers."""
+"""The accelerator that a training asks for: device, processes, mixed precision, trackers; and what processes share."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import nn
 
 from dim.config import TrainConfig
 from dim.errors import InputError, nearest
@@ -46,3 +48,15 @@ def make_accelerator(config: TrainConfig, out: Path) -> Accelerator:
         log_with=list(config.fit.trackers) or None,
         project_dir=str(out),
     )
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of gradients,
+    which a DistributedDataParallel wrapper does not allow."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flat = accelerator.reduce(flat, reduction="mean")
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))

@@ -1,8 +1,8 @@
-"""What can be found wrong in a configuration before its data is read: networks that cannot be built, options that would be refused
-later. A dry run makes these checks too, so that what it prints is accepted by the command itself.
+"""What can be found wrong in a configuration before its data is read: networks that cannot be built, options that would be
+refused later. A dry run makes these checks too, so that what it prints is accepted by the command itself.
 
-They need the shape of the images, which the data set says (`shape` of a source) or options give. Where neither does, only names are
-checked. Networks of this package are built without memory for their weights.
+They need the shape of the images, which the data set says (`shape` of a source) or options give. Where neither does, only names
+are checked. Networks of this package are built without memory for their weights.
 """
 
 from typing import Any

@@ -16,13 +16,14 @@ from torch import Tensor
 from dim import rng
 from dim.compiling import worth_compiling
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
+from dim.continuation import continues
 from dim.data.real import RealData, per_class_indices
 from dim.data.stored import write_into
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import digest, load_tensors
-from dim.loop import Loop, continues
+from dim.io import digest, reading
+from dim.loop import Loop
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
@@ -39,6 +40,8 @@ _MAY_CHANGE = (
     "experts",
     *(f"distill.{name}" for name in ("device", "checkpoint_minutes", "checkpoint_steps", "sample_steps", "log_steps")),
 )
+# What may change while a set is distilled, if it is stated (--depart).
+_MAY_DEPART = ("images.lr", "labels.lr", "step_size.lr", "distill.skip_above", "trajectory.precision")
 _MOST_BAD = 100  # iterations in a row that may be skipped
 
 
@@ -50,6 +53,7 @@ def distill(
     *,
     generator: Generator | None = None,
     resume: bool = False,
+    depart: bool = False,
     device: torch.device | str = "cpu",
 ) -> SyntheticSet:
     """Learn a synthetic set whose students follow recorded experts.
@@ -61,6 +65,7 @@ def distill(
         out: the folder for the run and the set.
         generator: whose latents are optimised, where `images.space` is `latents`.
         resume: continue the run that lies there.
+        depart: with `resume`: other learning rates, limit of the loss and precision are allowed; run.json states them.
         device: where to work.
 
     Returns:
@@ -72,7 +77,7 @@ def distill(
         NonFiniteError: if a hundred iterations in a row gave no usable update.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    settings = {"generator": generator, "resume": resume, "device": torch.device(device)}
+    settings = {"generator": generator, "resume": resume, "depart": depart, "device": torch.device(device)}
     return Distiller(config, data, Path(experts), Path(out), **settings).run()
 
 
@@ -96,6 +101,7 @@ class Distiller:
         *,
         generator: Generator | None = None,
         resume: bool,
+        depart: bool = False,
         device: torch.device,
     ) -> None:
         self.config, self.out, self.device, self.natural = config, out, device, data
@@ -104,12 +110,14 @@ class Distiller:
         self.skipped, self._bad = 0, 0
         self.store = open_experts(experts, config, data)
         check_protocol(config.protocol, data.spec)
-        resume = continues(out, config, data.spec, resume=resume, kind="distillation", may_change=_MAY_CHANGE)
+        rules = {"kind": "distillation", "may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART}
+        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
+        resume = self._continuation.resumes
         self._experts_digest = self.store.digest()
         self.generator = self._checked(generator)
         self._generator_digest = None if self.generator is None else digest(self.generator.state_dict())
         began = read_run(out, "distillation") if resume else {}
-        if resume and began["experts_digest"] != self._experts_digest:
+        if resume and began.get("experts_digest") != self._experts_digest:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
         if resume and began.get("generator_digest") != self._generator_digest:
             raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
@@ -133,7 +141,8 @@ class Distiller:
         )
         self.labels = torch.arange(data.spec.num_classes, device=device).repeat(config.images.ipc)
         if resume:
-            self._load()
+            with reading(out / CHECKPOINT):
+                self._load()
         else:
             values, logits = self._initial()
             self._make_optimizers(values, logits)
@@ -235,6 +244,7 @@ class Distiller:
             "iterations": self.step,
             "skipped": self.skipped,
             "seconds": round(self.loop.elapsed(), 1),
+            **self._continuation.stated(self._begun["step"]),
             "experts": {"count": self.store.layout.experts, "bytes": self.store.bytes()},
             **({} if self.generator is None else {"latents": 4 * self.values.numel(), "generator": stored_bytes(self.generator)}),
             "versions": versions(),
@@ -256,6 +266,7 @@ class Distiller:
             unit="iteration",
             total=config.iterations,
             description={**description, **store},
+            continuation=self._continuation,
             settings=config,
             device=self.device,
             tf32=config.tf32,
@@ -270,7 +281,7 @@ class Distiller:
                     self._log(losses)
                     losses = []
                 loop.between()
-        self.loop.finish()
+            loop.finish()
         return self.result_set()
 
     def iterate(self) -> float:
@@ -328,6 +339,7 @@ class Distiller:
     # --- the run folder --------------------------------------------------------------------------------------------------------
 
     remedy = "Try a lower --step-size.initial or --images.lr, or an earlier window"
+    departs = "--images.lr LOWER"
 
     def check(self) -> None:
         """See `dim.loop.Run`: updates that are not finite are skipped."""
@@ -354,7 +366,7 @@ class Distiller:
         return tensors
 
     def _load(self) -> None:
-        tensors, metadata = load_tensors(self.out / CHECKPOINT, self.device)
+        tensors, metadata = self._continuation.load(self.device)
         self._begun = {"step": metadata["step"], "seconds": metadata["seconds"]}
         self.skipped, self._bad = metadata["skipped"], metadata["bad"]
         self._make_optimizers(tensors["values"], tensors.get("logits"))

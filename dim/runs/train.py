@@ -6,6 +6,7 @@ a resumed run continues bit by bit (on the CPU).
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from dim import rng
 from dim.compiling import work_repays
 from dim.config import ADVERSARIES, OBJECTIVES, TrainConfig, to_dict
+from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData
-from dim.io import load_tensors
-from dim.loop import Loop, continues
+from dim.io import reading
+from dim.loop import Loop
 from dim.nets.discriminators import build_discriminator, training_flops
 from dim.nets.generator import Generator, build_generator
 from dim.nets.generator_file import FILE_NAME, save_generator_file
@@ -31,9 +33,10 @@ from dim.objectives.path_matching import PathMatching
 from dim.pictures import save_png
 from dim.pool import build_pool
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, prefixed, run_description, unprefixed
-from dim.runs.accelerator import make_accelerator
+from dim.runs.accelerator import average_gradients, make_accelerator
 from dim.runs.average import update_average
 from dim.runs.losses import Losses
+from dim.runs.optimizer_state import load_optimizer, optimizer_state
 from dim.runs.stages import Stage, plan
 from dim.sampler import sample_grid
 from dim.score.coverage import Coverage
@@ -51,10 +54,22 @@ _MAY_CHANGE = (
     "pool.experts",
     "path_matching.experts",
 )
+# What may change while a run is trained, if it is stated (--depart): no network, no data, no number of steps.
+_MAY_DEPART = (
+    *(f"stage_{number}.{name}" for number in ("one", "two") for name in ("lr", "lr_end", "betas", "beta2_end")),
+    *("adversarial.gamma", "adversarial.gamma_end", "matching.weight", "path_matching.weight", "pool.lr"),
+    *("fit.clip_norm", "fit.precision"),
+)
 
 
 def fit(
-    config: TrainConfig, data: RealData, out: Path | str, *, resume: bool = False, accelerator: Accelerator | None = None
+    config: TrainConfig,
+    data: RealData,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    depart: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> Path:
     """Train a generator and leave a run folder.
 
@@ -63,35 +78,40 @@ def fit(
         data: the real data; images on the accelerator's device.
         out: the run folder: generator.safetensors (the result), checkpoint.safetensors, run.json, metrics.jsonl, samples/.
         resume: continue the run that lies there.
+        depart: with `resume`: other learning rates, weights of losses, clipping and precision are allowed; run.json states them.
         accelerator: from `make_accelerator`; made here if absent.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: if `out` holds something else, or the run there has other settings or another data set.
+        InputError: if `out` holds something else, another process is writing it, or the run there has other settings or another
+            data set.
         NonFiniteError: if a loss is not finite.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     out = Path(out)
     accelerator = accelerator or make_accelerator(config, out)
-    return Trainer(config, data, out, accelerator, resume=resume).run()
+    return Trainer(config, data, out, accelerator, resume=resume, depart=depart).run()
 
 
 class Trainer:
     """One run: its networks, its optimisers, and the loop over steps."""
 
-    def __init__(self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool, depart: bool = False
+    ) -> None:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
         self._losses = Losses()
-        resume = continues(out, config, data.spec, resume=resume, may_change=_MAY_CHANGE, main=accelerator.is_main_process)
+        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "main": accelerator.is_main_process}
+        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         accelerator.wait_for_everyone()
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
-        held = load_tensors(out / CHECKPOINT, device) if resume else None
+        held = self._continuation.load(device) if self._continuation.resumes else None
         architecture = held[1].get("architecture") if held else None
         generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
         self.generator = generator.to(device, memory_format=self.format)
@@ -120,7 +140,7 @@ class Trainer:
             device=device,
             channels_last=config.fit.channels_last,
             rank=accelerator.process_index,
-            average=self._average_gradients,
+            average=partial(average_gradients, accelerator),
         )
         self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
         self.path_matching: PathMatching | None = None
@@ -131,7 +151,8 @@ class Trainer:
         self.own = [OBJECTIVES.load(name)(data, seed=seed, device=device) for name in config.objectives]
         check_protocol(config.protocol, spec)
         if held:
-            self._load(*held)
+            with reading(out / CHECKPOINT):
+                self._load(*held)
 
     @property
     def step(self) -> int:
@@ -180,6 +201,7 @@ class Trainer:
             name="train",
             total=self.total_steps,
             description=run_description(config, self.data.spec, accelerator.device),
+            continuation=self._continuation,
             settings=config.fit,
             device=accelerator.device,
             tf32=config.fit.tf32,
@@ -193,7 +215,7 @@ class Trainer:
             for stage in self.stages:
                 if self.loop.step < stage.stop:
                     self._run_stage(stage)
-        self.loop.finish()
+            self.loop.finish()
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return self.out
@@ -269,22 +291,9 @@ class Trainer:
         z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
         return self.generator(z, labels)
 
-    # --- gradients -----------------------------------------------------------------------------------------------------
-
-    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of
-        gradients, which a DistributedDataParallel wrapper does not allow."""
-        if self.accelerator.num_processes == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        flat = self.accelerator.reduce(flat, reduction="mean")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
     def _finish_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         parameters = list(parameters)
-        self._average_gradients(parameters)
+        average_gradients(self.accelerator, parameters)
         if self.config.fit.clip_norm > 0:
             return torch.nn.utils.clip_grad_norm_(parameters, self.config.fit.clip_norm)
         return None
@@ -315,7 +324,7 @@ class Trainer:
 
     # --- the run folder --------------------------------------------------------------------------------------------------
 
-    remedy = "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)"
+    remedy, departs = "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)", "--fit.clip-norm 1"
 
     def check(self) -> None:
         """See `dim.loop.Run`."""
@@ -328,8 +337,6 @@ class Trainer:
             "kind": "checkpoint",
             "step": self.loop.step,
             "seconds": self.loop.elapsed(),
-            "fingerprint": self.data.spec.fingerprint,
-            "config": to_dict(self.config),
             "architecture": self.generator.architecture(),
         }
 
@@ -341,8 +348,7 @@ class Trainer:
         if self.average is not None:
             tensors |= prefixed("average", self.average.state_dict())
         for name, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= prefixed(f"optimizer.{name}.{index}", entries)
+            tensors |= prefixed(f"optimizer.{name}", optimizer_state(optimizer))
         tensors |= prefixed("pool", self.pool.state())
         if self.path_matching is not None:
             tensors |= prefixed("path_matching", self.path_matching.state())
@@ -365,6 +371,7 @@ class Trainer:
                 "total_steps": self.total_steps,
                 "seconds": round(self.loop.elapsed(), 1),
                 "seed": self.config.fit.seed,
+                **self._continuation.stated(self._begun["step"]),
             },
         )
 
@@ -381,15 +388,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(unprefixed("average", tensors))
         for name, optimizer in self.optimizers.items():
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in unprefixed(f"optimizer.{name}", tensors).items():
-                index, _, entry = key.partition(".")
-                entries.setdefault(int(index), {})[entry] = value
-            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
-                for entry, value in entries.get(index, {}).items():
-                    if value.shape == parameter.shape:  # the fused step wants the memory format of the parameter
-                        entries[index][entry] = torch.empty_like(parameter).copy_(value)
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+            load_optimizer(optimizer, unprefixed(f"optimizer.{name}", tensors))
         self.pool.load(unprefixed("pool", tensors))
         if self.path_matching is not None:
             self.path_matching.load(unprefixed("path_matching", tensors))

@@ -215,12 +215,14 @@ class Comparison:
             if score is not None and x is not None:
                 lines.setdefault(_label(row), []).append((x, score))
         for label, points in lines.items():
-            points = sorted(points, key=lambda point: point[0])
+            points = sorted([point for point in points if point[1].mean is not None], key=lambda point: point[0])
+            if not points:
+                continue
             x, means, spread = zip(*[(x, score.mean, score.std or 0) for x, score in points], strict=True)
             style = {"label": label, "color": colours[label], "marker": "o", "markersize": 4, "capsize": 3}
             found[label] = axes.errorbar(x, means, yerr=spread, **style)
         for row in self._of("full"):
-            if student in row.scores:
+            if student in row.scores and row.scores[student].mean is not None:
                 label = f"{row.first.name} ({row.first.steps:,} steps)"
                 found[label] = axes.axhline(row.scores[student].mean, label=label, color="grey", linestyle="--", linewidth=1)
         axes.set_xscale("log")

@@ -18,12 +18,12 @@ from torch import Tensor
 from dim import rng
 from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
 from dim.config.data import located, reads_files
-from dim.data.loader import GeneratedLoader
+from dim.data.loader import GeneratedLoader, Positions
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.features.classifier import Feed, accuracy, train_student
+from dim.features.classifier import DivergedError, Feed, accuracy, train_student
 from dim.features.coreset import End, Rule, Selector, row_name
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
@@ -255,7 +255,7 @@ class Evaluator:
         def feed(seed: int) -> Feed:
             own = (images(seed) if callable(images) else images).to(self.device)
             wanted = targets(seed).to(self.device)
-            order = EpochBatches(_Positions(count), batch, seed=seed, purpose="evaluate")
+            order = EpochBatches(Positions(count), batch, seed=seed, purpose="evaluate")
 
             def at(step: int) -> tuple[Tensor, Tensor]:
                 chosen = order.indices(step).to(self.device)
@@ -298,14 +298,21 @@ class Evaluator:
         scores, spec = [], self.data.spec
         for student in self.protocol.students:
             started = time.perf_counter()
-            accuracies = []
+            accuracies: list[float | None] = []
+            diverged: list[int | None] = []
             protocol = self.protocol_for(student, source.steps * source.batch_size)
             protocol = dataclasses.replace(protocol, lr=source.lr or protocol.lr)
             for seed in self.seeds:
                 feed = self._as_seen(source.feed(seed))
-                net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                try:
+                    net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                except DivergedError as error:
+                    accuracies.append(None)
+                    diverged.append(error.step)
+                    continue
                 judge = StudentStep(net, protocol.precision, protocol.compile)
                 accuracies.append(accuracy(judge.logits, getattr(self._seen, self.split), self.device))
+                diverged.append(None)
             score = Score(
                 name=source.name,
                 track=source.track,
@@ -326,22 +333,11 @@ class Evaluator:
                 data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
                 hardware=hardware(self.device),
                 versions=versions(),
+                diverged=tuple(diverged) if None in accuracies else (),
             )
             self.report(score)
             scores.append(score)
         return scores
-
-
-class _Positions:
-    """A stand-in for a split where only the number of images matters."""
-
-    streams = False
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 """Tables for the terminal, and one self-contained HTML page per run."""
 
 import base64
+import contextlib
 import io
 import json
 import warnings
@@ -14,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dim.data.real import RealData
+from dim.errors import InputError
 from dim.features.distances import METRICS
-from dim.io import read_json, write_bytes, write_json
+from dim.io import read_document, write_document
+from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
 from dim.run_folder import read_metrics, read_run
 from dim.score.coverage import CoverageScore, Nearest
@@ -32,7 +35,10 @@ def format_bytes(count: int) -> str:
 
 
 def format_accuracy(score: Score) -> str:
-    """'93.1 ± 0.4', or a bare mean for one seed."""
+    """'93.1 ± 0.4', or a bare mean for one seed; if students diverged, how many and from which step."""
+    if score.mean is None:
+        steps = [step for step in score.diverged if step is not None]
+        return f"{len(steps)} of {len(score.seeds)} diverged (step {min(steps)})"
     return f"{score.mean:.1f}" if score.std is None else f"{score.mean:.1f} ± {score.std:.1f}"
 
 
@@ -94,7 +100,7 @@ def _console() -> Console:
 
 def scores_to_json(scores: Sequence[Score]) -> dict[str, Any]:
     """What `--json` writes."""
-    return {"format": 1, "kind": "scores", "scores": [score.to_dict() for score in scores]}
+    return {"kind": "scores", "scores": [score.to_dict() for score in scores]}
 
 
 _COVERAGE_COLUMNS = ("source", "images", "FID", "precision", "recall", "density", "coverage", "coverage to expect")
@@ -124,7 +130,7 @@ def print_coverage(scores: Sequence[CoverageScore], console: Console | None = No
 
 def coverage_to_json(scores: Sequence[CoverageScore]) -> dict[str, Any]:
     """What `dim coverage --json` writes."""
-    return {"format": 1, "kind": "coverage", "scores": [score.to_dict() for score in scores]}
+    return {"kind": "coverage", "scores": [score.to_dict() for score in scores]}
 
 
 def write_report(
@@ -201,7 +207,10 @@ def _keep(
 ) -> dict[str, Any]:
     """What the report shows of later commands, by section, with the step of training that it was measured at."""
     path = run / "report.json"
-    kept = read_json(path) if path.is_file() else {"format": 1, "kind": "report"}
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(InputError):  # damaged: what later commands measured is shown again when it is measured again
+        kept = read_document(path) if path.is_file() else {}
+    kept = {"kind": "report", **kept}
     if scores:
         kept["scores"] = {"step": step, "rows": [score.to_dict() for score in scores]}
     if coverage:
@@ -210,7 +219,7 @@ def _keep(
             kept["coverage"]["nearest"] = nearest.to_dict()
             save_png(run / "samples" / "nearest.png", nearest.panel())
     if scores or coverage:
-        write_json(path, kept)
+        write_document(path, kept)
     return kept
 
 

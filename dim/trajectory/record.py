@@ -4,6 +4,7 @@ Weights are flat vectors, so that several experts train at once as the rows of o
 lines each. Everything is a function of (seed, expert, step): a recording that was killed continues bit by bit (on the CPU).
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from dim.augment import Augment
 from dim.chunks import FORWARD
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
+from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.data.whiten import Whitening
-from dim.io import load_tensors
-from dim.loop import Loop, continues
+from dim.errors import InputError
+from dim.loop import Loop
 from dim.run_folder import MAY_CHANGE, read_metrics, run_description
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
@@ -57,10 +59,13 @@ class _Recorder:
     """One recording: groups of experts, one after another."""
 
     def __init__(self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device) -> None:
+        # Of a recipe that says more, what a recording depends on.
+        config = RecordConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RecordConfig)})
         self.config, self.settings, self.out, self.device = config, config.experts, out, device
         self.natural_spec = data.spec
         rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT}
-        resume = continues(out, config, data.spec, resume=resume, **rules)
+        self._continuation = continues(out, config, data.spec, resume=resume, **rules)
+        resume = self._continuation.resumes
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
         last = round(self.settings.epochs / self.settings.every)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
@@ -93,17 +98,18 @@ class _Recorder:
             step=first // together * self.total + step,
             seconds=max((entry.get("seconds", 0.0) for entry in read_metrics(self.out)), default=0.0),
             description=run_description(self.config, self.natural_spec, self.device, "experts"),
+            continuation=self._continuation,
             settings=self.settings,
             device=self.device,
             file=STATE,
         )
-        if self.store is None:
-            self.store = ExpertStore.create(self.out, self.layout)
         with self.loop:
+            if self.store is None:
+                self.store = ExpertStore.create(self.out, self.layout)
             for start in range(first, count, together):
                 self._group(list(range(start, min(count, start + together))), state)
                 state = None
-        (self.out / STATE).unlink(missing_ok=True)
+            (self.out / STATE).unlink(missing_ok=True)
         return self.store
 
     def _group(self, members: list[int], state: tuple[int, dict[str, Tensor]] | None) -> None:
@@ -236,7 +242,8 @@ class _Recorder:
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 
-    remedy = "The finished experts are kept. Try a lower learning rate (--experts.lr)"
+    remedy = "All experts are trained alike: record them in a new folder with a lower learning rate (--experts.lr)"
+    departs = ""
 
     def check(self) -> None:
         """See `dim.loop.Run`: weights are checked at every moment."""
@@ -256,9 +263,12 @@ class _Recorder:
         """The state of the group that begins with expert `first`, if it was saved."""
         if not (self.out / STATE).is_file():
             return None
-        tensors, metadata = load_tensors(self.out / STATE)
-        if metadata["first"] != first:
+        tensors, metadata = self._continuation.load(file=STATE)
+        if metadata.get("first") != first:
             return None  # a kill left it behind after its group was finished
+        rows = min(self.settings.together, self.settings.count - first)
+        if not {"theta", "lengths", "accuracies"} <= tensors.keys() or tensors["theta"].shape != (rows, self.layout.parameters):
+            raise InputError(f"{self.out / STATE} is damaged: it does not hold {rows} experts; remove it, and they begin again")
         on_host = ("lengths", "accuracies")
         return metadata["step"], {k: v if k in on_host else v.to(self.device) for k, v in tensors.items()}
 

@@ -1052,13 +1052,28 @@ def test_a_folder_that_may_not_be_written(wrong, run, tmp_path):
     assert str(tmp_path / "file") in wrong("sample", run, "--ipc", 1, "--out", tmp_path / "file" / "set")
 
 
-def test_scores_that_cannot_be_written_are_still_printed(small_set, tmp_path, capfd):
+@pytest.mark.parametrize("name", ["folder", "file/scores.json"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("evaluate", "json"), ("compare", "json"), ("compare", "html"), ("coverage", "json"), ("coverage", "panel")],
+)
+def test_places_that_cannot_be_written_are_refused_before_any_work(small_set, wrong, tmp_path, command, option, name):
     (tmp_path / "folder").mkdir()
-    assert main(["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "folder")]) != 0
-    output, errors = capfd.readouterr()
-    assert "convnet:width=4" in output
-    assert errors.splitlines()[-1].startswith(f"dim: {tmp_path}")
+    (tmp_path / "file").touch()
+    assert wrong(command, small_set, f"--{option}", tmp_path / name).startswith(f"{option} is '{tmp_path / name}', ")
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_command(run, tmp_path, capfd, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "report.html")
+
+    monkeypatch.setattr("dim.score.report.write_report", refuse)
+    done = main(["evaluate", str(run), "--ipc", "1", "--seeds", "1", "--json", str(tmp_path / "scores.json")])
+    output, errors = capfd.readouterr()
+    assert (done, read_json(tmp_path / "scores.json")["kind"]) == (0, "scores")
+    assert "convnet:width=4" in output
+    assert errors.splitlines()[-1] == "dim: no report: report.html: Permission denied"
 
 
 # --- no space left -----------------------------------------------------------------------------------------------------------
@@ -1078,7 +1093,7 @@ def require_no_space(done: subprocess.CompletedProcess) -> None:
 def test_no_space_left_for_a_run(recipe, run, tmp_path):
     done = dim_process("train", "--recipe", recipe, "--out", tmp_path / "run", preexec_fn=limit_files(20_000))
     require_no_space(done)
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "metrics.jsonl", "run.json"]
     assert main(["train", "--recipe", recipe, "--out", str(tmp_path / "run"), "--resume"]) == 0
     first, second = (load_tensors(folder / "generator.safetensors")[0] for folder in (run, tmp_path / "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)

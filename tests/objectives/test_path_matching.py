@@ -1,7 +1,6 @@
 """Trajectory matching of a generator's weights."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from dim.config import (
 from dim.errors import InputError
 from dim.io import load_tensors
 from dim.objectives.path_matching import PathMatching
+from dim.run_folder import read_metrics
 from dim.runs.train import fit
 
 STEP = 7
@@ -112,7 +112,7 @@ def test_a_run_uses_it_in_stage_two_resumes_and_refuses_other_experts(six_steps,
         fit={"checkpoint_steps": 3},
     )
     run = fit(config, digits, tmp_path / "run")
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     assert ["trajectory" in record for record in records] == [False, False, True, False, True, False]
     off = dataclasses.replace(config, path_matching=PathMatchingConfig())
     without, _ = load_tensors(fit(off, digits, tmp_path / "off") / "generator.safetensors")

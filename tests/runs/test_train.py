@@ -35,6 +35,7 @@ from dim.loop import NonFiniteError
 from dim.nets.discriminators import Discriminator
 from dim.objectives.adversaries.acgan_wgangp import Adversarial
 from dim.pool import TrainedPool
+from dim.run_folder import read_metrics
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
 from dim.runs.train import Trainer, fit
@@ -67,7 +68,7 @@ def tiny(one: int = 3, two: int = 3, *, images: int = 48, **changes) -> TrainCon
 
 
 def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run)
 
 
 def weights(run: Path, part: str = "generator") -> dict[str, torch.Tensor]:

@@ -87,9 +87,11 @@ def test_files_of_scores(tmp_path):
     assert Comparison(read_scores(tmp_path / "old.json")).table("fixed")[1][0][4] == "-"
     for content, said in (
         ({"kind": "coverage", "scores": []}, "holds no scores"),
-        ([], "holds no scores"),
+        ([], "expected a JSON object"),
+        ({"kind": "scores", "format": 2, "scores": [{}]}, "does not match its checksum"),
+        ({"kind": "scores", "checksum": "0", "scores": [{}]}, "does not match its checksum"),
         ({"kind": "scores", "scores": []}, "holds no row"),
-        ({"kind": "scores", "format": 2, "scores": [{}]}, "upgrade"),
+        ({"kind": "scores", "format": 3, "scores": [{}]}, "upgrade"),
         ({"kind": "scores", "scores": [{"name": "a"}]}, "is damaged"),
         ({"kind": "scores", "scores": ["a"]}, "is damaged"),
     ):

@@ -17,6 +17,7 @@ __all__ = ["Parquet"]
 
 _DATASETS, _PARQUET = "datasets", "pyarrow.parquet"
 _FILE = "data.parquet"
+_MOST_PACKED = 1100  # bytes in a byte of the file
 
 
 class Parquet(Format):
@@ -39,6 +40,10 @@ class Parquet(Format):
     def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
         path, parquet = folder / _FILE, self.library(_PARQUET)
         try:
+            parts = parquet.ParquetFile(str(path)).metadata
+            size = sum(parts.row_group(number).total_byte_size for number in range(parts.num_row_groups))
+            if parts.num_rows != description["count"] or size > _MOST_PACKED * path.stat().st_size:
+                raise ValueError(f"it claims {parts.num_rows} rows of {size:,} bytes")
             columns = parquet.read_table(str(path)).to_pydict()
             content = {
                 "images": from_pngs([image["bytes"] for image in columns["image"]], spec),
