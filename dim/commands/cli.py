@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
@@ -64,6 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     codecs.register_error("dim.ascii", in_ascii)
     sys.stdout, sys.stderr = (_lasting(stream, number) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
     def end(number: int, frame: Any) -> None:
         raise _Ended(number)

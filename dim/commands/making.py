@@ -24,7 +24,7 @@ from dim.text import say
 
 def train(arguments: Sequence[str]) -> None:
     """`dim train`."""
-    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run")
+    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run", _check_training)
     if config is None:
         return
 
@@ -39,6 +39,27 @@ def train(arguments: Sequence[str]) -> None:
     if accelerator.is_main_process:
         report = write_report(run, data)
         say(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
+    from dim.runs.checks import check_training
+
+    check_training(config)
+
+
+def _check_recording(parsed: ExpertsArguments, config: RecordConfig) -> None:
+    from dim.runs.checks import check_recording
+
+    if parsed.to_waypoints is None:
+        check_recording(config)
+    elif not config.experts.waypoints:
+        raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
+
+
+def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> None:
+    from dim.runs.checks import check_distillation
+
+    check_distillation(config, parsed.generator)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -67,9 +88,12 @@ def sample(arguments: Sequence[str]) -> None:
     generator = load_generator(parsed.generator, device_of(parsed.device)).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
     if parsed.counts:
-        size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
+        counts = [_count(text, generator.spec.class_names) for text in parsed.counts]
+        _require_once("counts", parsed.counts, [label for label, _ in counts])
+        size["counts"] = dict(counts)
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
+        _require_once("classes", parsed.classes, size["classes"])
     request(generator.spec, **size)
     data = _real_data_for(parsed, generator)
     teacher = parsed.teacher.load(data, generator.device)
@@ -151,7 +175,7 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
 
 def experts(arguments: Sequence[str]) -> None:
     """`dim experts`."""
-    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts")
+    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts", _check_recording)
     if config is None:
         return
 
@@ -159,8 +183,6 @@ def experts(arguments: Sequence[str]) -> None:
 
     if parsed.to_waypoints is not None:
         settings = config.experts
-        if not settings.waypoints:
-            raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
         source = ExpertStore.open(parsed.to_waypoints)
         store = to_waypoints(source, parsed.out, settings.waypoints, smooth=settings.smooth, dtype=settings.storage)
     else:
@@ -174,7 +196,7 @@ def experts(arguments: Sequence[str]) -> None:
 
 def distill(arguments: Sequence[str]) -> None:
     """`dim distill`."""
-    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation")
+    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation", _check_distillation)
     if config is None:
         return
 
@@ -200,7 +222,9 @@ def distill(arguments: Sequence[str]) -> None:
     going_on = {"resume": parsed.resume, "depart": parsed.depart}
     result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
     report = write_report(parsed.out, data)
-    say(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+    low, high = result.info["range"]
+    values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
+    say(f"{len(result)} images in {parsed.out}, {values}  report: {report}  next: dim evaluate {parsed.out} --controls random")
 
 
 def _print_summary(store: Any) -> None:
@@ -234,6 +258,14 @@ def _class_number(text: str, names: Sequence[str]) -> int:
     if text in names:
         return names.index(text)
     raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
+
+
+def _require_once(option: str, texts: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse a class that is named twice, by its number or by its name."""
+    for place, label in enumerate(labels):
+        first = labels.index(label)
+        if first < place:
+            raise InputError(f"{option} has {texts[first]!r} and {texts[place]!r}, which are one class: expected each class once")
 
 
 def _count(text: str, names: Sequence[str]) -> tuple[int, int]:

@@ -18,6 +18,10 @@ POOLS = Choices("pool", "dim.pools", base="dim.pool:ModelPool")
 OBJECTIVES = Choices("objective", {}, takes=(1, ("seed", "device")), has=("accumulate",), open=True)
 
 
+MOST_EPOCHS = 1e9
+"""Of a stage, so that its steps can be counted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AboutConfig(Settings):
     """What a recipe is for. It changes nothing in a run."""
@@ -77,7 +81,7 @@ class StageConfig(Settings):
     """Second beta that a cosine reaches at the end of the stage. Default: constant."""
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        require(0 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"0 to {MOST_EPOCHS:g}")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         require(self.lr > 0, "lr", self.lr, "a positive number")
         require(self.lr_end is None or self.lr_end >= 0, "lr_end", self.lr_end, "0 or more")

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,13 +24,26 @@ class Items:
     labels: Tensor
     names: Sequence[str]
     images: Tensor | None = None
-    decode: Callable[[int], Tensor] | None = None
-    identity: str = ""
-    """What a part made of files is recognised by, without reading them all."""
+    decode: Callable[[int], tuple[Tensor, int]] | None = None
+    """The image at an index, uint8 (C, H, W), and what had to be done to it; see `dim.data.pillow.shown`."""
+    state: str = ""
+    """Digest of the names, sizes and times of the files, which change whenever an image changes; empty: not known."""
+    converted: np.ndarray = field(init=False)
+    """uint8 (N,): what had to be done to each image that was decoded so far."""
+
+    def __post_init__(self) -> None:
+        self.converted = np.zeros(len(self.labels), dtype=np.uint8)
+
+    def image(self, index: int) -> Tensor:
+        """Decode an image: uint8 (C, H, W)."""
+        image, self.converted[index] = self.decode(index)
+        return image
 
 
-def decode(items: Items, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The images at int64 (N,) `indices`, all of shape (C, H, W): uint8 (N, C, H, W).
+def decode(
+    items: Items, indices: Tensor, shape: tuple[int, ...], pool: Executor, tell: Callable[[], None] | None = None
+) -> Tensor:
+    """The images at int64 (N,) `indices`, all of shape (C, H, W): uint8 (N, C, H, W). `tell` is called after each.
 
     Raises:
         InputError: if they differ in size or channels.
@@ -37,14 +51,14 @@ def decode(items: Items, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     result = torch.empty(len(indices), *shape, dtype=torch.uint8)
 
     def put(place: int, index: int) -> None:
-        image = items.decode(index)
+        image = items.image(index)
         if tuple(image.shape) != shape:
             raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
         result[place] = image
 
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for _ in pool.map(put, range(len(indices)), indices.tolist()):
-            pass
+    for _ in pool.map(put, range(len(indices)), indices.tolist()):
+        if tell is not None:
+            tell()
     return result
 
 

@@ -7,7 +7,11 @@ are checked. Networks of this package are built without memory for their weights
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from dim.augment import Augment
+from dim.chunks import require_memory
 from dim.config import (
     ADVERSARIES,
     DATASETS,
@@ -18,6 +22,8 @@ from dim.config import (
     TrainConfig,
     TrajectoryRecipe,
 )
+from dim.config.settings import LARGEST_INTEGER, require
+from dim.data.files import require_resolution
 from dim.data.real import RealData
 from dim.data.whiten import require_whitenable
 from dim.errors import InputError
@@ -28,12 +34,9 @@ from dim.objectives.trajectory import window_of
 from dim.pool import build_pool
 from dim.runs.accelerator import require_launchable
 from dim.runs.distill import require_space
-from dim.runs.stages import plan
 from dim.spec import DataSpec
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.store import waypoint_moments
-
-_MANY = 2**31  # images, so that a stage of any length has a step
 
 
 def expected_spec(config: DataConfig) -> DataSpec | None:
@@ -42,15 +45,16 @@ def expected_spec(config: DataConfig) -> DataSpec | None:
     Raises:
         InputError: if the data set needs a resolution and has none.
     """
-    channels, size, classes = getattr(DATASETS.load(config.dataset), "shape", (None, None, 2))
-    channels, known = config.channels or channels, config.resolution or size
-    if channels is None or known is None:
-        if channels is not None:
-            raise InputError(f"data set {config.dataset!r} needs --resolution N (pixels), for instance 64")
+    shape = getattr(DATASETS.load(config.dataset), "shape", None)
+    if shape is not None and shape[1] is None:
+        require_resolution(config)
+    channels, size, classes = shape or (None, None, 2)
+    channels, size = config.channels or channels, config.resolution or size
+    if channels is None or size is None:
         return None
     names = tuple(map(str, range(classes)))
     means = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
-    return DataSpec(name=config.dataset, channels=channels, height=known, width=known, class_names=names, fingerprint="", **means)
+    return DataSpec(name=config.dataset, channels=channels, height=size, width=size, class_names=names, fingerprint="", **means)
 
 
 def check_training(config: TrainConfig) -> None:
@@ -60,7 +64,8 @@ def check_training(config: TrainConfig) -> None:
         InputError: naming the setting.
     """
     require_launchable(config)
-    plan(config, _MANY)
+    if config.stage_one.epochs == config.stage_two.epochs == 0:
+        raise InputError("stage_one.epochs and stage_two.epochs are 0: no step of training; raise one of them")
     for name, needed in (("pool.experts", getattr(config.pool, "experts", "")), ("path_matching.experts", _needed(config))):
         if needed is None:
             raise InputError(f"{name} is not given: name a folder made by 'dim experts'")
@@ -70,6 +75,9 @@ def check_training(config: TrainConfig) -> None:
             parse_student(student)
         return
     check_protocol(config.protocol, spec)
+    for name in ("stage_one", "stage_two"):
+        if getattr(config, name).epochs > 0:
+            _require_batch(f"{name}.batch_size", getattr(config, name).batch_size, spec)
     for strategy in (config.adversarial.augment, config.matching.augment, config.path_matching.augment):
         Augment(strategy, spec)
     _check_networks(config, spec)
@@ -112,7 +120,11 @@ def check_recording(config: RecordConfig) -> None:
     last = round(settings.epochs / settings.every)
     if settings.waypoints:
         waypoint_moments(last, settings.waypoints, smooth=settings.smooth)
-    _check_student(config, settings.augment)
+    network, spec = _check_student(config, settings.augment)
+    if spec is not None:
+        _require_batch("experts.batch_size", settings.batch_size, spec, together=min(settings.together, settings.count))
+        size = sum(value.numel() for value in network.parameters())
+        require(settings.count * (last + 1) * size * 4 <= LARGEST_INTEGER, "experts.count", settings.count, "fewer experts")
 
 
 def check_distillation(config: TrajectoryRecipe, generator: str | None) -> None:
@@ -124,30 +136,37 @@ def check_distillation(config: TrajectoryRecipe, generator: str | None) -> None:
     require_device_name("distill.device", config.distill.device)
     require_space(config, generator)
     window_of(config.trajectory)
-    _check_student(config, config.trajectory.augment)
-    if (spec := expected_spec(config.data)) is not None:
+    _, spec = _check_student(config, config.trajectory.augment)
+    if spec is not None:
         check_protocol(config.protocol, spec)
+        _require_batch("images.ipc", config.images.ipc * spec.num_classes, spec)
 
 
-def _check_student(config: RecordConfig, augment: str) -> None:
-    """The architecture whose weights are matched, and the augmentation of what it sees."""
+def _require_batch(option: str, images: int, spec: DataSpec, together: int = 1) -> None:
+    """Refuse more images at a time than memory holds: as float32, augmented, and with gradients."""
+    size = 3 * 4 * images * spec.image_bytes * together
+    require_memory(size, f"{option} stands for {images:,} images at a time", "lower it")
+
+
+def _check_student(config: RecordConfig, augment: str) -> tuple[nn.Module | None, DataSpec | None]:
+    """The architecture whose weights are matched, and the augmentation of what it sees; the network and the shape of images."""
     name, _ = parse_student(config.student)
     spec = expected_spec(config.data)
     if spec is None:
-        return
+        return None, None
     Augment(augment, spec)
     if config.zca:
         require_whitenable(spec)
     what = f"student {config.student!r}"
     without_memory = _own(name)
     with unallocated(without_memory, what):
-        require_weights(FlatNetwork(config.student, spec, "meta" if without_memory else "cpu").net, what)
+        network = FlatNetwork(config.student, spec, "meta" if without_memory else "cpu").net
+        require_weights(network, what)
+    return network, spec
 
 
 def require_device_name(option: str, name: str | None) -> None:
     """Raise InputError for what is no device that can be worked on, wherever; whether it is here is found when it is used."""
-    import torch
-
     try:
         kind = "cpu" if name is None else torch.device(name).type
     except RuntimeError:

@@ -220,8 +220,9 @@ class Distiller:
             soft, teacher = self.logits.detach().softmax(1), "learned"
         elif self.config.labels.kind == "teacher":
             soft, teacher = self._teacher_labels(images), f"mean of {self.store.layout.experts} experts"
-        natural = images if self.whitening is None else self.whitening.natural(images)
-        return SyntheticSet(natural.float(), self.labels, self.natural.spec, soft=soft, info=self._info(teacher))
+        natural = (images if self.whitening is None else self.whitening.natural(images)).float()
+        info = {**self._info(teacher), "range": [round(float(natural.min()), 4), round(float(natural.max()), 4)]}
+        return SyntheticSet(natural, self.labels, self.natural.spec, soft=soft, info=info)
 
     def _teacher_labels(self, images: Tensor) -> Tensor:
         """Probabilities by which the set is stored: the mean over experts at the last target."""

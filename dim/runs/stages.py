@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dim.config import StageConfig, TrainConfig
-from dim.config.settings import LARGEST_INTEGER
 from dim.errors import InputError
 
 
@@ -44,11 +43,9 @@ def plan(config: TrainConfig, images: int) -> list[Stage]:
     """
     stages, start = [], 0
     for name, settings, matching in (("one", config.stage_one, False), ("two", config.stage_two, True)):
-        steps = round(min(settings.epochs * images / settings.batch_size, 2.0**64))
+        steps = round(settings.epochs * images / settings.batch_size)
         stages.append(Stage(name, settings, start, start + steps, matching and config.matching.weight > 0))
         start += steps
-    if start > LARGEST_INTEGER:
-        raise InputError(f"stage_one.epochs and stage_two.epochs are {start:.3e} steps: expected at most {LARGEST_INTEGER}")
     if start == 0:
         lengths = f"stage_one.epochs is {config.stage_one.epochs:g} and stage_two.epochs {config.stage_two.epochs:g}"
         raise InputError(f"{lengths}: no step of training for {images} images; raise one of them")

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from dim.config import to_dict
+from dim.data.real import Part, RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
@@ -34,32 +35,39 @@ from dim.text import for_html, for_plot
 TRACKS = {"fixed": "fixed track", "stream": "stream track", "full": "full data"}
 
 
-def require_one_data(scores: Sequence[Score], name: str, spec: DataSpec | None = None, split: str | None = None) -> None:
+def require_one_data(scores: Sequence[Score], name: str, data: RealData | None = None, split: Part | None = None) -> None:
     """Refuse rows whose accuracies are of other images.
 
     Args:
         scores: rows.
         name: what to compare with, for the message.
-        spec: the data that they must be of. Default: that of the first row.
+        data: the data that they must be of. Default: that of the first row.
         split: the part of it. Default: that of the first row.
+
+    Rows of earlier versions do not say which images were in that part, and are believed.
 
     Raises:
         InputError: naming the row and the difference.
     """
     if not scores:
         return
-    wanted = scores[0].data.get("fingerprint") if spec is None else spec.fingerprint
-    data = scores[0].data.get("name") if spec is None else spec.name
+    wanted = scores[0].data.get("fingerprint") if data is None else data.spec.fingerprint
+    wanted_name = scores[0].data.get("name") if data is None else data.spec.name
     split = split or scores[0].split
+    said = [score.data["scored"] for score in scores if score.data.get("scored")] if data is None else [data.digest(split)]
     for score in scores:
         found = score.data.get("fingerprint")
         if found is None or found != wanted:
             what = f"{score.data.get('name')} (fingerprint {found})"
             remedy = "measure it on the same data and split, or compare it in a table of its own"
-            raise InputError(f"row {score.name} is of {what}: expected {data} (fingerprint {wanted}) as {name}; {remedy}")
+            raise InputError(f"row {score.name} is of {what}: expected {wanted_name} (fingerprint {wanted}) as {name}; {remedy}")
         if score.split != split:
             remedy = f"measure it again with --split {split}, or compare it in a table of its own"
             raise InputError(f"row {score.name} is {score.split} accuracy: expected {split} accuracy as {name}; {remedy}")
+        if said and (scored := score.data.get("scored", said[0])) != said[0]:
+            what = f"of other {split} images of {wanted_name} (digest {scored})"
+            remedy = "measure it on the same images, or compare it in a table of its own"
+            raise InputError(f"row {score.name} is {what}: expected those with digest {said[0]} as {name}; {remedy}")
 
 
 def require_made_from(subjects: Mapping[str, SyntheticSet | Generator], spec: DataSpec) -> None:

@@ -295,7 +295,7 @@ class Evaluator:
     # --- training --------------------------------------------------------------------------------------------------------
 
     def _score(self, source: _Source) -> list[Score]:
-        scores, spec = [], self.data.spec
+        scores = []
         for student in self.protocol.students:
             started = time.perf_counter()
             accuracies: list[float | None] = []
@@ -330,7 +330,7 @@ class Evaluator:
                 split=self.split,
                 protocol=to_dict(protocol),
                 made=source.made,
-                data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+                data=self.data.about(self.split),
                 hardware=hardware(self.device),
                 versions=versions(),
                 diverged=tuple(diverged) if None in accuracies else (),

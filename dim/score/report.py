@@ -17,7 +17,7 @@ from rich.table import Table
 from dim.data.real import RealData
 from dim.errors import InputError
 from dim.features.distances import METRICS
-from dim.io import read_document, write_document
+from dim.io import read_document, reading, write_document
 from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
 from dim.run_folder import read_metrics, read_run
@@ -207,10 +207,13 @@ def _keep(
 ) -> dict[str, Any]:
     """What the report shows of later commands, by section, with the step of training that it was measured at."""
     path = run / "report.json"
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(InputError):  # damaged: what later commands measured is shown again when it is measured again
-        kept = read_document(path) if path.is_file() else {}
-    kept = {"kind": "report", **kept}
+    kept: dict[str, Any] = {"kind": "report"}
+    with contextlib.suppress(InputError), reading(path):  # damaged, or none: what was measured is shown when measured again
+        found = read_document(path)
+        for section, kind in (("scores", Score), ("coverage", CoverageScore)):
+            for row in found.get(section, {"rows": [], "step": None})["rows"]:
+                kind.from_dict(row)
+        kept |= {section: {"step": None, **found[section]} for section in ("scores", "coverage") if section in found}
     if scores:
         kept["scores"] = {"step": step, "rows": [score.to_dict() for score in scores]}
     if coverage:

@@ -1,6 +1,7 @@
 """The command line: what it prints, and one clear line for every mistake."""
 
 import dataclasses
+import io
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -421,6 +423,24 @@ def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
     assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed)]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
+
+
+def test_shards_from_training_to_scores(recipe, photos, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for number, file in enumerate(sorted(photos.rglob("*.png"))):
+            archive.add(file, f"{number}.png")
+            label = file.parent.name.encode()
+            member = tarfile.TarInfo(f"{number}.cls")
+            member.size = len(label)
+            archive.addfile(member, io.BytesIO(label))
+    (tmp_path / "classes.txt").write_text("\n".join(sorted(folder.name for folder in photos.iterdir())))
+    data = ["--dataset", "webdataset", "--data-root", str(tmp_path), "--resolution", "8", "--data.memory-gib", "0"]
+    path, scores = tmp_path / "run", tmp_path / "scores.json"
+    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert main(["train", "--out", str(path), "--resume"]) == 0
+    evaluate = ["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--controls", "random", "--data-root", str(tmp_path)]
+    assert main([*evaluate, "--json", str(scores)]) == 0
+    assert {row["data"]["name"] for row in json.loads(scores.read_text())["scores"]} == {"webdataset"}
 
 
 # --- trajectory matching -----------------------------------------------------------------------------------------------------

@@ -69,10 +69,23 @@ def test_subjects_and_rows_must_be_of_the_real_data(digits, digits_gan):
     with pytest.raises(InputError, match=r"runs/b was made from digits .* expected digits .* same data and split"):
         require_made_from({"runs/b": digits_gan}, other.spec)
     row = score(data={"name": "digits", "fingerprint": digits.spec.fingerprint})
-    require_one_data([row], "runs/b", digits.spec, "test")
-    for spec, split in ((other.spec, "test"), (digits.spec, "val")):
+    require_one_data([row], "runs/b", digits, "test")
+    for data, split in ((other, "test"), (digits, "val")):
         with pytest.raises(InputError, match=r"row sets/mtt-10 is .* as runs/b"):
-            require_one_data([row], "runs/b", spec, split)
+            require_one_data([row], "runs/b", data, split)
+
+
+def test_rows_of_other_test_images_are_refused(digits):
+    facts = {"name": "digits", "fingerprint": digits.spec.fingerprint}
+    old, row = score(data=facts), score(data={**facts, "scored": digits.digest("test")})
+    changed = score("sets/other", data={**facts, "scored": "0" * 32})
+    Comparison([old, row])  # rows of earlier versions do not say it
+    require_one_data([old, row], "runs/b", digits, "test")
+    for rows in ([row, changed], [old, row, changed], [changed, row]):
+        with pytest.raises(InputError, match=r"row \S+ is of other test images of digits \(digest .*expected those with digest"):
+            Comparison(rows)
+    with pytest.raises(InputError, match=r"row sets/other is of other test images of digits \(digest 0{32}\): .* as runs/b;"):
+        require_one_data([old, changed], "runs/b", digits, "test")
 
 
 def test_files_of_scores(tmp_path):
