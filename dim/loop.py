@@ -22,6 +22,7 @@ from dim.io import save_tensors
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.text import say
 
 _TELL_SECONDS = 20.0
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -327,4 +328,4 @@ class Progress:
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+        say("  ".join(filter(None, parts)), sys.stderr)

@@ -1,5 +1,6 @@
 """The command line: the table of commands, and one clear line on error."""
 
+import codecs
 import contextlib
 import io
 import os
@@ -8,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from dim.commands.arguments import (
     CompareArguments,
@@ -23,8 +24,9 @@ from dim.commands.arguments import (
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
-from dim.errors import InputError, nearest
+from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
+from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
@@ -65,10 +67,7 @@ def _run(arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except _Ended as ended:
         return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         return _fail_late(error)
     return 0
 
@@ -82,6 +81,8 @@ class _Ended(BaseException):
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
+    codecs.register_error("dim.ascii", in_ascii)
+    sys.stdout, sys.stderr = (_lasting(stream, number) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
     keep_freed_memory()
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
@@ -98,6 +99,26 @@ def run(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         status = 1
     end(status)
+
+
+class _Output(io.FileIO):
+    """An output whose reader may leave, as `head` does: what it does not take is dropped, and the work goes on."""
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """See `io.RawIOBase`."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _lasting(stream: TextIO | None, number: int) -> TextIO:
+    """Standard output or error that stops no work: closed, without a reader, or of an encoding that lacks a character."""
+    if stream is None:  # closed: without this the next file that is opened would be taken for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    encoding = "utf-8" if stream is None else stream.encoding
+    raw = io.BufferedWriter(_Output(number, "wb", closefd=False))
+    return io.TextIOWrapper(raw, encoding, "dim.ascii", line_buffering=number == 2 or raw.isatty(), write_through=number == 2)
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -120,7 +141,8 @@ def _overview() -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    text = tell(" ".join(message.split()))
+    """Print a message as one line: printable, and not longer than a reader takes in."""
+    text = tell(one_line(message))
     if text is not None:
         print(f"dim: {text}", file=sys.stderr)
     return status
@@ -141,12 +163,19 @@ def _fail_late(error: Exception) -> int:
         return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
+    if is_out_of_memory(error):
+        lower = "lower the batch size, the resolution (--resolution) or --data.memory-gib"
+        return _fail(f"not enough memory ({_reason(error)}): {lower}", 1)
     news = lost()
     if news is None:
         raise error
     if news:
         print(f"dim: {news}", file=sys.stderr)
     return 1
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 if __name__ == "__main__":

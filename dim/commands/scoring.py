@@ -14,6 +14,7 @@ from dim.commands.subjects import data_of_subjects, device_of, load_subjects, wo
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
+from dim.text import say
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -33,7 +34,6 @@ def evaluate(arguments: Sequence[str]) -> None:
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
     _require_targets(parsed, "json")
     data = data_of_subjects(subjects, parsed.data_root, device)
@@ -79,10 +79,7 @@ def compare(arguments: Sequence[str]) -> None:
     else:
         carried = from_dict(ProtocolConfig, subjects[first.subjects[0]].info.get("protocol") or {})
     parsed = parse(CompareArguments, arguments, "compare", CompareArguments(subjects=tyro.MISSING, protocol=carried))
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
-    if parsed.picture is not None and not parsed.picture.endswith(".png"):
-        raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
     _require_targets(parsed, "json", "picture", "html")
     kept = None
     if subjects:
@@ -206,14 +203,9 @@ def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
     from dim.score.report import write_report
 
     try:
-        print(f"report: {write_report(name, data, *measured, **more)}")
+        say(f"report: {write_report(name, data, *measured, **more)}")
     except OSError as error:
-        print(f"dim: no report: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
-
-
-def _require_seeds(seeds: int) -> None:
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}: expected 1 or more")
+        say(f"dim: no report: {error.filename or name}: {error.strerror or error}", sys.stderr)
 
 
 def _telling(kept: Any) -> Callable[[Any], None]:
@@ -228,10 +220,8 @@ def _telling(kept: Any) -> Callable[[Any], None]:
 
 def _tell(score: Any) -> None:
     """Say on standard error that a row is done."""
-    from rich.console import Console
-
     from dim.score.report import format_accuracy
 
     ipc = "" if score.ipc is None else f" IPC {score.ipc}"
     text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    say(text, sys.stderr)

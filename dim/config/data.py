@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from dim.config.settings import Choices, Section, require
+from dim.config.choices import Choices
+from dim.config.settings import Section, require
 
-DATASETS = Choices("data set", "dim.data.sources")
+DATASETS = Choices("data set", "dim.data.sources", takes=(1, ()))
 
 
 def reads_files(dataset: str) -> bool:

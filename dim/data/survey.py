@@ -18,6 +18,7 @@ from dim.errors import InputError
 from dim.io import cache_folder, digest, load_tensors, save_tensors
 from dim.loop import Progress
 from dim.spec import to_uint8
+from dim.text import say
 
 _FORMAT = 1  # of kept surveys; to be raised when the same files are decoded to other images
 _PATIENCE_SECONDS, _REFRESH_SECONDS = 3.0, 0.2
@@ -92,7 +93,7 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     try:
         save_tensors(path, tensors, about)
     except OSError as error:
-        say(f"{error.filename}: {error.strerror}: what was found in the data is not kept, and found again at the next start")
+        say_once(f"{error.filename}: {error.strerror}: what was found in the data is not kept, and found again at the next start")
 
 
 def _path(key: str) -> Path:
@@ -134,13 +135,13 @@ class Reading:
 def tell(what: str, converted: dict[int, int]) -> None:
     """Say on standard error what had to be done to images, if anything."""
     if any(converted.values()):
-        say(f"{what}: {describe_converted(converted)}")
+        say_once(f"{what}: {describe_converted(converted)}")
 
 
-def say(text: str) -> None:
+def say_once(text: str) -> None:
     """A line on standard error; of several processes only the first speaks."""
     if _first_process():
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)
 
 
 def _first_process() -> bool:

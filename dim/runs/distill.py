@@ -85,6 +85,14 @@ def distill(
     return Distiller(config, data, Path(experts), Path(out), device=torch.device(device), **settings).run()
 
 
+def require_space(config: TrajectoryRecipe, generator: Any) -> None:
+    """Raise InputError unless there is a generator just where `images.space` is `latents`."""
+    space = config.images.space
+    if (space == "latents") != (generator is not None):
+        given = "no generator was given" if generator is None else "a generator was given"
+        raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
+
+
 class Distiller:
     """One run: the learned set, its optimisers, and the loop over iterations."""
 
@@ -155,10 +163,7 @@ class Distiller:
 
     def _checked(self, generator: Generator | None) -> Generator | None:
         """The generator, if the images' space asks for one and it makes such images."""
-        space = self.config.images.space
-        if (space == "latents") != (generator is not None):
-            given = "no generator was given" if generator is None else "a generator was given"
-            raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
+        require_space(self.config, generator)
         if generator is None:
             return None
         require_same_data(generator.spec, self.natural.spec)

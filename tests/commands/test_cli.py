@@ -265,6 +265,24 @@ def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
     assert scores[4]["made"]["scoring"]["student"] == "convnet:width=4"
 
 
+@pytest.mark.parametrize("name", ["x[/red]y", "a[b]c $x^{$", "_\x1b[31m\nline", "<b>bold</b>"])
+def test_names_of_sets_are_text(small_set, name, tmp_path, capsys, monkeypatch):
+    """After training, too, when a table, a picture and a page are made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_set, name)
+    quick = ["--seeds", "1", "--protocol.epochs", "1"]
+    assert main(["evaluate", name, *quick, "--json", "scores.json"]) == 0
+    output, told = capsys.readouterr()
+    shown = name.encode("unicode_escape").decode() if "\x1b" in name else name
+    assert shown in output
+    assert told.startswith(f"{shown}, fixed IPC 2, ")
+    assert main(["compare", name, *quick, "--ipc", "1", "--picture", "all.png", "--html", "all.html"]) == 0
+    output, told = capsys.readouterr()
+    assert shown in output
+    assert "\x1b" not in output + told
+    assert "<b>" not in Path("all.html").read_text()
+
+
 def test_compare_sets_runs_and_scores(run, small_set, tmp_path, capsys):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     protocol = ["--seeds", "2", "--protocol.epochs", "2"]
@@ -977,12 +995,16 @@ def test_a_run_folder_that_is_no_run(wrong, tmp_path):
 
 
 def test_a_relative_name_that_is_nothing_as_a_process(tmp_path):
-    """It has the form of a Hub id."""
-    done = dim_process("sample", "runs/nothing", "--ipc", 1, "--out", "set", cwd=tmp_path)
+    """It has the form of a repository of the Hub, which is not asked."""
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = dim_process("sample", "runs/digts", "--ipc", 1, "--out", "set", cwd=tmp_path, env=environment)
     assert done.returncode == 2
-    assert done.stderr.startswith("dim: no folder 'runs/nothing' here")
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    expected = (
+        "dim: no run, folder or file 'runs/digts': expected a set, or a run made by 'dim train'. Did you mean 'runs/digits'?"
+    )
+    assert done.stderr == f"{expected}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def copy_with(run: Path, to: Path, change) -> Path:

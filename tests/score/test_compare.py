@@ -288,3 +288,24 @@ def test_the_page_is_self_contained():
     for text in ("<h2>toy, fixed track", "<h2>toy, stream track", "sets/&lt;a&gt;", "91.0 ± 1.4 (2)", "weight_decay"):
         assert text in page
     assert "<a>" not in page
+
+
+@pytest.mark.parametrize("name", ["x[/red]y", "a[b]c", "$x^{$", "_hidden", "sets/\x1b[31m\nx", "<b>x</b>"])
+def test_names_are_text_in_tables_pictures_and_pages(name, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = name.encode("unicode_escape").decode() if "\x1b" in name else name
+    legends, legend = [], Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **more: legends.append(legend(*args, **more)) or legends[-1])
+    comparison = Comparison([score(name), score(f"{name}2", track="full", ipc=None), score(name, track="stream")])
+    output = io.StringIO()
+    comparison.show(Console(file=output, width=400))
+    assert output.getvalue().count(shown) == 3
+    assert "\x1b" not in output.getvalue()
+    with Image.open(io.BytesIO(comparison.picture())) as picture:
+        picture.load()
+    labels = [text.get_text() for text in legends[0].get_texts()]
+    assert labels == [shown.replace("$", r"\$"), f"{shown.replace('$', chr(92) + '$')}2 (2,000 steps)"]
+    page = comparison.page()
+    assert "<b>" not in page
+    assert "\x1b" not in page

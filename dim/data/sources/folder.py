@@ -22,3 +22,4 @@ def folder(config: DataConfig) -> tuple[Items, Items | None]:
 
 
 folder.Options = SplitOptions
+folder.shape = (3, None, 2)  # of a size that has to be given, and of two classes or more

@@ -29,3 +29,4 @@ def webdataset(config: DataConfig) -> tuple[Items, Items | None]:
 
 
 webdataset.Options = SplitOptions
+webdataset.shape = (3, None, 2)  # as of `folder`
