@@ -220,7 +220,7 @@ def works(folder: Path) -> Iterator[Work]:
     yield Work("train", make["train"], ("--resume",), tensors("generator.safetensors"))
     yield Work("experts", make["experts"], ("--resume",), lambda out: (out / "weights.bin").read_bytes())
     yield Work("distill", make["distill"], ("--resume",), tensors("data-*.safetensors"))
-    measured = (folder / "set-npz", folder / "run", "--ipc", 2, "--seeds", 3, "--protocol.epochs", 40)
+    measured = (folder / "set-npz", folder / "run", "--ipc", 2, "--seeds", 3, "--protocol.epochs", 20)
     controls = ("--controls", "random", "oracle", "--json", "OUT")
     yield Work("evaluate", ("evaluate", *measured, *controls), (), rows)
     yield Work("compare", ("compare", *measured, *controls), (), rows)
@@ -230,7 +230,7 @@ def works(folder: Path) -> Iterator[Work]:
         "--teacher.folder",
         folder / "experts",
         "--refine.steps",
-        150,
+        60,
         "--refine.blocks",
         1,
         2,

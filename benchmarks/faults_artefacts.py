@@ -83,10 +83,10 @@ def make_all(folder: Path) -> None:
     (folder / "tiny-experts.toml").write_text(to_toml(_TRAJECTORY))
     own = lambda config, **parts: dataclasses.replace(config, **parts)  # noqa: E731
     often = {"checkpoint_minutes": 0.005}
-    stages = {name: own(getattr(_TRAIN, name), epochs=1.0) for name in ("stage_one", "stage_two")}
+    stages = {name: own(getattr(_TRAIN, name), epochs=0.3) for name in ("stage_one", "stage_two")}
     (folder / "long.toml").write_text(to_toml(own(_TRAIN, **stages, fit=own(_TRAIN.fit, log_steps=10, **often))))
     long = own(
-        _TRAJECTORY, distill=own(_TRAJECTORY.distill, iterations=300, **often), experts=own(_EXPERTS, epochs=60.0, **often)
+        _TRAJECTORY, distill=own(_TRAJECTORY.distill, iterations=120, **often), experts=own(_EXPERTS, epochs=20.0, **often)
     )
     (folder / "long-experts.toml").write_text(to_toml(long))
     (folder / "long-distill.toml").write_text(to_toml(own(long, experts=_EXPERTS)))
