@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -241,10 +241,10 @@ def works(folder: Path) -> Iterator[Work]:
     yield Work("sample", sample, (), lambda out: load_tensors(out / "data.safetensors")[0]["images"].numpy().tobytes())
 
 
-def try_kills(folder: Path, count: int, seed: int) -> Tally:
-    """Kill every command again and again at random moments, let it end, and compare with one that was never killed."""
+def try_kills(folder: Path, count: int, seed: int, only: Collection[str] = ()) -> Tally:
+    """Kill every command (or `only` some) again and again at random moments, let it end, and compare with one never killed."""
     tally, draw = Tally(), random.Random(seed)
-    several = list(works(folder))
+    several = [work for work in works(folder) if not only or work.name in only]
     for work in several:
         whole, killed = folder / f"{work.name}-whole", folder / f"{work.name}-killed"
         began = time.monotonic()
