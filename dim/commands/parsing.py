@@ -9,7 +9,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
@@ -126,21 +126,23 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
         if stop.code in (0, None):
             raise
         raise InputError(_first_lines(captured.getvalue(), command)) from None
-    _require_once(arguments, cls, parsed)
-    for field in dataclasses.fields(cls):
-        if field.default is None and getattr(parsed, field.name) == "":
-            raise InputError(f"{field.name} is '': expected a value; leave the option out for none")
+    options = _options(cls, parsed)
+    _require_once(arguments, options)
+    for names, field, value in options:
+        if field.default is None and value == "":
+            raise InputError(f"{names[0]} is '': expected a value; leave the option out for none")
     return parsed, unknown
 
 
-def _require_once(arguments: Sequence[str], cls: type, parsed: Any) -> None:
+def _require_once(arguments: Sequence[str], options: Sequence["_Option"]) -> None:
     """Refuse an option that is given twice, under whatever name: all but the last would be without effect."""
-    same = {name: names[0] for names in _options(cls, parsed) for name in names}
+    same = {name: option.names[0] for option in options for name in option.names}
+    flags = {option.names[0] for option in options if isinstance(option.value, bool)}
     given: dict[str, str] = {}
     for text in itertools.takewhile(lambda word: word != "--", arguments):
         option = text.partition("=")[0].replace("_", "-")
         one = same.get(option, same.get(re.sub(r"(^--|\.)no-", r"\1", option)))
-        if one is None:
+        if one is None or (one in flags and given.get(one) == option):
             continue
         if one in given:
             twice = f"{given[one]} and {option} are one option" if given[one] != option else f"{option} is given twice"
@@ -258,16 +260,24 @@ def _first_lines(box: str, command: str) -> str:
 
 def _option_names(cls: type, parsed: Any) -> list[str]:
     """Names of all options of a parsed object, those of its choices too."""
-    return list(itertools.chain(*_options(cls, parsed)))
+    return [name for option in _options(cls, parsed) for name in option.names]
 
 
-def _options(cls: type, parsed: Any, prefix: str = "--") -> list[list[str]]:
-    """All options of a parsed object, those of its choices too: of each all its names."""
+class _Option(NamedTuple):
+    """An option, under all its names, and the value that it has."""
+
+    names: list[str]
+    field: dataclasses.Field
+    value: Any
+
+
+def _options(cls: type, parsed: Any, prefix: str = "--") -> list[_Option]:
+    """All options of a parsed object, those of its choices too."""
     found = []
     for field in dataclasses.fields(cls):
         name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(parsed, field.name)
         if dataclasses.is_dataclass(value):
             found += _options(type(value), value, f"{name}.")
         else:
-            found.append([name, *_aliases(cls, field.name)])
+            found.append(_Option([name, *_aliases(cls, field.name)], field, value))
     return found

@@ -18,7 +18,7 @@ POOLS = Choices("pool", "dim.pools", base="dim.pool:ModelPool")
 OBJECTIVES = Choices("objective", {}, takes=(1, ("seed", "device")), has=("accumulate",), open=True)
 
 
-MOST_EPOCHS = 1e9
+MOST_EPOCHS = 1e18
 """Of a stage, so that its steps can be counted."""
 
 
