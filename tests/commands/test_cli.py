@@ -173,6 +173,21 @@ def test_help_of_every_command(command, capsys):
     assert ("--experts.count" in text) == (command == "experts")
 
 
+@pytest.mark.parametrize("arguments", [["train", "--recipe", "{}", "--help"], ["recipes", "{}"]])
+def test_texts_of_a_recipe_do_not_steer_the_terminal(arguments, capsys, tmp_path):
+    recipe = tmp_path / "from-a-stranger.toml"
+    recipe.write_text('[about]\ntitle = "before \\u001b[2Jafter \\u202e"\n[protocol]\naugment = "crop\\u001b"\n')
+    status = 0
+    try:
+        status = main([text.format(recipe) for text in arguments])
+    except SystemExit as stop:
+        status = stop.code or 0
+    output, errors = capsys.readouterr()
+    assert (status, errors) == (0, "")
+    assert "before" in output
+    assert not {"\x1b", "\u202e"} & set(output)
+
+
 def test_no_command_prints_the_overview(capsys):
     assert main([]) == 0
     assert "usage: dim COMMAND" in capsys.readouterr().out
