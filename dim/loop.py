@@ -290,12 +290,12 @@ class Loop:
         """
         if self._main:
             save_tensors(self.out / FAILED, *self._run.state())
-        kept = self.out / self._file
-        good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
-        remedy = self._run.remedy
-        if self._run.departs and kept.exists():
-            remedy += f"; to go on from there: {self._line()} --depart {self._run.departs}"
-        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {remedy}")
+        kept, remedy = (self.out / self._file).exists(), self._run.remedy
+        good = f"the last good state is {self._file} beside it" if kept else "no checkpoint had been written yet"
+        where = self.out / FAILED
+        if self._run.departs and kept:
+            where, remedy = FAILED, f"{remedy}; to go on: {self._line()} --depart {self._run.departs}"
+        raise NonFiniteError(f"{what}. The state is saved in {where}; {good}. {remedy}")
 
 
 class Progress:

@@ -40,9 +40,12 @@ def test_nothing_ends_in_a_traceback_or_is_believed(faults, made, part, count):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("part", "count"), [("kills", 6), ("disks", 3), ("races", 3)])
-def test_work_is_neither_lost_nor_done_twice(faults, made, part, count):
-    tally = faults._PARTS[part](made, count, seed=7)
+@pytest.mark.parametrize(
+    ("part", "count", "only"), [("kills", 2, {"only": ("evaluate", "sample")}), ("disks", 1, {}), ("races", 1, {})]
+)
+def test_work_is_neither_lost_nor_done_twice(faults, made, part, count, only):
+    """A little of it: runs have tests of their own, which kill them at every moment."""
+    tally = faults._PARTS[part](made, count, seed=7, **only)
     assert tally.faults == []
     assert sum(tally.ends.values()) >= count
 

@@ -108,11 +108,11 @@ class Trainer:
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
         self._losses = Losses(processes)
+        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
+        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         self.stages = plan(config, len(data.train))
         for stage in self.stages:  # now, not when the stage begins
             processes.require_even(stage.config.batch_size * (stage.stop > stage.start), f"stage_{stage.name}.batch_size")
-        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
-        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         held = self._continuation.load(device) if self._continuation.resumes else None
