@@ -155,6 +155,7 @@ class SampleArguments(Settings):
         require_distinct("classes", self.classes)
         if self.format != GENERATOR:
             FORMATS.require(self.format, "format")
+            FORMATS.load(self.format)
 
 
 @dataclass(frozen=True, kw_only=True)

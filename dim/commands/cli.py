@@ -82,7 +82,8 @@ class _Ended(BaseException):
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
     codecs.register_error("dim.ascii", in_ascii)
-    sys.stdout, sys.stderr = (_lasting(stream, number) for number, stream in ((1, sys.stdout), (2, sys.stderr)))
+    sys.stdout, output = _lasting(sys.stdout, 1)
+    sys.stderr, _ = _lasting(sys.stderr, 2)
     keep_freed_memory()
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
@@ -98,27 +99,39 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except Exception:
         traceback.print_exc()
         status = 1
+    sys.stdout.flush()
+    if output.lost is not None:
+        status = _fail(f"standard output could not be written: {output.lost.strerror}", status or 1)
     end(status)
 
 
 class _Output(io.FileIO):
-    """An output whose reader may leave, as `head` does: what it does not take is dropped, and the work goes on."""
+    """An output that stops no work: what cannot be written, as its reader has left or the disk is full, is dropped.
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    Attributes:
+        lost: why something could not be written; a reader that left, as `head` does, has had enough.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
         """See `io.RawIOBase`."""
         try:
             return super().write(data)
         except BrokenPipeError:
             return len(data)
+        except OSError as error:
+            self.lost = error
+            return len(data)
 
 
-def _lasting(stream: TextIO | None, number: int) -> TextIO:
-    """Standard output or error that stops no work: closed, without a reader, or of an encoding that lacks a character."""
+def _lasting(stream: TextIO | None, number: int) -> tuple[TextIO, _Output]:
+    """Standard output or error that lasts: closed, without a reader, on a full disk, or of an encoding that lacks a character."""
     if stream is None:  # closed: without this the next file that is opened would be taken for it
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    encoding = "utf-8" if stream is None else stream.encoding
-    raw = io.BufferedWriter(_Output(number, "wb", closefd=False))
-    return io.TextIOWrapper(raw, encoding, "dim.ascii", line_buffering=number == 2 or raw.isatty(), write_through=number == 2)
+    raw = _Output(number, "wb", closefd=False)
+    encoding, lines = getattr(stream, "encoding", None) or "utf-8", number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "dim.ascii", line_buffering=lines, write_through=number == 2), raw
 
 
 def _dispatch(arguments: list[str]) -> None:

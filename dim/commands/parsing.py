@@ -30,6 +30,7 @@ from dim.config.data import located, reads_files
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
+from dim.text import for_terminal
 
 T = TypeVar("T")
 
@@ -118,6 +119,8 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
     """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
     captured = io.StringIO()
     default = _as_chosen(cls, arguments, default)
+    if default is not None and {"-h", "--help"} & set(arguments):
+        default = _shown(default)
     settings = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
@@ -132,6 +135,15 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
         if field.default is None and value == "":
             raise InputError(f"{names[0]} is '': expected a value; leave the option out for none")
     return parsed, unknown
+
+
+def _shown(value: Any) -> Any:
+    """Settings as help shows them: a text of somebody's recipe must not steer the terminal."""
+    if isinstance(value, tuple):
+        return tuple(map(_shown, value))
+    if dataclasses.is_dataclass(value):
+        return type(value)(**{field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value)})
+    return for_terminal(value) if isinstance(value, str) else value
 
 
 def _require_once(arguments: Sequence[str], options: Sequence["_Option"]) -> None:

@@ -118,7 +118,7 @@ class Choices:
         number, names = self._takes or (0, ())
         call = ", ".join([*("..." for _ in range(number)), *(f"{name}=..." for name in names)])
         attributes = f" and has {', '.join(self._has)}" if self._has else ""
-        return f"a class or function that is called as Name({call}){attributes}"
+        return f"a class or function called as Name({call}){attributes}"
 
     def options(self, name: str) -> type | None:
         """The dataclass of the options that a choice has for itself, or None.

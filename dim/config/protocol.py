@@ -8,7 +8,7 @@ import tyro
 from dim.config.choices import Choices
 from dim.config.settings import Compile, Precision, Settings, require
 
-STUDENTS = Choices("student", "dim.nets.students", takes=(1, ()))
+STUDENTS = Choices("student", "dim.nets.students", takes=(0, ("spec",)))
 CORESETS = Choices("coreset", "dim.features.coresets", base="dim.features.coreset:Rule")
 
 Schedule = Literal["step", "cosine", "constant"]

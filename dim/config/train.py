@@ -26,6 +26,8 @@ MOST_EPOCHS = 1e18
 class AboutConfig(Settings):
     """What a recipe is for. It changes nothing in a run."""
 
+    prefix: ClassVar = "about."
+
     title: str = ""
     """One line."""
     source: str = ""

@@ -46,7 +46,7 @@ class ExpertsConfig(Section):
 
     count: int = 100
     """Number of experts."""
-    epochs: float = 50
+    epochs: float = 50.0
     """Passes over the training data."""
     every: float = 1.0
     """Epochs between two recorded moments. The window of a distillation is counted in moments. Published: 1."""
@@ -120,11 +120,11 @@ class TrajectoryConfig(Section):
 
     steps: int = 50
     """Student steps per iteration (N)."""
-    epochs: float = 2
+    epochs: float = 2.0
     """Recorded moments from start to target (M). A moment is an epoch, unless `experts.every` says otherwise."""
-    min_start: float = 0
+    min_start: float = 0.0
     """Smallest start point."""
-    max_start: float = 20
+    max_start: float = 20.0
     """Start points lie below this."""
     max_start_at_first: float | None = None
     """DATM: the bound at iteration 0, which grows linearly to `max_start`. Default: it does not grow."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.chunks import chunk_size
+from dim.chunks import chunk_size, require_memory
 from dim.config import DataConfig
 from dim.errors import InputError
 
@@ -66,7 +66,11 @@ def decode(
 
 
 def fit_size(images: Tensor, config: DataConfig) -> Tensor:
-    """Bring uint8 (N, C, H, W) to the configured size and number of channels: shorter side resized, centre cropped."""
+    """Bring uint8 (N, C, H, W) to the configured size and number of channels: shorter side resized, centre cropped.
+
+    Raises:
+        InputError: if memory cannot hold them at that size.
+    """
     if config.channels == 1 and images.shape[1] == 3:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601 luma, as PIL's "L"
         images = (images.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
@@ -77,6 +81,8 @@ def fit_size(images: Tensor, config: DataConfig) -> Tensor:
         return images.contiguous()
     height, width = images.shape[2:]
     scale = size / min(height, width)
+    held = images.shape[0] * images.shape[1] * size**2
+    require_memory(2 * held, f"{len(images):,} images of {size}x{size} pixels", "lower --resolution")  # parts, and all of them
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
     parts = []
     for part in images.split(chunk_size(4 * images.shape[1] * max(height * width, target[0] * target[1]), 2048)):

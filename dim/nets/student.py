@@ -157,9 +157,7 @@ def parse_student(text: str) -> tuple[str, dict[str, Any]]:
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
     """The options of an architecture: what its function takes beside the data."""
-    parameters = dict(inspect.signature(STUDENTS.load(name)).parameters)
-    if "spec" not in parameters:
-        raise InputError(f"student {name!r} cannot be made: expected a function name(spec, **options) that returns a Student")
+    parameters = inspect.signature(STUDENTS.load(name)).parameters
     return {key: parameter for key, parameter in parameters.items() if key != "spec"}
 
 

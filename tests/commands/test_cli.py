@@ -40,6 +40,8 @@ from dim.config import (
     TrajectoryRecipe,
     to_toml,
 )
+from dim.data.real import load_data
+from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.recipes.load import load_recipe, load_recipe_for, recipe_names
 from dim.runs.distill import Distiller
@@ -169,6 +171,21 @@ def test_help_of_every_command(command, capsys):
     for option in options.get(command, ()):
         assert option in text
     assert ("--experts.count" in text) == (command == "experts")
+
+
+@pytest.mark.parametrize("arguments", [["train", "--recipe", "{}", "--help"], ["recipes", "{}"]])
+def test_texts_of_a_recipe_do_not_steer_the_terminal(arguments, capsys, tmp_path):
+    recipe = tmp_path / "from-a-stranger.toml"
+    recipe.write_text('[about]\ntitle = "before \\u001b[2Jafter \\u202e"\n[protocol]\naugment = "crop\\u001b"\n')
+    status = 0
+    try:
+        status = main([text.format(recipe) for text in arguments])
+    except SystemExit as stop:
+        status = stop.code or 0
+    output, errors = capsys.readouterr()
+    assert (status, errors) == (0, "")
+    assert "before" in output
+    assert not {"\x1b", "\u202e"} & set(output)
 
 
 def test_no_command_prints_the_overview(capsys):
@@ -821,11 +838,24 @@ def test_an_unknown_recipe_as_a_process(tmp_path):
         ("[generator]\nwidth = 0\n", "at least 1"),
         ('[generator]\nwidth = "wide"\n', "generator.width"),
         ("[generator\n", "not valid TOML"),
+        ("", "is empty: expected tables of settings"),
+        ("# nothing but a remark\n", "is empty: expected tables of settings"),
+        (b"[about]\ntitle = '\xff'\n", "is not text in UTF-8 (byte 17): save it so"),
+        ("[generator]\nwidth = " + "9" * 5000, "is not valid TOML"),
+        ("x = " + "[" * 100_000, "is nested too deeply"),
+        ("[fit]\nseed = " + "9" * 25, "fit.seed is 1.000e+25: expected a whole number of at most"),
+        ('[about]\ntitle = "\\u0000"', "about.title is '\\x00': expected text without a NUL character"),
+        ("#" * (2**20 + 1), "has more than 1 MiB"),
     ],
 )
 def test_a_recipe_with_a_mistake(wrong, tmp_path, content, said):
-    (tmp_path / "mine.toml").write_text(content)
+    (tmp_path / "mine.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert said in wrong("train", "--recipe", tmp_path / "mine.toml", "--out", tmp_path / "run")
+
+
+def test_a_title_with_bytes_that_are_no_text_is_no_recipe(wrong):
+    """As the system gives the name of a file that is not UTF-8."""
+    assert "which TOML cannot hold" in wrong("train", "--recipe", "digits-dim", "--about.title", "\udcff", "--dry-run")
 
 
 @pytest.mark.parametrize(
@@ -1008,6 +1038,67 @@ def test_a_relative_name_that_is_nothing_as_a_process(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+def test_classes_that_are_named_twice(wrong, run, tmp_path):
+    given = ["sample", run, "--out", tmp_path / "set"]
+    assert "counts has '3=1' and '3=2', which are one class" in wrong(*given, "--counts", "3=1", "4=1", "3=2")
+    # Its name and its number.
+    assert "classes has '3' and '03', which are one class" in wrong(*given, "--ipc", 1, "--classes", "3", "03")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ipc", 10**9], "10,000,000,000 images"),
+        (["--ipc", 10**17], "1,000,000,000,000,000,000 images"),
+        (["--counts", f"3={10**11}"], "100,000,000,000 images"),
+        (["--ipc", 1, "--policy.steps", "graded", "--policy.candidates", 10**12], "1,000,000,000,000 candidates of a class"),
+    ],
+)
+def test_more_images_than_memory_holds(wrong, run, tmp_path, options, said, store):
+    """Refused before memory is asked for; a kernel may kill the process otherwise."""
+    teacher = ["--teacher.folder", store] * ("--policy.steps" in options)
+    message = wrong("sample", run, "--out", tmp_path / "set", *options, *teacher)
+    assert message.startswith(said)
+    assert "GiB are needed" in message
+    assert "of memory are free; " in message
+    assert not (tmp_path / "set").exists()
+
+
+def test_data_at_a_resolution_that_memory_does_not_hold(tmp_path):
+    with pytest.raises(InputError, match=r"1,797 images of 99999x99999 pixels: .* GiB are needed, .* lower --resolution"):
+        load_data(DataConfig(resolution=99999))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line_that_says_what_to_lower(wrong, recipe, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("dim.runs.train.Trainer.train_step", fail)
+    message = wrong("train", "--recipe", recipe, "--out", tmp_path / "run")
+    assert message.startswith("not enough memory (")
+    assert "lower the batch size, the resolution (--resolution) or --data.memory-gib" in message
+
+
+def test_an_error_that_is_a_fault_of_the_program_keeps_its_traceback(recipe, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("dim.runs.train.Trainer.train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", "--recipe", recipe, "--out", str(tmp_path / "run")])
+
+
 def copy_with(run: Path, to: Path, change) -> Path:
     to.mkdir()
     for name in ("run.json", "generator.safetensors", "checkpoint.safetensors", "metrics.jsonl"):
@@ -1129,7 +1220,47 @@ def test_no_space_left_for_a_set(run, tmp_path, format, limit):
     assert list(tmp_path.iterdir()) == []
 
 
+def shell(command: str, cwd: Path, **environment) -> subprocess.CompletedProcess:
+    """Run a line of bash in which `dim` is the command."""
+    line = f'dim() {{ "{sys.executable}" -m dim.commands.cli "$@"; }}; {command}'
+    surroundings = {**os.environ, "PYTHONPATH": str(Path(dim.__file__).parents[1]), **environment}
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=240, env=surroundings, cwd=cwd, check=False)
+
+
+EVALUATE = "evaluate two --seeds 2 --protocol.epochs 1 --json scores.json"
+
+
+@pytest.fixture
+def beside_a_set(small_set, tmp_path):
+    shutil.copytree(small_set, tmp_path / "two")
+    return tmp_path
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
-    command = f"{sys.executable} -m dim.commands.cli train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, env=dict(os.environ))
-    assert (done.returncode, done.stderr) == (0, "")
+    done = shell("dim train --help | head -n 1; exit ${PIPESTATUS[0]}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("reader", ["2>&1 | true", "| true", "2>&1 >&- | true", ">&- 2>&-", ">&-"])
+def test_work_goes_on_without_a_reader(beside_a_set, reader):
+    """Its results are in files."""
+    done = shell(f"dim {EVALUATE} {reader}; exit ${{PIPESTATUS[0]}}", beside_a_set)
+    assert done.returncode == 0, done.stderr
+    assert len(read_json(beside_a_set / "scores.json")["scores"]) == 1
+
+
+def test_an_output_without_space_is_said_after_the_work(beside_a_set):
+    done = shell(f"dim {EVALUATE} > /dev/full", beside_a_set)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == b"dim: standard output could not be written: No space left on device"
+    assert len(read_json(beside_a_set / "scores.json")["scores"]) == 1
+
+
+def test_a_terminal_that_knows_ascii_only(beside_a_set):
+    (beside_a_set / "two").rename(beside_a_set / "zwölf")
+    command = f"dim {EVALUATE.replace('two', 'zwölf')}"
+    done = shell(command, beside_a_set, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert done.returncode == 0, done.stderr
+    assert b"mean +- std over n seeds" in done.stdout
+    assert b"zw\\xf6lf" in done.stdout
+    assert (done.stdout + done.stderr).isascii()
