@@ -110,7 +110,7 @@ def judged(arguments, capsys) -> tuple[int, str, str]:
     return status, output, errors
 
 
-@settings(max_examples=800)
+@settings(max_examples=500)
 @given(command_lines())
 @example(["coverage", "./nowhere", ""])
 @example(["train", "--recipe", "digits-dim", "--fit.tf32", ""])
@@ -169,7 +169,7 @@ def changed_recipes(draw):
     return [command, "--recipe", recipe, *arguments]
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(changed_recipes())
 def test_a_dry_run_prints_a_recipe_that_gives_the_same_configuration(capsys, monkeypatch, tmp_path, arguments):
     configurations, to_toml = [], parsing.to_toml
@@ -282,7 +282,7 @@ def test_every_recipe_is_accepted_by_a_dry_run(name, capsys):
         ("train --students os:getcwd", "'os:getcwd' is no student: expected"),
         (
             "train --students json:dumps",
-            "'json:dumps' is no student: expected a class or function that is called as Name(spec=...)",
+            "'json:dumps' is no student: expected a class or function called as Name(spec=...)",
         ),
         ("train --students pathlib:nothing", "'pathlib:nothing' cannot be imported"),
         ("train --dataset os:getcwd", "'os:getcwd' is no data set: expected"),
