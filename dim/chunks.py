@@ -1,4 +1,10 @@
-"""How many images are worked on at a time: sized in bytes, so that memory does not grow with their number or their size."""
+"""How many images are worked on at a time: sized in bytes, so that memory does not grow with their number or their size. And
+whether what must be held at once fits at all."""
+
+import contextlib
+from pathlib import Path
+
+from dim.errors import InputError
 
 IMAGES = 64 * 2**20
 """Bytes of float32 images at a time where they are read, counted or resized."""
@@ -19,3 +25,30 @@ def chunk_size(item_bytes: int, largest: int, budget: int = IMAGES) -> int:
         budget: bytes.
     """
     return max(1, min(largest, budget // max(1, item_bytes)))
+
+
+def require_memory(size: float, what: str, remedy: str) -> None:
+    """Refuse what the machine cannot hold, before it is allocated.
+
+    Args:
+        size: bytes.
+        what: needs them, with the value that was given.
+        remedy: what to lower.
+
+    Raises:
+        InputError: if that is more than the memory that is free, of the machine or of the container.
+    """
+    free = _free_memory()
+    if size > free:
+        raise InputError(f"{what}: {size / 2**30:,.1f} GiB are needed, and {free / 2**30:,.1f} GiB of memory are free; {remedy}")
+
+
+def _free_memory() -> float:
+    """Bytes that can be allocated: those that are free, or less in a container with a limit (of either version of cgroups)."""
+    import psutil  # which accelerate brings
+
+    free = float(psutil.virtual_memory().available)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file; `max`
+            free = min(free, float(Path("/sys/fs/cgroup", limit).read_text()))
+    return free

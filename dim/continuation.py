@@ -14,6 +14,7 @@ from dim.outputs import LOCK, sole_writer
 from dim.processes import ALONE, Processes
 from dim.run_folder import CHECKPOINT, find_run, inexact, lasting, load_checkpoint, require_free_run
 from dim.spec import DataSpec
+from dim.text import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def continues(
             found = find_run(out, config, spec, **rules)
             if found is not None and mark is not None:
                 if difference := inexact(found.description, processes):
-                    print(f"dim: {out} {difference}: it does not end the same bit by bit", file=sys.stderr)
+                    say(f"dim: {out} {difference}: it does not end the same bit by bit", sys.stderr)
                 stated = tuple(found.description.get("departures", ()))
                 own = {"departures": stated, "changes": found.departures, "began": found.description.get("began", {})}
                 return Continuation(out=out, of=of, resumes=True, holds=holds, found=mark, **own)

@@ -4,6 +4,8 @@ unpickled."""
 import contextlib
 import hashlib
 import json
+import math
+import os
 import tarfile
 import zipfile
 import zlib
@@ -52,10 +54,12 @@ def read_json(path: Path | str) -> Any:
 
 
 def _parse(text: bytes | str) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number in JSON")
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:20]} is no number that JSON can hold")
+        return float(number)
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=finite, parse_float=finite)
 
 
 def write_document(path: Path | str, values: Mapping[str, Any]) -> None:
@@ -151,3 +155,8 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     if not isinstance(metadata, dict):
         raise InputError(f"{path} is damaged: its metadata is no JSON object; restore it or make it again")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def cache_folder(kind: str) -> Path:
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind

@@ -8,6 +8,8 @@ import threading
 from datetime import timedelta
 from typing import Any
 
+from dim.text import say
+
 _BEAT_SECONDS = 2.0  # between two questions whether all processes are there
 _GRACE_SECONDS = 15.0  # in which the main thread may come to an end of its own, saving what it has, when one has ended
 _NEWS_SECONDS = 10.0  # in which the news of that arrives
@@ -140,7 +142,7 @@ class _Watch(threading.Thread):
         self.settled.set()
         if self.over is not None and not self.ending.wait(_GRACE_SECONDS):
             if self.over:
-                print(f"dim: {self.over}", file=sys.stderr)
+                say(f"dim: {self.over}", sys.stderr)
             end(1)
 
 

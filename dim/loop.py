@@ -22,6 +22,7 @@ from dim.io import save_tensors
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.text import say
 
 _TELL_SECONDS = 20.0
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -289,12 +290,12 @@ class Loop:
         """
         if self._main:
             save_tensors(self.out / FAILED, *self._run.state())
-        kept = self.out / self._file
-        good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
-        remedy = self._run.remedy
-        if self._run.departs and kept.exists():
-            remedy += f"; to go on from there: {self._line()} --depart {self._run.departs}"
-        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {remedy}")
+        kept, remedy = (self.out / self._file).exists(), self._run.remedy
+        good = f"the last good state is {self._file} beside it" if kept else "no checkpoint had been written yet"
+        where = self.out / FAILED
+        if self._run.departs and kept:
+            where, remedy = FAILED, f"{remedy}; to go on: {self._line()} --depart {self._run.departs}"
+        raise NonFiniteError(f"{what}. The state is saved in {where}; {good}. {remedy}")
 
 
 class Progress:
@@ -327,4 +328,4 @@ class Progress:
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+        say("  ".join(filter(None, parts)), sys.stderr)

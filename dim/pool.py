@@ -22,7 +22,7 @@ from dim.augment import Augment
 from dim.config import POOLS, STUDENTS, PoolConfig, require
 from dim.config.settings import Compile, Precision
 from dim.data.real import RealData
-from dim.nets.student import Student, build_student, parse_student
+from dim.nets.student import Student, build_student, check_student
 from dim.nets.student_step import StudentStep, settled
 from dim.processes import ALONE, Processes, running_statistics
 from dim.spec import DataSpec
@@ -160,7 +160,7 @@ class TrainedPool(ModelPool):
         work: Mapping[str, int] = MappingProxyType({"steps": 0, "batch": 0}),
     ) -> None:
         for student in config.students:
-            parse_student(student)
+            check_student(student, spec)
         self.config, self.spec, self.seed = config, spec, seed
         self._steps_per_epoch, self._first_step = steps_per_epoch, first_step
         self.slots: dict[int, _Member] = {}

@@ -25,6 +25,7 @@ from dim.outputs import holds_nothing, remove_leftovers, require_free, write_byt
 from dim.processes import ALONE, Processes
 from dim.provenance import hardware, versions
 from dim.spec import DataSpec
+from dim.text import say
 
 T = TypeVar("T")
 
@@ -259,7 +260,7 @@ def read_metrics(out: Path, *, tell: bool = False) -> list[dict[str, Any]]:
     if any(_CRC in record for record in parsed):  # earlier versions wrote none; open_run adds them
         parsed = [record for record in parsed if record.pop(_CRC, None) == _crc(record)]
     if tell and len(parsed) < len(lines):
-        print(f"dim: {len(lines) - len(parsed)} damaged lines of {out / METRICS} are left out", file=sys.stderr)
+        say(f"dim: {len(lines) - len(parsed)} damaged lines of {out / METRICS} are left out", sys.stderr)
     return parsed
 
 

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from dim.chunks import require_memory
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest
@@ -21,6 +22,8 @@ from dim.nets.generator import Generator
 from dim.pictures import grid
 from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, as_unit_range
+
+_BESIDE_IMAGE = 64  # bytes: labels, indices, and their sorting
 
 
 class Ranked(Protocol):
@@ -77,6 +80,8 @@ def request(
             raise InputError(f"class {label} is unknown: {spec.name} has classes 0 to {spec.num_classes - 1}")
         if count < 1:
             raise InputError(f"class {label} has count {count}: expected 1 or more images")
+    total = sum(counts.values())
+    require_memory(total * (spec.image_bytes + _BESIDE_IMAGE), f"{total:,} images", "ask for fewer (--ipc, --counts)")
     labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
     indices = torch.cat([torch.arange(count) for count in counts.values()])
     order = torch.argsort(indices * spec.num_classes + labels)

@@ -48,7 +48,8 @@ class DataSpec:
     std: tuple[float, ...]
     """Per-channel standard deviation of the training images in [0, 1]."""
     fingerprint: str
-    """Digest of the training part; two data sets with the same fingerprint are the same data in the same order."""
+    """Digest of all images and labels of the training part; two data sets with the same fingerprint are the same data in the same
+    order."""
 
     def __post_init__(self) -> None:
         for field in ("channels", "height", "width"):

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dim import rng
 from dim.config import (
@@ -28,6 +29,12 @@ from dim.io import read_document, write_document
 from dim.nets.generator import Generator, build_generator
 from dim.spec import DataSpec
 from dim.trajectory.record import record
+
+# The same examples at every run, whatever the machine's load; nothing is kept on the disk.
+settings.register_profile(
+    "dim", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("dim")
 
 
 @pytest.fixture(scope="session", autouse=True)

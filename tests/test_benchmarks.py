@@ -15,8 +15,8 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "coverage", "generators", "hypergradient", "memory", "matching"),
-    *("policies", "pool", "published", "speed", "step_time", "trajectory"),
+    *("accuracy", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
+    *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory"),
 )
 
 
@@ -32,7 +32,7 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
             spec.loader.exec_module(loaded)
             return loaded
 
-        for shared in ("common", "step_time"):
+        for shared in ("common", "step_time", "faults_artefacts"):
             patch.setitem(sys.modules, shared, module(shared))
         yield module
 

@@ -1,13 +1,15 @@
 """The command line: the table of commands, and one clear line on error."""
 
+import codecs
 import contextlib
 import io
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from dim.commands.arguments import (
     CompareArguments,
@@ -22,8 +24,9 @@ from dim.commands.arguments import (
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
-from dim.errors import InputError, nearest
+from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
+from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
@@ -64,10 +67,7 @@ def _run(arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except _Ended as ended:
         return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         return _fail_late(error)
     return 0
 
@@ -81,7 +81,11 @@ class _Ended(BaseException):
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
+    codecs.register_error("dim.ascii", in_ascii)
+    sys.stdout, output = _lasting(sys.stdout, 1)
+    sys.stderr, _ = _lasting(sys.stderr, 2)
     keep_freed_memory()
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
     def note(number: int, frame: Any) -> None:
         raise _Ended(number)
@@ -95,7 +99,39 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except Exception:
         traceback.print_exc()
         status = 1
+    sys.stdout.flush()
+    if output.lost is not None:
+        status = _fail(f"standard output could not be written: {output.lost.strerror}", status or 1)
     end(status)
+
+
+class _Output(io.FileIO):
+    """An output that stops no work: what cannot be written, as its reader has left or the disk is full, is dropped.
+
+    Attributes:
+        lost: why something could not be written; a reader that left, as `head` does, has had enough.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        """See `io.RawIOBase`."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+        except OSError as error:
+            self.lost = error
+            return len(data)
+
+
+def _lasting(stream: TextIO | None, number: int) -> tuple[TextIO, _Output]:
+    """Standard output or error that lasts: closed, without a reader, on a full disk, or of an encoding that lacks a character."""
+    if stream is None:  # closed: without this the next file that is opened would be taken for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    raw = _Output(number, "wb", closefd=False)
+    encoding, lines = getattr(stream, "encoding", None) or "utf-8", number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "dim.ascii", line_buffering=lines, write_through=number == 2), raw
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -118,7 +154,8 @@ def _overview() -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    text = tell(" ".join(message.split()))
+    """Print a message as one line: printable, and not longer than a reader takes in."""
+    text = tell(one_line(message))
     if text is not None:
         print(f"dim: {text}", file=sys.stderr)
     return status
@@ -139,12 +176,19 @@ def _fail_late(error: Exception) -> int:
         return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
+    if is_out_of_memory(error):
+        lower = "lower the batch size, the resolution (--resolution) or --data.memory-gib"
+        return _fail(f"not enough memory ({_reason(error)}): {lower}", 1)
     news = lost()
     if news is None:
         raise error
     if news:
         print(f"dim: {news}", file=sys.stderr)
     return 1
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 if __name__ == "__main__":

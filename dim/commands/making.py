@@ -19,11 +19,12 @@ from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryR
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, read_recipe, recipe_names
+from dim.text import say
 
 
 def train(arguments: Sequence[str]) -> None:
     """`dim train`."""
-    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run")
+    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run", _check_training)
     if config is None:
         return
 
@@ -41,7 +42,28 @@ def train(arguments: Sequence[str]) -> None:
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
         report = write_report(run, data)
-        print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+        say(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
+    from dim.runs.checks import check_training
+
+    check_training(config)
+
+
+def _check_recording(parsed: ExpertsArguments, config: RecordConfig) -> None:
+    from dim.runs.checks import check_recording
+
+    if parsed.to_waypoints is None:
+        check_recording(config)
+    elif not config.experts.waypoints:
+        raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
+
+
+def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> None:
+    from dim.runs.checks import check_distillation
+
+    check_distillation(config, parsed.generator)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -71,9 +93,12 @@ def sample(arguments: Sequence[str]) -> None:
     generator = load_generator(parsed.generator, device).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
     if parsed.counts:
-        size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
+        counts = [_count(text, generator.spec.class_names) for text in parsed.counts]
+        _require_once("counts", parsed.counts, [label for label, _ in counts])
+        size["counts"] = dict(counts)
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
+        _require_once("classes", parsed.classes, size["classes"])
     request(generator.spec, **size)
     data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
@@ -86,7 +111,7 @@ def sample(arguments: Sequence[str]) -> None:
         processes.once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
         if processes.main:
             _state_of(parsed.out).unlink(missing_ok=True)
-        print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
+        say(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
         return
     held = FORMATS.load(parsed.format).latents
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
@@ -95,7 +120,7 @@ def sample(arguments: Sequence[str]) -> None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
         _state_of(parsed.out).unlink(missing_ok=True)
-        print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
+        say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
 
 
 def _require_used(parsed: SampleArguments) -> None:
@@ -155,7 +180,7 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
 
 def experts(arguments: Sequence[str]) -> None:
     """`dim experts`."""
-    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts")
+    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts", _check_recording)
     if config is None:
         return
 
@@ -164,8 +189,6 @@ def experts(arguments: Sequence[str]) -> None:
     processes, device = work_together(config.experts.device)
     if parsed.to_waypoints is not None:
         settings = config.experts
-        if not settings.waypoints:
-            raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
         source, about = ExpertStore.open(parsed.to_waypoints), {"smooth": settings.smooth, "dtype": settings.storage}
         store = processes.once(lambda: to_waypoints(source, parsed.out, settings.waypoints, **about))
     else:
@@ -180,7 +203,7 @@ def experts(arguments: Sequence[str]) -> None:
 
 def distill(arguments: Sequence[str]) -> None:
     """`dim distill`."""
-    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation")
+    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation", _check_distillation)
     if config is None:
         return
 
@@ -207,7 +230,10 @@ def distill(arguments: Sequence[str]) -> None:
     result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
     if processes.main:
         report = write_report(parsed.out, data)
-        print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+        low, high = result.info["range"]
+        values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
+        then = f"next: dim evaluate {parsed.out} --controls random"
+        say(f"{len(result)} images in {parsed.out}, {values}  report: {report}  {then}")
 
 
 def _print_summary(store: Any) -> None:
@@ -219,9 +245,9 @@ def _print_summary(store: Any) -> None:
     accuracy = summary["accuracy"]
     shown = sorted({round(part * (len(accuracy) - 1) / 5) for part in range(6)})
     along = ", ".join(f"{accuracy[moment]:.1f} at {moment}" for moment in shown)
-    print(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
-    print(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
-    print(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
+    say(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
+    say(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
+    say(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -241,6 +267,14 @@ def _class_number(text: str, names: Sequence[str]) -> int:
     if text in names:
         return names.index(text)
     raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
+
+
+def _require_once(option: str, texts: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse a class that is named twice, by its number or by its name."""
+    for place, label in enumerate(labels):
+        first = labels.index(label)
+        if first < place:
+            raise InputError(f"{option} has {texts[first]!r} and {texts[place]!r}, which are one class: expected each class once")
 
 
 def _count(text: str, names: Sequence[str]) -> tuple[int, int]:

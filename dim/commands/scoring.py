@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dim.commands.subjects import data_of_subjects, device_of, load_subjects, wo
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
+from dim.text import say
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -33,13 +34,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
     processes.once(lambda: _require_targets(parsed, "json"))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
     kept = processes.once(lambda: _unfinished(parsed, subjects, data, []))
-    report = kept.keeping(_tell) if processes.main else lambda score: None
+    report = _telling(kept) if processes.main else lambda score: None
     settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
     evaluator = Evaluator(data, parsed.protocol, **settings, report=report)
     plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
@@ -79,22 +79,17 @@ def compare(arguments: Sequence[str]) -> None:
     else:
         carried = from_dict(ProtocolConfig, subjects[first.subjects[0]].info.get("protocol") or {})
     parsed = parse(CompareArguments, arguments, "compare", CompareArguments(subjects=tyro.MISSING, protocol=carried))
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
-    if parsed.picture is not None and not parsed.picture.endswith(".png"):
-        raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
     _require_targets(parsed, "json", "picture", "html")
     kept = None
     if subjects:
         data = data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
-        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
         kept = _unfinished(parsed, subjects, data, known)
         known += kept.rows
-        evaluator = Evaluator(
-            data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=kept.keeping(_tell)
-        )
+        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_telling(kept))
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
         known += score_all(evaluator, subjects, **plan, teacher=teacher, known=known)
     elif parsed.controls:
@@ -131,12 +126,17 @@ def coverage(arguments: Sequence[str]) -> None:
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
     measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
-    rows = [measure.score(subject, name) for name, subject in subjects.items()]
+    kept = _unfinished_coverage(parsed, subjects, data)
+    for name in list(subjects)[len(kept.rows) :]:
+        kept.rows.append(measure.score(subjects[name], name))
+        kept.keep(kept.rows[-1])
+    rows = list(kept.rows)
     like = {tuple(values["images"] for values in row.per_class): row for row in rows}
     rows += [measure.held_out(row) for row in like.values()]
     print_coverage(rows)
     if parsed.json:
         write_document(parsed.json, coverage_to_json(rows))
+    kept.remove()
     for number, (name, subject) in enumerate(subjects.items()):
         is_run, wanted = (Path(name) / RUN).is_file(), parsed.panel and number == 0
         if not is_run and not wanted:
@@ -168,6 +168,7 @@ def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequ
     """Rows that the same command had measured before it was killed."""
     from dim.config import to_dict
     from dim.sampler import identity
+    from dim.score.record import Score
     from dim.score.unfinished import UnfinishedRows
 
     asked = {
@@ -178,7 +179,23 @@ def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequ
         "teacher": to_dict(parsed.teacher),
         **{name: getattr(parsed, name) for name in ("seeds", "split", "ipc", "track", "controls", "coreset_end")},
     }
-    return UnfinishedRows(parsed.json, asked, len(parsed.protocol.students))
+    return UnfinishedRows(parsed.json, asked, Score, len(parsed.protocol.students))
+
+
+def _unfinished_coverage(parsed: CoverageArguments, subjects: Mapping[str, Any], data: Any) -> Any:
+    """The same, of `dim coverage`."""
+    from dim.sampler import identity
+    from dim.score.coverage import CoverageScore
+    from dim.score.unfinished import UnfinishedRows
+
+    asked = {
+        "subjects": {name: identity(subject) for name, subject in subjects.items()},
+        "data": data.spec.to_dict(),
+        "features": parsed.features,
+        "samples": parsed.samples,
+        "seed": parsed.seed,
+    }
+    return UnfinishedRows(parsed.json, asked, CoverageScore)
 
 
 def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
@@ -186,22 +203,25 @@ def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
     from dim.score.report import write_report
 
     try:
-        print(f"report: {write_report(name, data, *measured, **more)}")
+        say(f"report: {write_report(name, data, *measured, **more)}")
     except OSError as error:
-        print(f"dim: no report: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
+        say(f"dim: no report: {error.filename or name}: {error.strerror or error}", sys.stderr)
 
 
-def _require_seeds(seeds: int) -> None:
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}: expected 1 or more")
+def _telling(kept: Any) -> Callable[[Any], None]:
+    """A report of rows that keeps each and says that it is done."""
+
+    def report(score: Any) -> None:
+        kept.keep(score)
+        _tell(score)
+
+    return report
 
 
 def _tell(score: Any) -> None:
     """Say on standard error that a row is done."""
-    from rich.console import Console
-
     from dim.score.report import format_accuracy
 
     ipc = "" if score.ipc is None else f" IPC {score.ipc}"
     text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    say(text, sys.stderr)

@@ -88,7 +88,7 @@ def device_of(name: str | None) -> Any:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # of `meta`, which holds nothing, there is no way back
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from None
     return device

@@ -4,16 +4,10 @@ A split either holds its images as one uint8 tensor on the device (the usual cas
 too large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
 """
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +18,10 @@ from dim.chunks import IMAGES, chunk_size
 from dim.config import DATASETS, DataConfig, from_dict
 from dim.config.data import located, reads_files
 from dim.data.items import DECODE_THREADS, Items, decode
+from dim.data.pillow import count_converted
 from dim.data.python import dataset_items
+from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
-from dim.io import write_json
 from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, to_unit_range
 
@@ -66,15 +61,21 @@ class ArraySplit:
 
 
 class StreamSplit:
-    """A split whose images are decoded by a pool of threads when a batch is asked for."""
+    """A split whose images are decoded by a pool of threads when a batch is asked for.
+
+    Args:
+        items: which can be decoded.
+        indices: int64 (N,), those of them that are the split.
+        shape: (C, H, W) of all images.
+        device: where batches are put.
+        key: by which a survey of the split is kept in the cache folder; see `dim.data.survey`. Empty: it is not.
+    """
 
     streams = True
 
-    def __init__(self, decode: Callable[[int], Tensor], items: Tensor, labels: Tensor, device: torch.device | str) -> None:
-        self._decode = decode
-        self._items = items
-        self.labels = labels.cpu()
-        self._device = device
+    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
+        self._items, self._indices, self._shape, self._device, self.key = items, indices, shape, device, key
+        self.labels = items.labels[indices]
         self._pool = ThreadPoolExecutor(DECODE_THREADS)
 
     def __len__(self) -> int:
@@ -83,8 +84,12 @@ class StreamSplit:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Split.batch`."""
         indices = indices.cpu()
-        images = torch.stack(list(self._pool.map(self._decode, self._items[indices].tolist())))
+        images = decode(self._items, self._indices[indices], self._shape, self._pool)
         return to_unit_range(images).to(self._device), self.labels[indices].to(self._device)
+
+    def converted(self) -> dict[int, int]:
+        """What had to be done to the images that were decoded so far; see `dim.data.pillow.count_converted`."""
+        return count_converted(self._items.converted[self._indices])
 
 
 def in_chunks(
@@ -108,6 +113,9 @@ def in_chunks(
             yield part, *split.batch(part)
 
 
+Part = Literal["train", "val", "test"]
+
+
 @dataclass(frozen=True)
 class RealData:
     """A data set: what describes it, and its three parts. Choices are made on `val`; `test` is for the last figure."""
@@ -116,6 +124,24 @@ class RealData:
     train: Split
     val: Split
     test: Split
+    _digests: dict[Part, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def digest(self, part: Part) -> str:
+        """Digest of all images of a part, as 8 bits per channel in order, and of their labels.
+
+        That of the training part is the fingerprint. Another part is read for it when it is first asked for.
+        """
+        if part == "train":
+            return self.spec.fingerprint
+        if part not in self._digests:
+            self._digests[part] = _look_at(getattr(self, part), f"{self.spec.name}, {part} part").digest
+        return self._digests[part]
+
+    def about(self, scored: Part | None = None) -> dict[str, Any]:
+        """What a figure says of the data: name, fingerprint, number of training images, and the digest of the part that was
+        `scored`, which scores of earlier versions lack."""
+        facts = {"name": self.spec.name, "fingerprint": self.spec.fingerprint, "train_images": len(self.train)}
+        return facts if scored is None else {**facts, "scored": self.digest(scored)}
 
 
 class EpochBatches:
@@ -205,7 +231,7 @@ def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | 
         raise InputError("this set or generator does not say which data it was made from: give the real data")
     config = from_dict(DataConfig, info["data"])
     if root and reads_files(config.dataset):
-        config = dataclasses.replace(config, root=root)
+        config = replace(config, root=root)
     return load_data(located(config), device)
 
 
@@ -219,6 +245,9 @@ def from_dataset(
     device: torch.device | str = "cpu",
 ) -> RealData:
     """Use any map-style Dataset of (image, label) pairs.
+
+    It is recognised by all its images. So it is read once at every start, and without an attribute `targets` twice, as labels are
+    needed first. PIL images are used as a viewer shows them, see `dim.data.pillow.shown`.
 
     Args:
         train, test: objects with `__len__` and `__getitem__`; an image is a PIL image, a uint8 tensor or array
@@ -253,30 +282,59 @@ def _assemble(
     held, kept = stratified(train.labels[rest], config.val_fraction, rng.fold(config.split_seed, "val-split"))
     val_indices, train_indices = rest[held], rest[kept]
 
-    shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.decode(0).shape)
+    shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.image(0).shape)
     total = (len(train.labels) + (len(test.labels) if test else 0)) * int(np.prod(shape))
-    stream = total > config.memory_gib * 2**30
+    stream, name = total > config.memory_gib * 2**30, name or config.dataset
 
-    def split(items: Items, indices: Tensor) -> Split:
+    def split(items: Items, indices: Tensor, part: Part) -> Split:
         if items.images is None and stream:
-            return StreamSplit(items.decode, indices, items.labels[indices], device)
-        images = decode(items, indices, shape) if items.images is None else items.images[indices]
+            key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
+            return StreamSplit(items, indices, shape, device, key)
+        images = _held(items, indices, shape, f"{name}, {part} part") if items.images is None else items.images[indices]
         return ArraySplit(images, items.labels[indices], device)
 
-    training = split(train, train_indices)
-    fingerprint = _fingerprint(train, train_indices)
-    mean, std = _statistics(training, fingerprint)
+    training = split(train, train_indices, "train")
+    found = _look_at(training, f"{name}, train part")
     spec = DataSpec(
-        name=name or config.dataset,
+        name=name,
         channels=shape[0],
         height=shape[1],
         width=shape[2],
         class_names=tuple(train.names),
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint,
+        mean=found.mean,
+        std=found.std,
+        fingerprint=found.digest,
     )
-    return RealData(spec, training, split(train, val_indices), split(test_source, test_indices))
+    return RealData(spec, training, split(train, val_indices, "val"), split(test_source, test_indices, "test"))
+
+
+def _held(items: Items, indices: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
+    """All images of a part, decoded: uint8 (N, C, H, W)."""
+    with ThreadPoolExecutor(DECODE_THREADS) as pool, Reading(what, len(indices)) as reading:
+        images = decode(items, indices, shape, pool, reading.advance)
+    tell(what, count_converted(items.converted[indices]))
+    return images
+
+
+def _look_at(split: Split, what: str) -> Survey:
+    """Read all images of a part once, or recall what was found when they were read; say what had to be done to them."""
+    key = split.key if isinstance(split, StreamSplit) else ""
+    found = recall(key) if key else None
+    if found is None:
+        with Reading(what, len(split)) as reading:
+
+            def chunks() -> Iterator[Tensor]:
+                for _, images, _ in in_chunks(split):
+                    yield images
+                    reading.advance(len(images))
+
+            found = survey(split.labels, chunks())
+        if isinstance(split, StreamSplit):
+            found = replace(found, converted=split.converted())
+        if key:
+            keep(key, found)
+    tell(what, found.converted)
+    return found
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -290,39 +348,3 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[chosen] = False
     return chosen, mask.nonzero().squeeze(1)
-
-
-def _fingerprint(items: Items, indices: Tensor) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    state.update(items.labels[indices].numpy().tobytes())
-    if items.identity:
-        state.update(items.identity.encode())
-        state.update(indices.numpy().tobytes())
-    if items.decode is None and items.images is not None:
-        state.update(items.images[indices].contiguous().numpy())
-    else:
-        for index in indices[:: max(1, len(indices) // 64)].tolist():
-            state.update(items.decode(index).contiguous().numpy())
-    return state.hexdigest()
-
-
-def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and std in [0, 1]; of a streaming split they are kept in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / f"statistics-{fingerprint}.json"
-    if split.streams and cache.is_file():
-        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # damaged: computed again
-            stored = json.loads(cache.read_text())
-            return tuple(stored["mean"]), tuple(stored["std"])
-    count, total, square = 0, 0.0, 0.0
-    for _, images, _ in in_chunks(split):
-        images = images.double().add_(1).div_(2)
-        count += images.numel() // images.shape[1]
-        total = total + images.sum((0, 2, 3))
-        square = square + images.square_().sum((0, 2, 3))
-    mean = total / count
-    std = (square / count - mean**2).clamp(min=1e-12).sqrt()
-    # Six digits: the same on every device, and a constant image still divides.
-    result = tuple(tuple(max(round(v, 6), low) for v in values.tolist()) for values, low in ((mean, 0.0), (std, 1e-3)))
-    if split.streams:
-        write_json(cache, {"mean": result[0], "std": result[1]})
-    return result

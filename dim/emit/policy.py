@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dim.chunks import require_memory
 from dim.config import POLICIES, PolicyConfig, RefineConfig, to_dict
 from dim.data.real import RealData
 from dim.errors import InputError
@@ -221,7 +222,9 @@ class Policy:
 
     def _ranked(self, generator: Generator, seed: int) -> tuple[Tensor, ...]:
         """Per class, numbers of the candidates that are left, best first."""
-        numbers = []
+        numbers, count = [], self.config.candidates
+        remedy = "lower --policy.candidates"
+        require_memory(count * (4 * generator.spec.image_bytes + 64), f"{count:,} candidates of a class", remedy)
         for label in range(generator.spec.num_classes):
             candidates = Candidates(generator, label, self.config.candidates, seed, self.given.teacher)
             left = torch.arange(self.config.candidates)

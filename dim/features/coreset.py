@@ -21,8 +21,8 @@ from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
 from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
 from dim.errors import InputError
 from dim.features.classifier import train_student
-from dim.features.spaces import Features, cache_folder, cache_name, device_of, trained_features
-from dim.io import load_tensors, save_tensors
+from dim.features.spaces import Features, cache_name, device_of, trained_features
+from dim.io import cache_folder, load_tensors, save_tensors
 from dim.loop import Progress
 from dim.nets.student_step import settled
 
@@ -136,7 +136,7 @@ def select(
             good where most of the data is kept; where few images are kept, it is worse than random (Sorscher et al. 2022).
         features: for a rule by features: what they are. Default: `trained_features(data)`.
         scoring: for a rule by scores: how classifiers are trained. Default: the rule's own.
-        cache: folder of trained features and scores. Default: the user's, see `dim.features.spaces.cache_folder`.
+        cache: folder of trained features and scores. Default: the user's, see `dim.io.cache_folder`.
 
     Returns:
         int64 (ipc * classes,) indices into the training part, ordered by rank and then by class: for one seed, a smaller

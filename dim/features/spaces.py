@@ -6,7 +6,6 @@ set are in the same features. Inception features are there for whoever has the w
 """
 
 import dataclasses
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
-from dim.io import digest, load_tensors, reading, save_tensors
+from dim.io import cache_folder, digest, load_tensors, reading, save_tensors
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
 from dim.nets.student_step import settled
@@ -103,7 +102,9 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     steps, batch = _steps(data, config)
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
-    path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
+    split = "val" if len(data.val) else "test"
+    images = f"{spec.fingerprint} {data.digest(split)} {spec.image_shape}"
+    path = folder / cache_name(spec, f"{_FORMAT} {images} {sorted(to_dict(config).items())}")
     made = build_student(config.student, spec, seed=0)
     try:
         tensors, about = load_tensors(path, device)
@@ -113,7 +114,6 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         net = _train(data, config, device)
-        split = "val" if len(data.val) else "test"
         tensors = net.state_dict()
         about = {
             "format": _FORMAT,
@@ -130,11 +130,6 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     body = _Embedding(net).to(memory_format=torch.channels_last)
     found = {"accuracy": about["accuracy"], "split": about["split"], "seconds": about.get("seconds")}
     return Features(network=body, name=config.student, digest=digest(tensors), device=device, **found)
-
-
-def cache_folder(kind: str) -> Path:
-    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind
 
 
 def cache_name(spec: DataSpec, settings: str) -> str:

@@ -56,6 +56,11 @@ class Generator(nn.Module):
         self.register_buffer("anchors", None)
         self.register_buffer("spread", None)
 
+    @staticmethod
+    def begins_from_files(config: GeneratorConfig) -> bool:
+        """Whether a new one begins from weights that lie in files, and so cannot be made without them."""
+        return False
+
     @property
     def sampler(self) -> dict[str, Any]:
         """Options of the sampler, by name: none where an image is one pass of the network."""

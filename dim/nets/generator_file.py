@@ -12,6 +12,7 @@ from dim.errors import InputError
 from dim.io import load_tensors, reading, save_tensors
 from dim.nets.generator import Generator, build_generator
 from dim.provenance import versions
+from dim.repository import is_repository
 from dim.spec import DataSpec
 
 FILE_NAME = "generator.safetensors"
@@ -71,9 +72,9 @@ def save_again(path: Path | str, generator: Generator) -> None:
 
 
 def _public(config: GeneratorConfig) -> GeneratorConfig:
-    """The configuration; of the path that a pretrained pipeline lay at the last name only, unless it is a Hub id."""
+    """The configuration; of the path that a pretrained pipeline lay at the last name only, unless it is on the Hub."""
     pretrained = getattr(config, "pretrained", None)
-    if pretrained is None or (pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))):
+    if pretrained is None or is_repository(pretrained):
         return config
     return dataclasses.replace(config, pretrained=Path(pretrained).name)
 

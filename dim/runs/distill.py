@@ -82,8 +82,15 @@ def distill(
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     settings = {"generator": generator, "resume": resume, "depart": depart, "processes": processes}
-    settings["device"] = torch.device(device)
-    return Distiller(config, data, Path(experts), Path(out), **settings).run()
+    return Distiller(config, data, Path(experts), Path(out), device=torch.device(device), **settings).run()
+
+
+def require_space(config: TrajectoryRecipe, generator: Any) -> None:
+    """Raise InputError unless there is a generator just where `images.space` is `latents`."""
+    space = config.images.space
+    if (space == "latents") != (generator is not None):
+        given = "no generator was given" if generator is None else "a generator was given"
+        raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
 
 
 class Distiller:
@@ -156,10 +163,7 @@ class Distiller:
 
     def _checked(self, generator: Generator | None) -> Generator | None:
         """The generator, if the images' space asks for one and it makes such images."""
-        space = self.config.images.space
-        if (space == "latents") != (generator is not None):
-            given = "no generator was given" if generator is None else "a generator was given"
-            raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
+        require_space(self.config, generator)
         if generator is None:
             return None
         require_same_data(generator.spec, self.natural.spec)
@@ -223,8 +227,9 @@ class Distiller:
             soft, teacher = self.logits.detach().softmax(1), "learned"
         elif self.config.labels.kind == "teacher":
             soft, teacher = self._teacher_labels(images), f"mean of {self.store.layout.experts} experts"
-        natural = images if self.whitening is None else self.whitening.natural(images)
-        return SyntheticSet(natural.float(), self.labels, self.natural.spec, soft=soft, info=self._info(teacher))
+        natural = (images if self.whitening is None else self.whitening.natural(images)).float()
+        info = {**self._info(teacher), "range": [round(float(natural.min()), 4), round(float(natural.max()), 4)]}
+        return SyntheticSet(natural, self.labels, self.natural.spec, soft=soft, info=info)
 
     def _teacher_labels(self, images: Tensor) -> Tensor:
         """Probabilities by which the set is stored: the mean over experts at the last target."""

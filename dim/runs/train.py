@@ -4,6 +4,7 @@ Every draw is a function of (seed, step), so a checkpoint holds weights, optimis
 a resumed run continues bit by bit (on the CPU).
 """
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from pathlib import Path
@@ -116,7 +117,8 @@ class Trainer:
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         held = self._continuation.load(device) if self._continuation.resumes else None
         architecture = held[1].get("architecture") if held else None
-        generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
+        with reading(out / CHECKPOINT) if architecture else contextlib.nullcontext():
+            generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
         self.generator = generator.to(device, memory_format=self.format)
         self.average: Generator | None = None
         if config.fit.ema > 0:

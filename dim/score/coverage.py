@@ -172,7 +172,7 @@ class Coverage:
             expected={"density": 1.0, "coverage": expected_coverage(len(real), len(generated))},
             per_class=tuple(per_class),
             seconds=round(time.perf_counter() - began, 2),
-            data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+            data=self.data.about(),
             hardware=hardware(self.features.device),
             versions=versions(),
         )

@@ -302,7 +302,7 @@ class Evaluator:
     # --- training --------------------------------------------------------------------------------------------------------
 
     def _score(self, source: _Source) -> list[Score]:
-        scores, spec = [], self.data.spec
+        scores = []
         for student in self.protocol.students:
             started = time.perf_counter()
             found: dict[int, tuple[float | None, int | None]] = {}  # by seed, the accuracy, or the step at which it diverged
@@ -337,7 +337,7 @@ class Evaluator:
                 split=self.split,
                 protocol=to_dict(protocol),
                 made=source.made,
-                data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+                data=self.data.about(self.split),
                 hardware=hardware(self.device),
                 versions=versions(),
                 diverged=diverged if None in accuracies else (),

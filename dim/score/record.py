@@ -49,7 +49,7 @@ class Score:
     """Part of the real data that the accuracy is of."""
     protocol: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    """Name and fingerprint of the real data."""
+    """What `dim.data.real.RealData.about` says of the real data and the part that the accuracy is of."""
     made: dict[str, Any] = field(default_factory=dict)
     """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
     generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it

@@ -280,3 +280,46 @@ def test_flipped_bits_of_metrics_leave_only_true_lines(run, tmp_path):
         left = read_metrics(tmp_path)
         assert len(good) - 2 <= len(left) <= len(good)
         assert all(record in good for record in left)
+
+
+def test_rows_of_a_killed_coverage_are_taken_over(small_set, run, tmp_path, monkeypatch):
+    from dim.score.coverage import Coverage
+
+    arguments, path = ["coverage", str(small_set), str(run), "--samples", "20"], tmp_path / "coverage.json"
+    assert main([*arguments, "--json", str(tmp_path / "whole.json")]) == 0
+    measured, original = [], Coverage.score
+
+    def score(self, subject, name="set"):
+        measured.append(name)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return original(self, subject, name)
+
+    monkeypatch.setattr(Coverage, "score", score)
+    assert main([*arguments, "--json", str(path)]) == 130
+    assert main([*arguments, "--json", str(path)]) == 0
+    assert measured == [str(small_set), str(run), str(run)]
+    documents = [read_document(file)["scores"] for file in (path, tmp_path / "whole.json")]
+    own, whole = ([(row["name"], row["metrics"]) for row in rows] for rows in documents)
+    assert own == whole
+    assert not (tmp_path / ".coverage.json.unfinished").exists()
+
+
+def test_a_distilled_set_says_how_far_its_images_reach(tmp_path, digits_experts, capfd):
+    recipe = ["--recipe", "digits-mtt-ipc1", "--student", "convnet:width=4,depth=2", "--distill.iterations", "2"]
+    trajectory = ["--trajectory.steps", "2", "--trajectory.epochs", "1", "--trajectory.max-start", "2", "--images.lr", "1e5"]
+    more = [
+        "--experts",
+        str(digits_experts),
+        "--out",
+        str(tmp_path / "set"),
+        "--trajectory.compile",
+        "off",
+        "--distill.sample-steps",
+        "0",
+    ]
+    assert main(["distill", *recipe, *trajectory, *more]) == 0
+    low, high = read_document(tmp_path / "set" / "set.json")["info"]["range"]
+    images = dim.load_set(tmp_path / "set").images
+    assert (low, high) == pytest.approx((float(images.min()), float(images.max())), abs=1e-3)
+    assert f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)" in capfd.readouterr().out

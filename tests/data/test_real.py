@@ -1,6 +1,5 @@
 """Real data: splits, statistics, batches, and every source that needs no download."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -305,44 +304,11 @@ def test_a_streaming_data_set_is_the_same_data(folder, tmp_path, monkeypatch):
         assert all(map(torch.equal, walked.at(step), EpochBatches(held.train, 6, **settings).at(step)))
 
 
-def test_statistics_of_a_streaming_data_set_are_computed_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = load_data(folder_config(folder, memory_gib=0.0))
-    (cached,) = (tmp_path / "cache" / "dim").iterdir()
-    assert json.loads(cached.read_text()) == {"mean": list(first.spec.mean), "std": list(first.spec.std)}
-    cached.write_text(json.dumps({"mean": [0.25] * 3, "std": [0.5] * 3}))
-    assert load_data(folder_config(folder, memory_gib=0.0)).spec.mean == (0.25,) * 3
-
-
-def test_damaged_cached_statistics_are_computed_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = load_data(folder_config(folder, memory_gib=0.0))
-    (cached,) = (tmp_path / "cache" / "dim").iterdir()
-    cached.write_text('{"mean": [0.')
-    assert load_data(folder_config(folder, memory_gib=0.0)).spec == first.spec
-
-
 def test_another_folder_has_another_fingerprint(folder):
     before = load_data(folder_config(folder)).spec.fingerprint
     assert load_data(folder_config(folder)).spec.fingerprint == before
     write_images(folder / "dog", 11, seed=2)
     assert load_data(folder_config(folder)).spec.fingerprint != before
-
-
-@pytest.mark.parametrize("memory_gib", [8.0, 0.0])
-def test_the_same_file_names_with_other_pixels_are_other_data(folder, memory_gib, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for file in folder.rglob("*.png"):  # uncompressed, so that every file has one size
-        Image.open(file).save(file.with_suffix(".bmp"))
-        file.unlink()
-    before = load_data(folder_config(folder, memory_gib=memory_gib)).spec
-    for file in folder.rglob("*.bmp"):
-        size = file.stat().st_size
-        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
-        assert file.stat().st_size == size
-    after = load_data(folder_config(folder, memory_gib=memory_gib)).spec
-    assert after.fingerprint != before.fingerprint
-    assert after.mean == pytest.approx([1 - value for value in before.mean], abs=1e-5)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from dim.config import DataConfig, FeatureConfig
-from dim.data.real import load_data
+from dim.data.real import ArraySplit, RealData, load_data
 from dim.errors import InputError
 from dim.features import spaces as module
 from dim.features.spaces import inception_features, load_features, trained_features
@@ -79,6 +79,13 @@ def test_features_are_a_function_of_data_and_settings(digits, trained, tmp_path)
     names = sorted(file.name for file in tmp_path.iterdir())
     assert len(names) == 4
     assert all(name.startswith("digits-8x8x1-") and name.endswith(".safetensors") for name in names)
+
+
+def test_their_accuracy_is_of_the_held_out_images_that_there_are(digits, trained, folder):
+    val = ArraySplit(digits.val.images, digits.val.labels.roll(1), "cpu")
+    found = trained_features(RealData(digits.spec, digits.train, val, digits.test), SMALL, cache=folder)
+    assert found.digest == trained.digest
+    assert found.accuracy < trained.accuracy
 
 
 def test_the_global_random_state_is_left_alone(digits, tmp_path):

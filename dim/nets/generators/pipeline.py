@@ -26,7 +26,7 @@ class PipelineOptions:
     """Of the generator `pipeline`."""
 
     pretrained: str | None = None
-    """What to start from: a local folder or a Hub id (owner/name), such as a DiTPipeline, in .safetensors files."""
+    """What to start from: a local folder, or hub:owner/name, such as a DiTPipeline, in .safetensors files."""
     pretrained_classes: tuple[int, ...] = ()
     """The pipeline's class that each class of the data starts from. Default: the same numbers, if there are as many classes."""
     steps: int = 1
@@ -82,6 +82,11 @@ class Pipeline(Generator):
     learns_by = "denoising"
     settings = ("flow.label_dropout",)
     sampler_options = ("steps", "guidance")
+
+    @staticmethod
+    def begins_from_files(config: GeneratorConfig) -> bool:
+        """See `Generator`; without a name it cannot begin at all."""
+        return config.pretrained is not None
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig, architecture: dict[str, Any] | None = None) -> None:
         if architecture is None:

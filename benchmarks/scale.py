@@ -1,0 +1,132 @@
+"""What many classes and many images cost: starting cold and from the cache, and the first steps of a generator and of experts.
+
+    python benchmarks/scale.py [--classes 1000] [--per-class 200] [--resolution 32] [--steps 200]
+
+Makes a folder of small PNG files in class folders, in a temporary place, and measures each task in a process of its own: wall
+time, and the largest resident memory above that of a process that has only imported what the tasks need. Beyond 20,000 files they
+are links to earlier ones: listing, decoding and hashing see as many images, and making the folder takes less long.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from common import Rows, Sources, changed, epochs, save
+from PIL import Image
+
+from dim.commands.malloc import keep_freed_memory
+from dim.config import DataConfig, RecordConfig
+from dim.data.real import RealData, load_data
+from dim.recipes.load import load_recipe
+from dim.runs.train import fit
+from dim.trajectory.record import record
+
+TASKS = ("cold start", "start from the cache", "generator", "experts")
+DISTINCT = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure what grows with classes and images."""
+
+    classes: int = 1000
+    """Class folders."""
+    per_class: int = 200
+    """Images in each of them."""
+    resolution: int = 32
+    """Height and width in pixels."""
+    steps: int = 200
+    """Steps of training."""
+    threads: int = 1
+    """Threads of a task."""
+
+
+def make_folder(root: Path, arguments: Arguments) -> None:
+    """PNG files of smooth colours in class folders."""
+    source, size = np.random.default_rng(0), arguments.resolution
+    files: list[Path] = []
+    for number in range(arguments.per_class):
+        for label in range(arguments.classes):
+            path = root / f"class{label:04d}" / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if len(files) < DISTINCT:
+                coarse = Image.fromarray(source.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+                coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
+                files.append(path)
+            else:
+                os.link(files[source.integers(len(files))], path)
+
+
+def task(name: str, data: RealData, arguments: Arguments, out: Path) -> None:
+    """Train for some steps; a start is only the loading of the data."""
+    if name == "generator":
+        config = load_recipe("cifar10-gan-cpu")
+        length = {"epochs": epochs(arguments.steps, config.stage_one.batch_size, data)}
+        quiet = {"trackers": (), "sample_steps": 0, "checkpoint_minutes": 0.0, "compile": "off"}
+        fit(changed(config, {"stage_one": length, "stage_two": {"epochs": 0.0}, "fit": quiet}), data, out)
+    if name == "experts":
+        settings = RecordConfig().experts
+        part = arguments.steps * settings.batch_size / len(data.train)
+        quiet = {"count": 1, "epochs": part, "every": part, "compile": "off", "checkpoint_minutes": 0.0, "augment": ""}
+        record(dataclasses.replace(RecordConfig(), experts=dataclasses.replace(settings, **quiet)), data, out)
+
+
+def child(name: str, root: Path, arguments: Arguments, answer: multiprocessing.SimpleQueue) -> None:
+    """A task as the command line does it: its seconds after the data are there, and its largest resident memory in MiB."""
+    keep_freed_memory()
+    torch.set_num_threads(arguments.threads)
+    began = time.perf_counter()
+    if name != "framework":
+        data = load_data(DataConfig(dataset="folder", root=str(root), resolution=arguments.resolution))
+        began = began if "start" in name else time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            task(name, data, arguments, Path(scratch) / "run")
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    answer.put((time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
+
+
+def measured(name: str, root: Path, arguments: Arguments) -> tuple[float, float]:
+    """Seconds, and peak memory in MiB, of a process that does a task.
+
+    Raises:
+        RuntimeError: if it ends without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    process = context.Process(target=child, args=(name, root, arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{name} ended with {process.exitcode}: expected 0; was there enough memory?")
+    return answer.get()
+
+
+def main(arguments: Arguments) -> None:
+    rows = Rows(Sources.of(__file__), "cpu", dataclasses.asdict(arguments))
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "images"
+        make_folder(root, arguments)
+        os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")
+        _, framework = measured("framework", root, arguments)
+        for name in TASKS:
+
+            def measure(name: str = name) -> dict[str, float]:
+                seconds, peak = measured(name, root, arguments)
+                per = {} if "start" in name else {"seconds_per_step": round(seconds / arguments.steps, 4)}
+                return {"seconds": round(seconds, 1), **per, "peak_mib": round(peak - framework)}
+
+            print(rows.add(name, measure), flush=True)
+    print(save("scale", {**dataclasses.asdict(arguments), "framework_mib": round(framework), "rows": rows.made}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
