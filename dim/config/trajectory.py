@@ -148,7 +148,7 @@ class TrajectoryConfig(Section):
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of synthetic images, drawn anew for each student step."""
     experts: int = 1
-    """Experts matched per iteration; their gradients are averaged."""
+    """Experts matched per iteration; their gradients are averaged. Several processes share them."""
     together: bool = False
     """Match the experts of an iteration in one batched computation, on the same batches. Useful on a GPU."""
     precision: Precision = "fp32"

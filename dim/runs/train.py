@@ -112,7 +112,8 @@ class Trainer:
         self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         self.stages = plan(config, len(data.train))
         for stage in self.stages:  # now, not when the stage begins
-            processes.require_even(stage.config.batch_size * (stage.stop > stage.start), f"stage_{stage.name}.batch_size")
+            if stage.start < stage.stop:
+                processes.require_even(stage.config.batch_size, f"stage_{stage.name}.batch_size")
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
         held = self._continuation.load(device) if self._continuation.resumes else None
