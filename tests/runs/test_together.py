@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -218,8 +219,8 @@ def require_same_store(store: Path, alone: Path) -> None:
     assert timeless(store) == timeless(alone)
 
 
-def _killed_at(counts: dict[int, int], *command: str) -> None:
-    """`dim` with processes killed before their n-th step, by rank."""
+def _killed_at(counts: dict[int, int], *command: str, states: int = 0) -> None:
+    """`dim` with processes killed before their n-th step, by rank, when so many have saved a state."""
     from dim.trajectory.record import _Recorder
 
     original, calls = _Recorder._step, 0
@@ -228,6 +229,9 @@ def _killed_at(counts: dict[int, int], *command: str) -> None:
         nonlocal calls
         calls += 1
         if calls == counts.get(self.processes.rank):
+            store, end = Path(command[command.index("--out") + 1]), time.monotonic() + 60
+            while len(list(store.glob("recording-*/state.safetensors"))) < states and time.monotonic() < end:
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *arguments)
 
@@ -294,7 +298,7 @@ import sys
 sys.path[:0] = {paths!r}
 from test_together import _killed_at
 
-_killed_at({{1: 5}}, *sys.argv[1:])
+_killed_at({{1: 5}}, *sys.argv[1:], states=2)
 """
 
 
@@ -308,7 +312,7 @@ def test_torchrun_ends_the_processes_of_which_one_is_killed(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("dim: ")]
     where = "while the processes were recording experts"
     assert line == f"dim: interrupted {where}; continue with: dim experts --out {store} --resume"
-    assert len(list(store.glob("recording-*/state.safetensors"))) == 2
+    assert list(store.glob("recording-*/state.safetensors")), "the other may just have finished an expert, which leaves none"
 
 
 # --- distill -------------------------------------------------------------------------------------------------------------------
