@@ -19,8 +19,11 @@ have `commit_means` in place of most of it.
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -220,6 +223,31 @@ def seconds_per_step(config: TrainConfig, data: RealData) -> tuple[float, float]
         at = {record["step"]: record["seconds"] for record in read_metrics(run) if "lr" in record}
     first = (at[one] - at[skipped]) / (one - skipped)
     return first, (at[one + two] - at[one + skipped]) / (two - skipped)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------
+
+
+def in_new_process(child: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function puts into the queue that is its last argument, in a new process, which has nothing in memory yet.
+
+    Raises:
+        RuntimeError: if it ends without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    process = context.Process(target=child, args=(*arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{arguments[0]} ended with {process.exitcode}: expected 0; was there enough memory?")
+    return answer.get()
+
+
+def peak_mib() -> float:
+    """Largest resident memory that this process has had, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------

@@ -281,16 +281,23 @@ def _wait(process: subprocess.Popen) -> int:
     return process.returncode
 
 
-def try_disks(folder: Path, count: int, seed: int) -> Tally:
-    """Let writes fail after some bytes, as a full disk does; when there is space again, the work goes on as if nothing was."""
-    tally, draw = Tally(), random.Random(seed)
+def _runs(folder: Path, count: int, tally: Tally) -> Iterator[tuple[int, Work, Path]]:
+    """So many runs of every kind in turn: number, work, and the folder of one that nothing happened to."""
     several = [work for work in works(folder) if work.name in ("train", "experts", "distill")]
     for number in range(count):
         work = several[number % len(several)]
-        whole, out = folder / f"{work.name}-whole", folder / f"{work.name}-full-{number}"
+        whole = folder / f"{work.name}-whole"
         if not whole.exists() and _wait(dim(*_at(work.start, whole))):
             tally.add("did not run", work.name)
-            continue
+        else:
+            yield number, work, whole
+
+
+def try_disks(folder: Path, count: int, seed: int) -> Tally:
+    """Let writes fail after some bytes, as a full disk does; when there is space again, the work goes on as if nothing was."""
+    tally, draw = Tally(), random.Random(seed)
+    for number, work, whole in _runs(folder, count, tally):
+        out = folder / f"{work.name}-full-{number}"
         largest = max(file.stat().st_size for file in whole.rglob("*") if file.is_file())
         limit = draw.randrange(100, largest)
 
@@ -318,13 +325,8 @@ def try_disks(folder: Path, count: int, seed: int) -> Tally:
 def try_races(folder: Path, count: int, seed: int) -> Tally:
     """Start the same work twice, a random moment apart: one does it, and the other is refused or finds it done."""
     tally, draw = Tally(), random.Random(seed)
-    several = [work for work in works(folder) if work.name in ("train", "experts", "distill")]
-    for number in range(count):
-        work = several[number % len(several)]
-        whole, out = folder / f"{work.name}-whole", folder / f"{work.name}-race-{number}"
-        if not whole.exists() and _wait(dim(*_at(work.start, whole))):
-            tally.add("did not run", work.name)
-            continue
+    for number, work, whole in _runs(folder, count, tally):
+        out = folder / f"{work.name}-race-{number}"
         first = dim(*_at(work.start, out))
         time.sleep(draw.choice([0, 0.06, draw.uniform(0, 4)]))
         second = dim(*_at(work.start, out), *(work.resume if number % 2 and out.exists() else ()))

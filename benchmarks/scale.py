@@ -10,8 +10,6 @@ are links to earlier ones: listing, decoding and hashing see as many images, and
 import dataclasses
 import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from common import Rows, Sources, changed, epochs, save
+from common import Rows, Sources, changed, epochs, in_new_process, peak_mib, save
 from PIL import Image
 
 from dim.commands.malloc import keep_freed_memory
@@ -90,24 +88,7 @@ def child(name: str, root: Path, arguments: Arguments, answer: multiprocessing.S
         began = began if "start" in name else time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             task(name, data, arguments, Path(scratch) / "run")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    answer.put((time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit))
-
-
-def measured(name: str, root: Path, arguments: Arguments) -> tuple[float, float]:
-    """Seconds, and peak memory in MiB, of a process that does a task.
-
-    Raises:
-        RuntimeError: if it ends without an answer.
-    """
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=child, args=(name, root, arguments, answer))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{name} ended with {process.exitcode}: expected 0; was there enough memory?")
-    return answer.get()
+    answer.put((time.perf_counter() - began, peak_mib()))
 
 
 def main(arguments: Arguments) -> None:
@@ -116,11 +97,11 @@ def main(arguments: Arguments) -> None:
         root = Path(scratch) / "images"
         make_folder(root, arguments)
         os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")
-        _, framework = measured("framework", root, arguments)
+        _, framework = in_new_process(child, "framework", root, arguments)
         for name in TASKS:
 
             def measure(name: str = name) -> dict[str, float]:
-                seconds, peak = measured(name, root, arguments)
+                seconds, peak = in_new_process(child, name, root, arguments)
                 per = {} if "start" in name else {"seconds_per_step": round(seconds / arguments.steps, 4)}
                 return {"seconds": round(seconds, 1), **per, "peak_mib": round(peak - framework)}
 

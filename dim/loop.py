@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,11 +22,10 @@ from dim.io import save_tensors
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.signals import ENDING, handle
 from dim.text import say
 
 _TELL_SECONDS = 20.0
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals by which a system, a scheduler or a closed terminal asks a process to end."""
 
 
 class Interrupted(RuntimeError):
@@ -51,11 +50,9 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    previous: dict[int, Callable | int | None] = {}
+    previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, *ENDING):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
-                previous[number] = signal.signal(number, note)
+        previous = handle((signal.SIGINT, *ENDING), note)
     try:
         yield asked
     finally:

@@ -9,6 +9,7 @@ onto: files and folders that are mounted into a container.
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ LOCK = ".lock"
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 # As `_temporary` names them, and as earlier versions did.
 _LEFTOVER = re.compile(r"\..*\.((?P<host>[0-9a-f]{8})-(?P<process>\d+)-)?[0-9a-f]{8}\.(tmp|old)", re.DOTALL)
+_LONGEST = 100  # characters of a name that its temporary name repeats
 _DAY = 24 * 3600.0
 # What renaming onto a mounted place, and creating a file beside one, may fail with.
 _MOUNTED = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -116,7 +118,7 @@ def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path
     inside = path.is_dir() and (os.path.ismount(path) or not _may_create(path.parent))
     if not inside:
         path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (path if inside else path.parent).glob(f".{glob_escaped(path.name)}.*"):
+    for leftover in (path if inside else path.parent).glob(f".{glob.escape(path.name[:_LONGEST])}.*"):
         _remove_if_leftover(leftover)
     temporary = _temporary(path / path.name if inside else path)
     temporary.mkdir()
@@ -269,8 +271,7 @@ def _runs(process: int) -> bool:
 
 def _temporary(path: Path, suffix: str = "tmp") -> Path:
     """A hidden name beside `path` that says which process of which machine uses it."""
-    name = path.name[:100]
-    return path.with_name(f".{name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{suffix}")
+    return path.with_name(f".{path.name[:_LONGEST]}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{suffix}")
 
 
 # --- the file system --------------------------------------------------------------------------------------------------------
@@ -289,11 +290,6 @@ def followed(path: Path | str) -> Path:
         return path.resolve(strict=False) if path.is_symlink() else path
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"output {str(path)!r} is no usable path ({error}): choose another") from None
-
-
-def glob_escaped(name: str) -> str:
-    """A name in which no character means anything to `glob`, as `_temporary` shortens it."""
-    return re.sub(r"([*?[])", r"[\1]", name[:100])
 
 
 def sync_folder(folder: Path) -> None:

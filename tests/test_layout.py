@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 # The floors of the house, from the ground up. A room may use itself and the rooms of lower floors.
 FLOORS = (
     ("text",),
-    ("errors", "rng", "provenance", "launch"),
+    ("errors", "rng", "provenance", "launch", "signals"),
     ("outputs",),
     ("spec", "config", "io", "processes", "repository", "chunks"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),

@@ -26,6 +26,7 @@ from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
 from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
+from dim.signals import ENDING, handle
 from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
@@ -90,10 +91,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     def note(number: int, frame: Any) -> None:
         raise _Ended(number)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows lacks one
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` has it
-            signal.signal(number, note)
+    handle(ENDING, note)
     try:
         status = main(arguments)
     except Exception:

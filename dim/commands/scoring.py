@@ -38,7 +38,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     processes.once(lambda: _require_targets(parsed, "json"))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
-    kept = processes.once(lambda: _unfinished(parsed, subjects, data, []))
+    kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, []))
     report = _telling(kept) if processes.main else lambda score: None
     settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
     evaluator = Evaluator(data, parsed.protocol, **settings, report=report)
@@ -87,7 +87,7 @@ def compare(arguments: Sequence[str]) -> None:
         require_made_from(subjects, data.spec)
         require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
-        kept = _unfinished(parsed, subjects, data, known)
+        kept = _unfinished_scores(parsed, subjects, data, known)
         known += kept.rows
         evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_telling(kept))
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
@@ -118,7 +118,7 @@ def coverage(arguments: Sequence[str]) -> None:
     from dim.io import write_document
     from dim.pictures import save_png
     from dim.run_folder import RUN
-    from dim.score.coverage import Coverage
+    from dim.score.coverage import Coverage, CoverageScore
     from dim.score.report import coverage_to_json, print_coverage
 
     _require_targets(parsed, "json", "panel")
@@ -126,11 +126,12 @@ def coverage(arguments: Sequence[str]) -> None:
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
     measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
-    kept = _unfinished_coverage(parsed, subjects, data)
-    for name in list(subjects)[len(kept.rows) :]:
-        kept.rows.append(measure.score(subjects[name], name))
-        kept.keep(kept.rows[-1])
+    asked = {name: getattr(parsed, name) for name in ("features", "samples", "seed")}
+    kept = _unfinished(parsed, subjects, data, CoverageScore, 1, asked)
     rows = list(kept.rows)
+    for name in list(subjects)[len(rows) :]:
+        rows.append(measure.score(subjects[name], name))
+        kept.keep(rows[-1])
     like = {tuple(values["images"] for values in row.per_class): row for row in rows}
     rows += [measure.held_out(row) for row in like.values()]
     print_coverage(rows)
@@ -164,38 +165,24 @@ def _require_targets(parsed: Any, *options: str) -> None:
             require_writable(getattr(parsed, option), option)
 
 
-def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequence[Any]) -> Any:
-    """Rows that the same command had measured before it was killed."""
+def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, kind: type, together: int, asked: Mapping[str, Any]) -> Any:
+    """Rows that the same command had measured before it was killed: for the same subjects, data, and what else was `asked`."""
+    from dim.sampler import identity
+    from dim.score.unfinished import UnfinishedRows
+
+    identities = {name: identity(subject) for name, subject in subjects.items()}
+    return UnfinishedRows(parsed.json, {"subjects": identities, "data": data.spec.to_dict(), **asked}, kind, together)
+
+
+def _unfinished_scores(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequence[Any]) -> Any:
+    """See `_unfinished`; `known` rows decide what is measured, too."""
     from dim.config import to_dict
-    from dim.sampler import identity
     from dim.score.record import Score
-    from dim.score.unfinished import UnfinishedRows
 
-    asked = {
-        "subjects": {name: identity(subject) for name, subject in subjects.items()},
-        "known": [score.to_dict() for score in known],
-        "data": data.spec.to_dict(),
-        "protocol": to_dict(parsed.protocol),
-        "teacher": to_dict(parsed.teacher),
-        **{name: getattr(parsed, name) for name in ("seeds", "split", "ipc", "track", "controls", "coreset_end")},
-    }
-    return UnfinishedRows(parsed.json, asked, Score, len(parsed.protocol.students))
-
-
-def _unfinished_coverage(parsed: CoverageArguments, subjects: Mapping[str, Any], data: Any) -> Any:
-    """The same, of `dim coverage`."""
-    from dim.sampler import identity
-    from dim.score.coverage import CoverageScore
-    from dim.score.unfinished import UnfinishedRows
-
-    asked = {
-        "subjects": {name: identity(subject) for name, subject in subjects.items()},
-        "data": data.spec.to_dict(),
-        "features": parsed.features,
-        "samples": parsed.samples,
-        "seed": parsed.seed,
-    }
-    return UnfinishedRows(parsed.json, asked, CoverageScore)
+    options = ("seeds", "split", "ipc", "track", "controls", "coreset_end")
+    asked = {"known": [score.to_dict() for score in known], **{name: getattr(parsed, name) for name in options}}
+    asked |= {"protocol": to_dict(parsed.protocol), "teacher": to_dict(parsed.teacher)}
+    return _unfinished(parsed, subjects, data, Score, len(parsed.protocol.students), asked)
 
 
 def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
@@ -209,19 +196,13 @@ def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
 
 
 def _telling(kept: Any) -> Callable[[Any], None]:
-    """A report of rows that keeps each and says that it is done."""
+    """A report of rows that keeps each and says on standard error that it is done."""
+    from dim.score.report import format_accuracy
 
     def report(score: Any) -> None:
         kept.keep(score)
-        _tell(score)
+        ipc = "" if score.ipc is None else f" IPC {score.ipc}"
+        text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
+        say(text, sys.stderr)
 
     return report
-
-
-def _tell(score: Any) -> None:
-    """Say on standard error that a row is done."""
-    from dim.score.report import format_accuracy
-
-    ipc = "" if score.ipc is None else f" IPC {score.ipc}"
-    text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-    say(text, sys.stderr)

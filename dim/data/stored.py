@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dim.config import FORMATS
-from dim.data.format import Format
+from dim.data.format import MOST_PACKED, Format
 from dim.data.formats.safetensors import save_data
 from dim.errors import InputError
 from dim.io import digest, read_document, reading, write_document
@@ -17,7 +17,6 @@ from dim.outputs import atomic_folder
 from dim.spec import DataSpec
 
 DESCRIPTION = "set.json"
-_MOST_PACKED = 1100  # bytes of images in a byte of a file: what deflate can do at best, and a little
 
 
 def format_of(choice: str | type[Format]) -> Format:
@@ -88,7 +87,7 @@ def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, 
 def _require_plausible(path: Path, spec: DataSpec, description: Mapping[str, Any]) -> None:
     """Refuse a number of images that the files of a folder cannot hold, before there is memory for them."""
     count, stored = description["count"], sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count * spec.image_bytes <= _MOST_PACKED * stored:
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count * spec.image_bytes <= MOST_PACKED * stored:
         claim = f"{str(count)[:20]} images of {spec.image_bytes:,} bytes in files of {stored:,}"
         raise InputError(f"{path / DESCRIPTION} is damaged: it says that there are {claim}; make the set again")
 

@@ -1,7 +1,6 @@
 """What a part of a data set is: a digest of all its images and labels, and their statistics, from one pass over them."""
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from dim.data.pillow import describe_converted
 from dim.errors import InputError
 from dim.io import cache_folder, digest, load_tensors, save_tensors
+from dim.launch import launched
 from dim.loop import Progress
 from dim.spec import to_uint8
 from dim.text import say
@@ -125,7 +125,7 @@ class Reading:
 
     def _show(self) -> None:
         if self._progress is None:
-            self._progress = Progress(self._what, self._total, self._done, unit=self._unit, show=_first_process())
+            self._progress = Progress(self._what, self._total, self._done, unit=self._unit, show=launched()[0] == 0)
         else:
             self._progress.advance(self._done - self._shown)
         self._shown = self._done
@@ -140,9 +140,5 @@ def tell(what: str, converted: dict[int, int]) -> None:
 
 def say_once(text: str) -> None:
     """A line on standard error; of several processes only the first speaks."""
-    if _first_process():
+    if launched()[0] == 0:
         say(text, sys.stderr)
-
-
-def _first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

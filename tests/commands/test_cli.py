@@ -24,18 +24,12 @@ from dim.config import (
     FORMATS,
     AboutConfig,
     DataConfig,
-    DiscriminatorConfig,
     DistillConfig,
     ExpertsConfig,
-    FitConfig,
-    GeneratorConfig,
     ImagesConfig,
-    PoolConfig,
     ProtocolConfig,
     RecordConfig,
     ScoringConfig,
-    StageConfig,
-    TrainConfig,
     TrajectoryConfig,
     TrajectoryRecipe,
     to_toml,
@@ -48,16 +42,6 @@ from dim.runs.distill import Distiller
 from dim.trajectory import record
 from dim.trajectory.store import ExpertStore
 
-TINY = TrainConfig(
-    about=AboutConfig(title="tiny"),
-    generator=GeneratorConfig(width=4, latent_dim=6),
-    discriminator=DiscriminatorConfig(width=4),
-    stage_one=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
-    stage_two=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
-    pool=PoolConfig(students=("convnet:width=4",), members=2),
-    fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
-    protocol=ProtocolConfig(students=("convnet:width=4",), epochs=1, augment="crop"),
-)
 TINY_TRAJECTORY = TrajectoryRecipe(
     about=AboutConfig(title="tiny"),
     student="convnet:width=8,depth=2",
@@ -80,21 +64,6 @@ def surroundings():
         patch.delenv("DIM_DATA_ROOT", raising=False)
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(to_toml(TINY))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):
-    """A trained run."""
-    path = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--recipe", recipe, "--out", str(path)]) == 0
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -956,7 +925,7 @@ def test_no_images_per_class(wrong, run, tmp_path, ipc):
     assert not (tmp_path / "set").exists()
 
 
-def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
+def test_what_cannot_be_compared(wrong, run, small_set, tmp_path, tiny):
     scores, other = tmp_path / "scores.json", tmp_path / "run"
     assert main(["evaluate", str(small_set), "--seeds", "1", "--split", "val", "--json", str(scores)]) == 0
     assert "nothing to compare" in wrong("compare")
@@ -972,7 +941,7 @@ def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
     scores.write_text("{")
     assert "damaged" in wrong("compare", scores)
     # Digits too, but another part of them for training.
-    (tmp_path / "other.toml").write_text(to_toml(dataclasses.replace(TINY, data=DataConfig(split_seed=1))))
+    (tmp_path / "other.toml").write_text(to_toml(dataclasses.replace(tiny, data=DataConfig(split_seed=1))))
     assert main(["train", "--recipe", str(tmp_path / "other.toml"), "--out", str(other)]) == 0
     message = wrong("compare", small_set, other, "--ipc", "1")
     assert "was made from digits" in message

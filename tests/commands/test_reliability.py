@@ -1,6 +1,7 @@
 """Commands that are killed, that race, and that measure what is no number."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
@@ -12,29 +13,16 @@ import torch
 
 import dim
 from dim.commands.cli import main
-from dim.config import (
-    DiscriminatorConfig,
-    FitConfig,
-    GeneratorConfig,
-    PoolConfig,
-    ProtocolConfig,
-    StageConfig,
-    TrainConfig,
-    to_toml,
-)
 from dim.io import load_tensors, read_document, save_tensors, write_document
 from dim.run_folder import read_metrics
 from dim.score.record import read_scores
 
-TINY = TrainConfig(
-    generator=GeneratorConfig(width=4, latent_dim=6),
-    discriminator=DiscriminatorConfig(width=4),
-    stage_one=StageConfig(epochs=0.04, batch_size=8, lr=1e-3),
-    stage_two=StageConfig(epochs=0.04, batch_size=8, lr=1e-3),
-    pool=PoolConfig(students=("convnet:width=4",), members=2),
-    fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_steps=2),
-    protocol=ProtocolConfig(students=("convnet:width=4",), epochs=1, augment="crop"),
-)
+
+@pytest.fixture(scope="module")
+def tiny(tiny):
+    """Twice as long, with checkpoints on the way."""
+    stages = {name: dataclasses.replace(getattr(tiny, name), epochs=0.04) for name in ("stage_one", "stage_two")}
+    return dataclasses.replace(tiny, **stages, fit=dataclasses.replace(tiny.fit, checkpoint_steps=2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,20 +30,6 @@ def surroundings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(to_toml(TINY))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):
-    path = tmp_path_factory.mktemp("reliability") / "run"
-    assert main(["train", "--recipe", recipe, "--out", str(path)]) == 0
-    return path
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import make_pretrained
 from launching import launch, results
 from torch import Tensor
 
@@ -131,10 +130,10 @@ def everything(folder: str, store: str, processes: Processes | None = None) -> d
 
 
 @pytest.fixture(scope="module")
-def made(digits_experts, tmp_path_factory):
+def made(digits_experts, pretrained, tmp_path_factory):
     """By one process, and by each of two."""
     folder = tmp_path_factory.mktemp("shared")
-    make_pretrained(folder / "pipeline", grey=True)
+    pretrained(folder / "pipeline", grey=True)
     arguments = (str(folder / "pipeline"), str(digits_experts))
     return everything(*arguments, ALONE), results(launch(folder / "launch", everything, *arguments))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dim.data.format import Format
+from dim.data.format import MOST_PACKED, Format
 from dim.data.png import from_pngs, to_png
 from dim.errors import InputError
 from dim.nets.generator import Generator
@@ -17,7 +17,6 @@ __all__ = ["Parquet"]
 
 _DATASETS, _PARQUET = "datasets", "pyarrow.parquet"
 _FILE = "data.parquet"
-_MOST_PACKED = 1100  # bytes in a byte of the file
 
 
 class Parquet(Format):
@@ -42,7 +41,7 @@ class Parquet(Format):
         try:
             parts = parquet.ParquetFile(str(path)).metadata
             size = sum(parts.row_group(number).total_byte_size for number in range(parts.num_row_groups))
-            if parts.num_rows != description["count"] or size > _MOST_PACKED * path.stat().st_size:
+            if parts.num_rows != description["count"] or size > MOST_PACKED * path.stat().st_size:
                 raise ValueError(f"it claims {parts.num_rows} rows of {size:,} bytes")
             columns = parquet.read_table(str(path)).to_pydict()
             content = {
