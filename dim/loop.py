@@ -22,7 +22,7 @@ from dim.io import save_tensors
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
-from dim.signals import ENDING, handle
+from dim.signals import ENDING, handle, heeded
 from dim.text import say
 
 _TELL_SECONDS = 20.0
@@ -42,13 +42,15 @@ class NonFiniteError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; Ctrl-C after any of them stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
+        if number in ENDING:
+            heeded.append(number)
 
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers

@@ -29,11 +29,14 @@ def test_a_signal_is_noted_and_handlers_are_given_back(number):
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_second_signal_stops_at_once():
+def test_only_another_ctrl_c_stops_at_once():
+    """Launchers send more than one signal, and the state is still to be saved."""
     before = signal.getsignal(signal.SIGINT)
     with stop_signals() as asked:
+        signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert asked == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGTERM)
+        assert asked == [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before

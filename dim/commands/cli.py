@@ -26,7 +26,7 @@ from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
 from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
-from dim.signals import ENDING, handle
+from dim.signals import ENDING, handle, heeded
 from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
@@ -89,7 +89,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
     def note(number: int, frame: Any) -> None:
-        raise _Ended(number)
+        if not heeded:
+            heeded.append(number)
+            raise _Ended(number)
 
     handle(ENDING, note)
     try:
@@ -97,6 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except Exception:
         traceback.print_exc()
         status = 1
+    handle(ENDING, signal.SIG_IGN)  # the interpreter's own end would forget them, and with them the status
     sys.stdout.flush()
     if output.lost is not None:
         status = _fail(f"standard output could not be written: {output.lost.strerror}", status or 1)

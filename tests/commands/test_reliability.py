@@ -194,6 +194,21 @@ def asleep(process) -> bool:
         return "libtorch_cpu" in handle.read()
 
 
+def test_signals_after_the_first_change_nothing(recipe, tmp_path):
+    """A run that is on its way out says how it goes on, however often a launcher asks it to end."""
+    out = tmp_path / "run"
+    process = start("train", "--recipe", recipe, "--out", out, "--stage-two.epochs", "50")
+    while not (out / "checkpoint.safetensors").exists() and process.poll() is None:
+        time.sleep(0.02)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    status, line = ended(process)
+    assert status == 128 + signal.SIGTERM
+    assert line.startswith("dim: interrupted at step ")
+    assert line.endswith(f"continue with: dim train --out {out} --resume")
+
+
 def test_nohup_is_respected(recipe, tmp_path):
     command = [sys.executable, "-m", "dim.commands.cli", "train", "--recipe", recipe, "--out", str(tmp_path / "run")]
     process = subprocess.Popen(["nohup", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
