@@ -13,6 +13,7 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
@@ -33,7 +34,6 @@ def train(arguments: Sequence[str]) -> None:
     from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
     from dim.runs.train import fit
-    from dim.score.report import write_report
 
     accelerator = make_accelerator(config, Path(parsed.out))
     watch()
@@ -41,8 +41,7 @@ def train(arguments: Sequence[str]) -> None:
     data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
-        report = write_report(run, data)
-        say(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+        say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
 
 
 def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
@@ -210,7 +209,6 @@ def distill(arguments: Sequence[str]) -> None:
     from dim.data.real import load_data
     from dim.run_folder import RUN, read_run
     from dim.runs.distill import distill as run
-    from dim.score.report import write_report
 
     if parsed.experts is not None:
         folder = parsed.experts
@@ -229,11 +227,10 @@ def distill(arguments: Sequence[str]) -> None:
     going_on = {"resume": parsed.resume, "depart": parsed.depart, "processes": processes}
     result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
     if processes.main:
-        report = write_report(parsed.out, data)
         low, high = result.info["range"]
         values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
         then = f"next: dim evaluate {parsed.out} --controls random"
-        say(f"{len(result)} images in {parsed.out}, {values}  report: {report}  {then}")
+        say(f"{len(result)} images in {parsed.out}, {values}  {write_page(parsed.out, data)}  {then}")
 
 
 def _print_summary(store: Any) -> None:

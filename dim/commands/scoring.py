@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
+from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known
 from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
 from dim.config import ProtocolConfig, from_dict
@@ -38,7 +39,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     processes.once(lambda: _require_targets(parsed, "json"))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
-    kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, []))
+    kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, teacher))
     report = _telling(kept) if processes.main else lambda score: None
     settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
     evaluator = Evaluator(data, parsed.protocol, **settings, report=report)
@@ -52,7 +53,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     kept.remove()
     for name in subjects:
         if (Path(name) / "run.json").is_file():
-            _report(name, data, scores)
+            _say_page(name, data, scores)
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -87,7 +88,7 @@ def compare(arguments: Sequence[str]) -> None:
         require_made_from(subjects, data.spec)
         require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
-        kept = _unfinished_scores(parsed, subjects, data, known)
+        kept = _unfinished_scores(parsed, subjects, data, teacher, known)
         known += kept.rows
         evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_telling(kept))
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
@@ -126,7 +127,8 @@ def coverage(arguments: Sequence[str]) -> None:
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
     measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
-    asked = {name: getattr(parsed, name) for name in ("features", "samples", "seed")}
+    asked = {name: getattr(parsed, name) for name in ("samples", "seed")} | {"features": measure.features.to_dict()}
+    asked |= {part: data.digest(part) for part in ("val", "test")}
     kept = _unfinished(parsed, subjects, data, CoverageScore, 1, asked)
     rows = list(kept.rows)
     for name in list(subjects)[len(rows) :]:
@@ -147,7 +149,7 @@ def coverage(arguments: Sequence[str]) -> None:
             save_png(parsed.panel, nearest.panel())
         if is_run:
             own_first = [rows[number], *(row for row in rows if row is not rows[number])]
-            _report(name, data, coverage=own_first, nearest=nearest)
+            _say_page(name, data, coverage=own_first, nearest=nearest)
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
@@ -174,25 +176,21 @@ def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, kind: type,
     return UnfinishedRows(parsed.json, {"subjects": identities, "data": data.spec.to_dict(), **asked}, kind, together)
 
 
-def _unfinished_scores(parsed: Any, subjects: Mapping[str, Any], data: Any, known: Sequence[Any]) -> Any:
+def _unfinished_scores(parsed: Any, subjects: Mapping[str, Any], data: Any, teacher: Any, known: Sequence[Any] = ()) -> Any:
     """See `_unfinished`; `known` rows decide what is measured, too."""
     from dim.config import to_dict
     from dim.score.record import Score
 
     options = ("seeds", "split", "ipc", "track", "controls", "coreset_end")
     asked = {"known": [score.to_dict() for score in known], **{name: getattr(parsed, name) for name in options}}
-    asked |= {"protocol": to_dict(parsed.protocol), "teacher": to_dict(parsed.teacher)}
+    asked |= {"protocol": to_dict(parsed.protocol), "teacher": teacher and teacher.name, "scored": data.digest(parsed.split)}
     return _unfinished(parsed, subjects, data, Score, len(parsed.protocol.students), asked)
 
 
-def _report(name: str, data: Any, *measured: Any, **more: Any) -> None:
-    """Write a run's page; what was measured is no worse where that is impossible."""
-    from dim.score.report import write_report
-
-    try:
-        say(f"report: {write_report(name, data, *measured, **more)}")
-    except OSError as error:
-        say(f"dim: no report: {error.filename or name}: {error.strerror or error}", sys.stderr)
+def _say_page(name: str, *measured: Any, **more: Any) -> None:
+    page = write_page(name, *measured, **more)
+    if page:
+        say(page)
 
 
 def _telling(kept: Any) -> Callable[[Any], None]:

@@ -1147,7 +1147,7 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(small_set, wr
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_a_page_that_cannot_be_written_takes_nothing_from_a_command(run, tmp_path, capfd, monkeypatch):
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_command(run, recipe, tmp_path, capfd, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "report.html")
 
@@ -1156,6 +1156,10 @@ def test_a_page_that_cannot_be_written_takes_nothing_from_a_command(run, tmp_pat
     output, errors = capfd.readouterr()
     assert (done, read_json(tmp_path / "scores.json")["kind"]) == (0, "scores")
     assert "convnet:width=4" in output
+    assert errors.splitlines()[-1] == "dim: no report: report.html: Permission denied"
+    assert main(["train", "--recipe", recipe, "--out", str(tmp_path / "run")]) == 0
+    output, errors = capfd.readouterr()
+    assert f"generator: {tmp_path / 'run'}" in output
     assert errors.splitlines()[-1] == "dim: no report: report.html: Permission denied"
 
 

@@ -173,6 +173,27 @@ def test_rows_of_a_killed_command_are_taken_over(small_set, run, tmp_path, capfd
     assert measured == [str(small_set)]
 
 
+def test_rows_of_other_test_images_are_measured_again(small_set, run, tmp_path, monkeypatch):
+    """The training images may be the same, and the accuracies of others."""
+    from dim.data.real import RealData
+    from dim.score.evaluate import Evaluator
+
+    arguments = ["evaluate", str(small_set), str(run), "--ipc", "1", "--seeds", "1", "--json", str(tmp_path / "scores.json")]
+    measured, original = [], Evaluator._score
+
+    def score(self, source):
+        measured.append(source.name)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return original(self, source)
+
+    monkeypatch.setattr(Evaluator, "_score", score)
+    assert main(arguments) == 130
+    monkeypatch.setattr(RealData, "digest", lambda self, part: f"other {part} images")
+    assert main(arguments) == 0
+    assert measured == [str(small_set), str(run)] * 2
+
+
 # --- signals -----------------------------------------------------------------------------------------------------------------
 
 
