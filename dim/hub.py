@@ -1,6 +1,6 @@
 """Generators to and from folders and the Hugging Face Hub."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from dim.config import GENERATORS
 from dim.errors import InputError
+from dim.io import reading
 from dim.nets.generator import Generator
 from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
 from dim.outputs import atomic_folder
@@ -66,8 +67,9 @@ def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool
     """
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         save_again(temporary / FILE_NAME, generator)
-        info = generator.info
-        (temporary / "README.md").write_text(model_card(generator, info), encoding="utf-8")
+        with reading(FILE_NAME):
+            card = model_card(generator, generator.info)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         save_png(temporary / "samples.png", sample_grid(generator))
     return Path(folder)
 
@@ -98,6 +100,7 @@ def model_card(generator: Generator, info: dict[str, Any]) -> str:
         "architecture": f"{info['generator']['name']}, {sum(value.numel() for value in generator.parameters()):,} parameters",
         "images": around,
         "steps": f"{about.get('step')} of {about.get('total_steps')}",
+        **({"departures": _departures(about["departures"])} if about.get("departures") else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
     }
     table = "\n".join(f"| {name} | {for_markdown(text)} |" for name, text in facts.items())
@@ -122,3 +125,9 @@ generator = dim.load_generator("hub:OWNER/NAME")  # or this folder
 dim.sample_set(generator, ipc=10, seed=0).save("set-10")
 ```
 """
+
+
+def _departures(stated: Sequence[Mapping[str, Any]]) -> str:
+    """Where a run went on with other settings than it began with, see `dim.continuation.continues`."""
+    changes = [(each["step"], name, *pair) for each in stated for name, pair in each["changes"].items()]
+    return "; ".join(f"{name} from {before} to {after} after step {step}" for step, name, before, after in changes)

@@ -106,6 +106,21 @@ def test_a_model_card_shows_names_as_text(original, tmp_path, name):
     assert "\x1b" not in card
 
 
+def test_a_model_card_says_where_a_run_departed_from_its_settings(original):
+    stated = [{"step": 40, "changes": {"fit.clip_norm": [0.0, 1.0]}}, {"step": 60, "changes": {"stage_one.lr": [0.1, 0.01]}}]
+    card = model_card(original, {"about": {"departures": stated}, "generator": {"name": "gan"}, "versions": {}})
+    row = "| departures | fit.clip_norm from 0.0 to 1.0 after step 40; stage_one.lr from 0.1 to 0.01 after step 60 |"
+    assert row in card.replace("\\", "")
+
+
+def test_a_description_that_makes_no_card_is_refused_in_one_line(run, tmp_path):
+    generator = dim.load_generator(run)
+    generator.info["about"]["departures"] = [1]
+    with pytest.raises(InputError, match="is damaged"):
+        dim.save_pretrained(generator, tmp_path / "exports" / "first")
+    assert not list((tmp_path / "exports").iterdir())
+
+
 def test_an_export_does_not_overwrite_unasked(run, tmp_path):
     generator = dim.load_generator(run)
     (tmp_path / "mine.txt").write_text("mine")
