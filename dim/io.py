@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dim.errors import InputError
+from dim.launch import say_once
 from dim.outputs import write_bytes
 
 _METADATA_KEY = "dim"
@@ -158,5 +159,20 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        InputError: if neither is known, as in a container whose user has no home.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):
+        raise InputError("there is no home folder to keep a cache in: set XDG_CACHE_HOME to a folder that can be written")
+    return Path(folder) / "dim" / kind
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a file into the cache folder, see `save_tensors`; where that is impossible, say so once and go on."""
+    try:
+        save_tensors(path, tensors, metadata)
+    except OSError as error:
+        say_once(f"dim: {error.filename or path}: {error.strerror or error}: not kept, so the next start does this work again")

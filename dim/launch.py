@@ -31,6 +31,12 @@ def launched() -> tuple[int, int, int]:
     return (rank, world, local) if world > 1 else (0, 1, 0)
 
 
+def say_once(text: str) -> None:
+    """A line on standard error; of several processes only the first speaks."""
+    if launched()[0] == 0:
+        say(text, sys.stderr)
+
+
 def watch() -> None:
     """From now on, end this process when another one has ended before its time, and let errors be told once.
 

@@ -277,3 +277,10 @@ def test_a_write_that_hits_the_file_size_limit_leaves_the_old_file_whole(tmp_pat
 
 def test_other_errors_of_the_system_are_not_a_full_disk():
     assert not outputs.is_no_space(FileNotFoundError(2, "no such file"))
+
+
+def test_without_a_home_a_cache_folder_is_asked_for(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        io.cache_folder("data")

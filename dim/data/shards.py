@@ -15,9 +15,9 @@ from dim.config import DataConfig
 from dim.data.files import EXTENSIONS, Listing, decode_picture
 from dim.data.items import Items
 from dim.data.pillow import reason
-from dim.data.survey import Reading, keep_tensors
+from dim.data.survey import Reading
 from dim.errors import InputError
-from dim.io import cache_folder, digest, load_tensors, read_json
+from dim.io import cache_folder, digest, keep_tensors, load_tensors, read_json
 
 _FORMAT = 1  # of kept indexes; to be raised when another index would be made of the same shards
 _BLOCK, _PART = tarfile.BLOCKSIZE, 2**20

@@ -1,9 +1,8 @@
 """What a part of a data set is: a digest of all its images and labels, and their statistics, from one pass over them."""
 
 import hashlib
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from dim.data.pillow import describe_converted
 from dim.errors import InputError
-from dim.io import cache_folder, digest, load_tensors, save_tensors
-from dim.launch import launched
+from dim.io import cache_folder, digest, keep_tensors, load_tensors
+from dim.launch import launched, say_once
 from dim.loop import Progress
 from dim.spec import to_uint8
-from dim.text import say
 
 _FORMAT = 1  # of kept surveys; to be raised when the same files are decoded to other images
 _PATIENCE_SECONDS, _REFRESH_SECONDS = 3.0, 0.2
@@ -88,14 +86,6 @@ def keep(key: str, found: Survey) -> None:
     keep_tensors(_path(key), tensors, {"kind": "survey", "digest": found.digest, "converted": found.converted})
 
 
-def keep_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Keep a file in the cache folder. Where that cannot be written, say so and go on."""
-    try:
-        save_tensors(path, tensors, about)
-    except OSError as error:
-        say_once(f"{error.filename}: {error.strerror}: what was found in the data is not kept, and found again at the next start")
-
-
 def _path(key: str) -> Path:
     return cache_folder("data") / f"{key}.safetensors"
 
@@ -136,9 +126,3 @@ def tell(what: str, converted: dict[int, int]) -> None:
     """Say on standard error what had to be done to images, if anything."""
     if any(converted.values()):
         say_once(f"{what}: {describe_converted(converted)}")
-
-
-def say_once(text: str) -> None:
-    """A line on standard error; of several processes only the first speaks."""
-    if launched()[0] == 0:
-        say(text, sys.stderr)

@@ -22,7 +22,7 @@ from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
 from dim.errors import InputError
 from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_name, device_of, trained_features
-from dim.io import cache_folder, load_tensors, save_tensors
+from dim.io import cache_folder, keep_tensors, load_tensors
 from dim.loop import Progress
 from dim.nets.student_step import settled
 
@@ -262,7 +262,7 @@ def _kept_scores(data: RealData, method: str, config: ScoringConfig, cache: Path
         tensors = {"scores": _scores(data, method, config)}
         seconds = round(time.perf_counter() - started, 2)
         about = {"format": _FORMAT, "kind": method, "config": to_dict(config), "spec": spec.to_dict(), "seconds": seconds}
-        save_tensors(path, tensors, about)
+        keep_tensors(path, tensors, about)
     return tensors["scores"], about["seconds"]
 
 

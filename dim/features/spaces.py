@@ -23,7 +23,7 @@ from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
-from dim.io import cache_folder, digest, load_tensors, reading, save_tensors
+from dim.io import cache_folder, digest, keep_tensors, load_tensors, reading
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
 from dim.nets.student_step import settled
@@ -124,7 +124,7 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
             "split": split,
             "seconds": round(time.perf_counter() - started, 2),
         }
-        save_tensors(path, tensors, about)
+        keep_tensors(path, tensors, about)
     made.load_state_dict(tensors)
     net = made.to(device).eval()
     body = _Embedding(net).to(memory_format=torch.channels_last)

@@ -109,6 +109,15 @@ def test_the_cache_folder_is_the_users(digits, monkeypatch, tmp_path):
     assert [file.parent for file in tmp_path.rglob("*.safetensors")] == [tmp_path / "dim" / "features"]
 
 
+def test_a_cache_folder_that_cannot_be_written_costs_a_line(digits, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    settings = dataclasses.replace(SMALL, max_steps=1)
+    found = trained_features(digits, settings)
+    assert found.digest
+    assert "not kept, so the next start does this work again" in capsys.readouterr().err
+
+
 def test_an_impossible_architecture_is_refused(digits, tmp_path):
     with pytest.raises(InputError, match="unknown student 'convnot'"):
         trained_features(digits, FeatureConfig(student="convnot"), cache=tmp_path)
