@@ -1,4 +1,5 @@
-"""What many classes and many images cost: starting cold and from the cache, and the first steps of a generator and of experts.
+"""What many classes and many images cost: starting cold and from the cache, the first steps of a generator and of experts, and
+what a run does around its steps (checks, metrics, checkpoints).
 
     python benchmarks/scale.py [--classes 1000] [--per-class 200] [--resolution 32] [--steps 200]
 
@@ -24,11 +25,13 @@ from PIL import Image
 from dim.commands.malloc import keep_freed_memory
 from dim.config import DataConfig, RecordConfig
 from dim.data.real import RealData, load_data
+from dim.loop import Loop
 from dim.recipes.load import load_recipe
-from dim.runs.train import fit
+from dim.runs.train import Trainer, fit
 from dim.trajectory.record import record
 
-TASKS = ("cold start", "start from the cache", "generator", "experts")
+TASKS = ("cold start", "start from the cache", "generator", "experts", "around the steps")
+IDLE = 50  # times as many steps as others take, of a generator that does nothing in them
 DISTINCT = 20_000
 
 
@@ -66,9 +69,13 @@ def make_folder(root: Path, arguments: Arguments) -> None:
 
 def task(name: str, data: RealData, arguments: Arguments, out: Path) -> None:
     """Train for some steps; a start is only the loading of the data."""
-    if name == "generator":
+    if name in ("generator", "around the steps"):
         config = load_recipe("cifar10-gan-cpu")
-        length = {"epochs": epochs(arguments.steps, config.stage_one.batch_size, data)}
+        steps = arguments.steps
+        if name == "around the steps":
+            steps *= IDLE
+            Trainer.train_step = lambda trainer, *_: {"critic": torch.zeros(()), "discriminator": torch.zeros(())}
+        length = {"epochs": epochs(steps, config.stage_one.batch_size, data)}
         quiet = {"trackers": (), "sample_steps": 0, "checkpoint_minutes": 0.0, "compile": "off"}
         fit(changed(config, {"stage_one": length, "stage_two": {"epochs": 0.0}, "fit": quiet}), data, out)
     if name == "experts":
@@ -79,8 +86,18 @@ def task(name: str, data: RealData, arguments: Arguments, out: Path) -> None:
 
 
 def child(name: str, root: Path, arguments: Arguments, answer: multiprocessing.SimpleQueue) -> None:
-    """A task as the command line does it: its seconds after the data are there, and its largest resident memory in MiB."""
+    """A task as the command line does it: its seconds after the data are there, those of its checkpoints, and its largest
+    resident memory in MiB."""
     keep_freed_memory()
+    saving, original = 0.0, Loop.save
+
+    def timed(loop: Loop) -> None:
+        nonlocal saving
+        began = time.perf_counter()
+        original(loop)
+        saving += time.perf_counter() - began
+
+    Loop.save = timed
     torch.set_num_threads(arguments.threads)
     began = time.perf_counter()
     if name != "framework":
@@ -88,7 +105,7 @@ def child(name: str, root: Path, arguments: Arguments, answer: multiprocessing.S
         began = began if "start" in name else time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             task(name, data, arguments, Path(scratch) / "run")
-    answer.put((time.perf_counter() - began, peak_mib()))
+    answer.put((time.perf_counter() - began, saving, peak_mib()))
 
 
 def main(arguments: Arguments) -> None:
@@ -97,13 +114,20 @@ def main(arguments: Arguments) -> None:
         root = Path(scratch) / "images"
         make_folder(root, arguments)
         os.environ["XDG_CACHE_HOME"] = str(Path(scratch) / "cache")
-        _, framework = in_new_process(child, "framework", root, arguments)
+        *_, framework = in_new_process(child, "framework", root, arguments)
         for name in TASKS:
 
             def measure(name: str = name) -> dict[str, float]:
-                seconds, peak = in_new_process(child, name, root, arguments)
-                per = {} if "start" in name else {"seconds_per_step": round(seconds / arguments.steps, 4)}
-                return {"seconds": round(seconds, 1), **per, "peak_mib": round(peak - framework)}
+                seconds, saving, peak = in_new_process(child, name, root, arguments)
+                measured = {"seconds": round(seconds, 1), "peak_mib": round(peak - framework)}
+                if "start" in name:
+                    return measured
+                steps = arguments.steps * (IDLE if name == "around the steps" else 1)
+                return {
+                    **measured,
+                    "seconds_per_step": round((seconds - saving) / steps, 6),
+                    "checkpoint_seconds": round(saving, 2),
+                }
 
             print(rows.add(name, measure), flush=True)
     print(save("scale", {**dataclasses.asdict(arguments), "framework_mib": round(framework), "rows": rows.made}))
