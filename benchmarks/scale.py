@@ -1,5 +1,6 @@
 """What many classes and many images cost: starting cold and from the cache, the first steps of a generator and of experts, and
-what a run does around its steps (checks, metrics, checkpoints).
+what a run does around its steps (checks, metrics, checkpoints). And what photographs as large as ImageNet's cost: an image to
+read and scale, and the operations of a step for each.
 
     python benchmarks/scale.py [--classes 1000] [--per-class 200] [--resolution 32] [--steps 200]
 
@@ -15,22 +16,26 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
 from common import Rows, Sources, changed, epochs, in_new_process, peak_mib, save
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import DataConfig, RecordConfig
 from dim.data.real import RealData, load_data
 from dim.loop import Loop
 from dim.recipes.load import load_recipe
+from dim.runs.stages import Stage
 from dim.runs.train import Trainer, fit
 from dim.trajectory.record import record
 
 TASKS = ("cold start", "start from the cache", "generator", "experts", "around the steps")
+PHOTOGRAPHS = 300
 IDLE = 50  # times as many steps as others take, of a generator that does nothing in them
 DISTINCT = 20_000
 
@@ -65,6 +70,49 @@ def make_folder(root: Path, arguments: Arguments) -> None:
                 files.append(path)
             else:
                 os.link(files[source.integers(len(files))], path)
+
+
+def make_photographs(root: Path) -> None:
+    """JPEG files of 500x375 pixels with detail at every scale, in ten class folders."""
+    source = np.random.default_rng(0)
+    for number in range(PHOTOGRAPHS):
+        image = np.zeros((375, 500, 3))
+        for side in (4, 16, 64, 256):
+            coarse = Image.fromarray(source.integers(0, 256, (side, side, 3), dtype=np.uint8))
+            image += np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.float64) / 4
+        path = root / f"class{number % 10}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.astype(np.uint8)).save(path, quality=90)
+
+
+def of_photographs(root: Path, resolution: int, answer: multiprocessing.SimpleQueue) -> None:
+    """Seconds that one thread takes to read an image; of the networks of `tiny-imagenet-gan`, the operations of a step of either
+    stage for each image of its batch, in GFLOP, and parameters in all."""
+    torch.set_num_threads(1)
+    data = load_data(DataConfig(dataset="folder", root=str(root), resolution=resolution, memory_gib=0.0))
+    train = data.train
+    Image.init()
+    began = time.perf_counter()
+    for index in range(len(train)):
+        train.batch(torch.tensor([index]))
+    seconds = (time.perf_counter() - began) / len(train)
+    batch, found, step = 8, {}, Trainer.train_step
+
+    def counted(trainer: Trainer, number: int, stage: Stage, *rest: Any) -> dict[str, torch.Tensor]:
+        with FlopCounterMode(display=False) as counter:
+            losses = step(trainer, number, stage, *rest)
+        found[f"gflop_per_image_stage_{stage.name}"] = round(counter.get_total_flops() / batch / 1e9, 1)
+        networks = (trainer.generator, trainer.discriminator)
+        found["parameters"] = sum(value.numel() for network in networks for value in network.parameters())
+        return losses
+
+    Trainer.train_step = counted
+    stage = {"epochs": epochs(1, batch, data), "batch_size": batch}
+    fitting = {"trackers": (), "sample_steps": 0, "checkpoint_minutes": 0.0, "compile": "off", "precision": "fp32"}
+    config = changed(load_recipe("tiny-imagenet-gan"), {"stage_one": stage, "stage_two": stage, "fit": fitting})
+    with tempfile.TemporaryDirectory() as scratch:
+        fit(config, data, Path(scratch) / "run")
+    answer.put({"seconds_per_image": round(seconds, 5), **found})
 
 
 def task(name: str, data: RealData, arguments: Arguments, out: Path) -> None:
@@ -130,6 +178,10 @@ def main(arguments: Arguments) -> None:
                 }
 
             print(rows.add(name, measure), flush=True)
+        make_photographs(Path(scratch) / "photographs")
+        for resolution in (64, 256):
+            place = (Path(scratch) / "photographs", resolution)
+            print(rows.add(f"photographs, {resolution} pixels", lambda at=place: in_new_process(of_photographs, *at)), flush=True)
     print(save("scale", {**dataclasses.asdict(arguments), "framework_mib": round(framework), "rows": rows.made}))
 
 
