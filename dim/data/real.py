@@ -1,12 +1,13 @@
 """Real data: any image classification data set as splits that give batches by index.
 
-A split either holds its images as one uint8 tensor on the device (the usual case; a batch is a gather) or, when they are
-too large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
+A split either holds its images as one uint8 tensor on the device (the usual case; a batch is a gather), or, when they are too
+large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -90,6 +91,50 @@ class StreamSplit:
     def converted(self) -> dict[int, int]:
         """What had to be done to the images that were decoded so far; see `dim.data.pillow.count_converted`."""
         return count_converted(self._items.converted[self._indices])
+
+
+class HeldSplit(StreamSplit):
+    """A split whose images are decoded when they are first asked for, and then held as one uint8 tensor on the device. So a start
+    that knows the data from an earlier one need not wait for its images.
+    """
+
+    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
+        super().__init__(items, indices, shape, device, key)
+        self._held = ArraySplit(torch.empty(len(indices), *shape, dtype=torch.uint8, device=device), self.labels, device)
+        self._missing = torch.ones(len(indices), dtype=torch.bool)
+        self._lock = Lock()
+
+    @property
+    def streams(self) -> bool:
+        """See `Split.streams`: until all images are there."""
+        return self._missing is not None
+
+    @property
+    def images(self) -> Tensor:
+        """All images: uint8 (N, C, H, W) on the device."""
+        self._hold(torch.arange(len(self)))
+        return self._held.images
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.batch`."""
+        self._hold(indices)
+        return self._held.batch(indices)
+
+    def _hold(self, indices: Tensor) -> None:
+        """Decode those of the images that are not there."""
+        if self._missing is None:
+            return
+        with self._lock:  # a batch may be asked for ahead, by another thread
+            if self._missing is None:
+                return
+            indices = indices.cpu()
+            wanted = indices[self._missing[indices]].unique()
+            if len(wanted):
+                images = decode(self._items, self._indices[wanted], self._shape, self._pool)
+                self._held.images[wanted.to(self._held.images.device)] = images.to(self._held.images.device)
+                self._missing[wanted] = False
+            if not bool(self._missing.any()):
+                self._missing = None
 
 
 def in_chunks(
@@ -183,7 +228,7 @@ class EpochBatches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) in [-1, 1] and labels int64 (B,) of batch `step`, on the split's device."""
-        if self._pool is None:
+        if self._pool is None or not self.split.streams:
             return self.split.batch(self.indices(step))
         if self._ahead is not None and self._ahead[0] == step:
             batch = self._ahead[1].result()
@@ -286,15 +331,21 @@ def _assemble(
     total = (len(train.labels) + (len(test.labels) if test else 0)) * int(np.prod(shape))
     stream, name = total > config.memory_gib * 2**30, name or config.dataset
 
-    def split(items: Items, indices: Tensor, part: Part) -> Split:
-        if items.images is None and stream:
-            key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
-            return StreamSplit(items, indices, shape, device, key)
-        images = _held(items, indices, shape, f"{name}, {part} part") if items.images is None else items.images[indices]
-        return ArraySplit(images, items.labels[indices], device)
+    def split(items: Items, indices: Tensor) -> Split:
+        if items.images is not None:
+            return ArraySplit(items.images[indices], items.labels[indices], device)
+        key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
+        return (StreamSplit if stream else HeldSplit)(items, indices, shape, device, key)
 
-    training = split(train, train_indices, "train")
-    found = _look_at(training, f"{name}, train part")
+    parts: dict[Part, Split] = {
+        "train": split(train, train_indices),
+        "val": split(train, val_indices),
+        "test": split(test_source, test_indices),
+    }
+    # Images that are held are read at the first start, so that a damaged one is not met in the middle of the work.
+    wanted = [part for part, own in parts.items() if part == "train" or (isinstance(own, HeldSplit) and len(own))]
+    looked = {part: _look_at(parts[part], f"{name}, {part} part") for part in wanted}
+    found = looked["train"]
     spec = DataSpec(
         name=name,
         channels=shape[0],
@@ -305,15 +356,9 @@ def _assemble(
         std=found.std,
         fingerprint=found.digest,
     )
-    return RealData(spec, training, split(train, val_indices, "val"), split(test_source, test_indices, "test"))
-
-
-def _held(items: Items, indices: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
-    """All images of a part, decoded: uint8 (N, C, H, W)."""
-    with ThreadPoolExecutor(DECODE_THREADS) as pool, Reading(what, len(indices)) as reading:
-        images = decode(items, indices, shape, pool, reading.advance)
-    tell(what, count_converted(items.converted[indices]))
-    return images
+    data = RealData(spec, **parts)
+    data._digests.update({part: own.digest for part, own in looked.items()})
+    return data
 
 
 def _look_at(split: Split, what: str) -> Survey:

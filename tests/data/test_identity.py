@@ -13,7 +13,7 @@ import dim.data.files
 import dim.data.survey
 import dim.loop
 from dim.config import DataConfig
-from dim.data.real import from_dataset, load_data
+from dim.data.real import EpochBatches, from_dataset, load_data
 from dim.data.survey import recall
 
 ROOT = Path(dim.__file__).parents[1]
@@ -162,6 +162,34 @@ def test_a_second_start_does_not_read_the_images_again(root, decoded):
     repaint(root / "train" / "cat" / "000.bmp")
     assert load(root).spec.fingerprint != first.spec.fingerprint
     assert len(decoded) == train_files
+
+
+def test_images_that_fit_into_memory_are_read_at_the_first_start_and_later_when_asked_for(root, decoded):
+    first = load(root, memory_gib=8.0)
+    count = len(first.train) + len(first.val) + len(first.test)
+    assert len(decoded) == count + 1  # one for the size of all
+    assert not any(split.streams for split in (first.train, first.val, first.test))
+    del decoded[:]
+    again = load(root, memory_gib=8.0)
+    assert again.spec == first.spec
+    assert identity(again) == identity(first)
+    assert len(decoded) == 1
+    assert again.train.streams
+    indices = torch.tensor([3, 90, 3, 0])
+    for _ in range(2):
+        for own, other in zip(again.train.batch(indices), first.train.batch(indices), strict=True):
+            assert torch.equal(own, other)
+    assert len(decoded) == 1 + 3  # each of them once
+    assert again.train.streams
+    assert torch.equal(again.train.images, first.train.images)
+    assert len(decoded) == 1 + len(first.train)
+    assert not again.train.streams
+    # Batches that are asked for ahead, by another thread, while images are still missing.
+    batches = [EpochBatches(data.test, 7, seed=0, purpose="x") for data in (again, first)]
+    for step in range(8):
+        for own, other in zip(*(one.at(step) for one in batches), strict=True):
+            assert torch.equal(own, other)
+    assert not again.test.streams
 
 
 def test_other_settings_are_looked_at_anew(root):
