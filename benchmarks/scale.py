@@ -23,7 +23,8 @@ import torch
 import tyro
 from common import Rows, Sources, changed, epochs, in_new_process, peak_mib, save
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import DataConfig, RecordConfig
@@ -85,6 +86,19 @@ def make_photographs(root: Path) -> None:
         Image.fromarray(image.astype(np.uint8)).save(path, quality=90)
 
 
+class Operations(TorchDispatchMode):
+    """Counts those of convolutions and matrix products, also within `torch.autograd.grad`, where `FlopCounterMode` cannot."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.count += formula(*arguments, **(options or {}), out_val=result)
+        return result
+
+
 def of_photographs(root: Path, resolution: int, answer: multiprocessing.SimpleQueue) -> None:
     """Seconds that one thread takes to read an image; of the networks of `tiny-imagenet-gan`, the operations of a step of either
     stage for each image of its batch, in GFLOP, and parameters in all."""
@@ -99,16 +113,16 @@ def of_photographs(root: Path, resolution: int, answer: multiprocessing.SimpleQu
     batch, found, step = 8, {}, Trainer.train_step
 
     def counted(trainer: Trainer, number: int, stage: Stage, *rest: Any) -> dict[str, torch.Tensor]:
-        with FlopCounterMode(display=False) as counter:
+        with Operations() as operations:
             losses = step(trainer, number, stage, *rest)
-        found[f"gflop_per_image_stage_{stage.name}"] = round(counter.get_total_flops() / batch / 1e9, 1)
+        found[f"gflop_per_image_stage_{stage.name}"] = round(operations.count / batch / 1e9, 1)
         networks = (trainer.generator, trainer.discriminator)
         found["parameters"] = sum(value.numel() for network in networks for value in network.parameters())
         return losses
 
     Trainer.train_step = counted
     stage = {"epochs": epochs(1, batch, data), "batch_size": batch}
-    fitting = {"trackers": (), "sample_steps": 0, "checkpoint_minutes": 0.0, "compile": "off", "precision": "fp32"}
+    fitting = {"trackers": (), "sample_steps": 0, "checkpoint_minutes": 0.0, "compile": "off", "precision": "no"}
     config = changed(load_recipe("tiny-imagenet-gan"), {"stage_one": stage, "stage_two": stage, "fit": fitting})
     with tempfile.TemporaryDirectory() as scratch:
         fit(config, data, Path(scratch) / "run")
