@@ -8,10 +8,12 @@ from dim.errors import InputError
 
 IMAGES = 64 * 2**20
 """Bytes of float32 images at a time where they are read, counted or resized."""
-FORWARD = 12 * 2**20
+FORWARD = 3 * 2**20
 """The same where a network sees them without a graph. Its maps are larger than its images: at full resolution one map of 128
-channels, the widest of the usual students, is 43 times as large as an RGB image. With 12 MiB these are a thousand images of
-32x32 pixels and twenty of 224x224, and such a map has 0.5 GiB."""
+channels, the widest of the usual students, is 43 times as large as an RGB image. With 3 MiB these are 256 images of 32x32 pixels
+and five of 224x224, and such a map has 0.13 GiB, no more than where students are trained."""
+JUDGED = 250
+"""The most images that a student is asked about at a time, however small they are."""
 DRAWN = 256 * 2**20
 """The same where a generator makes them, which takes blocks of images that are better full."""
 

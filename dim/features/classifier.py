@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.config import ProtocolConfig
 from dim.data.real import RealData, Split, in_chunks
 from dim.loop import NonFiniteError
@@ -97,9 +97,9 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device, batch_size: int = 1000) -> float:
+def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> float:
     """Percentage of a split's images that a classifier, (B, C, H, W) images in [-1, 1] -> (B, classes) logits, gets right."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for _, images, labels in in_chunks(split, largest=batch_size, budget=FORWARD):
+    for _, images, labels in in_chunks(split, largest=JUDGED, budget=FORWARD):
         correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
     return 100 * int(correct) / len(split)

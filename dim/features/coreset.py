@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dim import rng
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
 from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
 from dim.errors import InputError
@@ -28,7 +28,6 @@ from dim.nets.student_step import settled
 
 End = Literal["easiest", "hardest"]
 _FORMAT = 1
-_BATCH = 1000
 
 
 class Rule:
@@ -76,7 +75,7 @@ class Training:
         """float (N, classes) of all training images, on the CPU."""
         train = self._data.train
         with torch.no_grad():
-            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=_BATCH, budget=FORWARD)])
+            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=JUDGED, budget=FORWARD)])
 
 
 class ScoreRule(Rule):

@@ -31,6 +31,7 @@ from dim.spec import DataSpec, as_unit_range
 
 _FORMAT = 1
 _BATCH = 250
+_TRAINED = 12 * 2**20  # bytes of float32 images in a step of the classifier's training
 _INCEPTION_SIDE = 299
 _INCEPTION_BATCH = 50  # it sees images of 299 pixels, however small they were; its largest maps then have 0.3 GB
 
@@ -98,7 +99,7 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
     # The memory of a step grows with the size of images, too.
-    config = dataclasses.replace(config, batch_size=chunk_size(4 * spec.image_bytes, config.batch_size, FORWARD))
+    config = dataclasses.replace(config, batch_size=chunk_size(4 * spec.image_bytes, config.batch_size, _TRAINED))
     steps, batch = _steps(data, config)
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)

@@ -17,7 +17,7 @@ from torch.func import grad_and_value, vmap
 
 from dim import rng
 from dim.augment import Augment
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
 from dim.continuation import continues
@@ -305,7 +305,7 @@ class _Recorder:
     def _accuracies(self, theta: Tensor, split: Split, indices: Tensor) -> Tensor:
         """Accuracy of every expert on images of a split, in percent, on the CPU."""
         correct = torch.zeros(len(theta), device=self.device)
-        for _, images, labels in in_chunks(split, indices, largest=1000, budget=FORWARD):
+        for _, images, labels in in_chunks(split, indices, largest=JUDGED, budget=FORWARD):
             images, labels = images.to(self.device), labels.to(self.device)
             for row, weights in enumerate(theta):
                 correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()
