@@ -19,8 +19,11 @@ have `commit_means` in place of most of it.
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,13 +35,14 @@ import torch
 from accelerate import Accelerator
 
 import dim
-from dim.config import TrainConfig, from_dict
+from dim.config import TrainConfig, flat, from_dict, to_dict
 from dim.data.real import RealData
 from dim.hub import load_generator
-from dim.io import atomic_folder, digest, read_json, write_json
+from dim.io import digest, load_tensors, read_json, write_document, write_json
 from dim.nets.generator_file import FILE_NAME
+from dim.outputs import atomic_folder
 from dim.provenance import hardware, versions
-from dim.run_folder import CHECKPOINT, RUN, read_metrics, run_description
+from dim.run_folder import CHECKPOINT, RUN, read_metrics, read_run, run_description
 from dim.runs.train import fit
 from dim.score.record import Score
 from dim.score.report import format_accuracy
@@ -192,10 +196,14 @@ def train(
 
 
 def begin_from(first: Path, config: TrainConfig, data: RealData, out: Path, device: torch.device) -> None:
-    """Make a run folder that resumes where the run in `first` ended, with other settings for what follows."""
+    """Make a run folder that resumes where the run in `first` ended, with other settings for what follows, which it states."""
+    before, now = (flat(json.loads(json.dumps(values))) for values in (read_run(first)["config"], to_dict(config)))
+    changes = {key: [before[key], now[key]] for key in before.keys() & now.keys() if before[key] != now[key]}
+    step = load_tensors(first / CHECKPOINT)[1]["step"]
     with atomic_folder(out) as folder:
         shutil.copy(first / CHECKPOINT, folder / CHECKPOINT)
-        write_json(folder / RUN, run_description(config, data.spec, device))
+        departures = {"departures": [{"step": step, "changes": changes}]}
+        write_document(folder / RUN, {**run_description(config, data.spec, device), **departures})
 
 
 def epochs(steps: int, batch_size: int, data: RealData) -> float:
@@ -217,6 +225,31 @@ def seconds_per_step(
         at = {record["step"]: record["seconds"] for record in read_metrics(run) if "lr" in record}
     first = (at[one] - at[skipped]) / (one - skipped)
     return first, (at[one + two] - at[one + skipped]) / (two - skipped)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------------
+
+
+def in_new_process(child: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function puts into the queue that is its last argument, in a new process, which has nothing in memory yet.
+
+    Raises:
+        RuntimeError: if it ends without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    answer = context.SimpleQueue()
+    process = context.Process(target=child, args=(*arguments, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{arguments[0]} ended with {process.exitcode}: expected 0; was there enough memory?")
+    return answer.get()
+
+
+def peak_mib() -> float:
+    """Largest resident memory that this process has had, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------------

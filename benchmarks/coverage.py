@@ -13,11 +13,11 @@ import tyro
 from common import RESULTS, Rows, Sources, save
 
 from dim.commands.malloc import keep_freed_memory
+from dim.data.real import real_data_of
 from dim.hub import load_generator
 from dim.pictures import save_png
 from dim.sampler import identity
 from dim.score.coverage import Coverage, CoverageScore
-from dim.score.evaluate import real_data_of
 from dim.score.report import coverage_to_json, print_coverage
 
 

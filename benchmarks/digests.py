@@ -98,7 +98,7 @@ def _content(path: Path) -> list[bytes] | None:
         return [path.read_bytes()]
     if path.name == "metrics.jsonl":
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        return [json.dumps({k: v for k, v in record.items() if k != "seconds"}).encode() for record in records]
+        return [json.dumps({k: v for k, v in record.items() if k not in ("seconds", "crc")}).encode() for record in records]
     return None
 
 

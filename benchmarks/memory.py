@@ -11,8 +11,6 @@ step is settled by its batch and its network, and not by the data set.
 import dataclasses
 import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from common import Rows, Sources, save
+from common import Rows, Sources, in_new_process, peak_mib, save
 from PIL import Image
 
 from dim.commands.malloc import keep_freed_memory
@@ -103,38 +101,21 @@ def child(name: str, root: Path | None, arguments: Arguments, answer: multiproce
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # so that nothing is known of earlier tasks
         task(name, root, arguments)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
-
-
-def peak(name: str, root: Path | None, arguments: Arguments) -> float:
-    """Largest resident memory of a process that does a task, in MiB.
-
-    Raises:
-        RuntimeError: if it ends without an answer.
-    """
-    context = multiprocessing.get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=child, args=(name, root, arguments, answer))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"{name} ended with {process.exitcode}: expected 0; was there enough memory?")
-    return answer.get()
+    answer.put(peak_mib())
 
 
 def main(arguments: Arguments) -> None:
     sources = Sources.of(__file__)
     asked = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in ("images", "tasks")}
     rows = Rows(sources, "cpu", asked)
-    framework = peak("framework", None, arguments)
+    framework = in_new_process(child, "framework", None, arguments)
     for count in arguments.images:
         with tempfile.TemporaryDirectory() as scratch:
             make_folder(Path(scratch), count, arguments.resolution)
             for name in arguments.tasks:
 
                 def measure(name: str = name, root: Path = Path(scratch)) -> dict[str, float]:
-                    return {"peak_mib": round(peak(name, root, arguments) - framework)}
+                    return {"peak_mib": round(in_new_process(child, name, root, arguments) - framework)}
 
                 row = rows.add(name, measure, images=count)
                 print("{name}, {images} images: {peak_mib} MiB above the framework's".format(**row), flush=True)

@@ -22,7 +22,7 @@ from common import RESULTS, KeepRows, Rows, Sources, changed_section, save, scor
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import PolicyConfig, ProtocolConfig, RefineConfig, from_dict, to_dict
-from dim.data.real import RealData
+from dim.data.real import RealData, real_data_of
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.emit.policy import Policy, Ranking
 from dim.features.spaces import trained_features
@@ -30,7 +30,7 @@ from dim.hub import load_generator
 from dim.nets.generator import Generator
 from dim.pictures import save_png
 from dim.sampler import anchored, identity, sample_set, set_grid, stored_bytes
-from dim.score.evaluate import Evaluator, real_data_of
+from dim.score.evaluate import Evaluator
 from dim.score.record import Score
 from dim.spec import to_uint8
 from dim.teacher import Teacher, load_teacher, with_soft_labels

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dim.errors import InputError, nearest
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
@@ -53,19 +54,24 @@ class Augment:
                 raise InputError(f"unknown augmentation {family!r}. {nearest(family, _FAMILIES)}")
         self.spec = spec
 
-    def draw(self, batch: int, generator: torch.Generator) -> Draw:
+    def draw(self, batch: int, generator: torch.Generator, processes: Processes = ALONE) -> Draw:
         """Draw the random numbers for a batch, on the generator's device.
 
         With `|`, the family follows from the generator's seed: give every batch a generator of its own, as `dim.rng` does.
+
+        Args:
+            batch: the number of images here.
+            generator: the same in all processes.
+            processes: those that share a larger batch: what is drawn for that is divided among them.
         """
         families = self.families
         if self.one_of:
             # The choice is made on the host from a seed, so that it costs no device synchronisation.
             pick = torch.Generator().manual_seed(generator.initial_seed())
             families = (families[int(torch.randint(len(families), (), generator=pick))],)
-        return Draw(
-            {family: torch.rand(batch, _FAMILIES[family][0], generator=generator, device=generator.device) for family in families}
-        )
+        drawing = {"generator": generator, "device": generator.device}
+        total = batch * processes.world
+        return Draw({family: processes.part(torch.rand(total, _FAMILIES[family][0], **drawing)) for family in families})
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Augment float (B, C, H, W) images in [-1, 1]; differentiable in the images.
@@ -79,9 +85,9 @@ class Augment:
             images = _FAMILIES[family][1](images, values, self.spec)
         return images
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, processes: Processes = ALONE) -> Tensor:
         """Draw and apply."""
-        return self.apply(images, self.draw(len(images), generator)) if self.families else images
+        return self.apply(images, self.draw(len(images), generator, processes)) if self.families else images
 
 
 def _columns(values: Tensor, like: Tensor) -> list[Tensor]:

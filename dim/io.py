@@ -1,12 +1,14 @@
-"""Files: safetensors with JSON metadata, written atomically and verified when read. Nothing is ever unpickled."""
+"""Files: JSON documents, and safetensors with JSON metadata, written atomically and verified when read. Nothing is ever
+unpickled."""
 
 import contextlib
-import errno
 import hashlib
 import json
+import math
 import os
-import shutil
-import uuid
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,74 +19,19 @@ import torch
 from torch import Tensor
 
 from dim.errors import InputError
+from dim.launch import say_once
+from dim.outputs import write_bytes
 
 _METADATA_KEY = "dim"
 _DIGEST_KEY = "digest"
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes its place, on failure it is removed.
-
-    A reader sees the old file or the new one, never a part, also after a kill or a full disk.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes its place, on failure it is removed.
-
-    Raises:
-        InputError: if `path` exists and is not an empty folder, unless `overwrite`, which then replaces it.
-    """
-    path = Path(path).absolute()
-    require_free(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            retired = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            os.replace(path, retired)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(retired, path)
-                raise
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def require_free(path: Path | str, *, overwrite: bool = False) -> None:
-    """Raise InputError if something other than an empty folder is at `path` and `overwrite` is not set."""
-    path = Path(path)
-    if path.is_dir():
-        if any(path.iterdir()) and not overwrite:
-            raise InputError(f"output folder {path} is not empty: name a new folder, or pass --overwrite to replace it")
-    elif path.exists():
-        raise InputError(f"output {path} is a file: expected a folder that does not exist yet")
-
-
-def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write a file atomically."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)
+_CHECKSUM_KEY = "checksum"
+_FORMAT = 2  # of JSON documents
+_MOST_JSON = 256 * 2**20
+# What parsers and PyTorch raise for content that they cannot read.
+_UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, SyntaxError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile, tarfile.TarError, safetensors.SafetensorError),
+)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -96,15 +43,71 @@ def read_json(path: Path | str) -> Any:
     """Parse a JSON file.
 
     Raises:
-        InputError: if it is missing or not JSON.
+        InputError: if it is missing, larger than 256 MiB, or not JSON.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    if (size := path.stat().st_size) > _MOST_JSON:
+        raise InputError(f"{path} has {size:,} bytes: expected JSON of at most {_MOST_JSON:,}; it is no file of this package")
+    with reading(path, "not valid JSON"):
+        return _parse(path.read_bytes())
+
+
+def _parse(text: bytes | str) -> Any:
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number[:20]} is no number that JSON can hold")
+        return float(number)
+
+    return json.loads(text, parse_constant=finite, parse_float=finite)
+
+
+def write_document(path: Path | str, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with the number of its format and a checksum over its content, atomically; see `read_document`."""
+    content = {"format": _FORMAT, **{key: value for key, value in values.items() if key not in ("format", _CHECKSUM_KEY)}}
+    write_json(path, {**content, _CHECKSUM_KEY: checksum(content)})
+
+
+def read_document(path: Path | str) -> dict[str, Any]:
+    """Parse a file that `write_document` wrote, or one of an earlier version (format 1, or none), which had no checksum.
+
+    Raises:
+        InputError: if it is missing, damaged, of a later format, or was changed after it was written.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("format", 1), int):
+        raise InputError(f"{path} is damaged: expected a JSON object with the number of its format; restore it or make it again")
+    if values.get("format", 1) > _FORMAT:
+        newer = values["format"]
+        raise InputError(f"{path} has format {newer}: this version reads up to {_FORMAT}; upgrade dim-distill")
+    checked = _CHECKSUM_KEY in values or values.get("format", 1) != 1  # no single flipped bit takes both away
+    if checked and values.pop(_CHECKSUM_KEY, None) != checksum(values):
+        raise InputError(f"{path} was damaged or edited: it does not match its checksum; restore it or make it again")
+    return values
+
+
+def checksum(value: Any) -> str:
+    """BLAKE2b digest over a JSON value; the order of keys does not count."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, what: str = "") -> Iterator[None]:
+    """The boundary at which the content of a file from outside becomes values: what it cannot mean is an InputError, with the
+    file's name, whatever the library that parses it raises."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"no file {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: not valid JSON ({error}); restore it or make it again") from None
+        yield
+    except InputError:
+        raise
+    except (OSError, *_UNREADABLE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file may not be read, or the disk is full
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = f"no entry {reason}" if isinstance(error, KeyError) else reason
+        reason = f"{what}: {reason}" if what else reason
+        raise InputError(f"{path} is damaged ({reason}): restore it or make it again") from error
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -141,19 +144,35 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no file {path}: expected a .safetensors file written by dim")
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no iterator of its own)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}): restore it or make it again") from None
+    with reading(path, "truncated or no safetensors"), safetensors.safe_open(path, framework="pt") as handle:
+        header = handle.metadata() or {}
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no iterator of its own)
     if _METADATA_KEY not in header:
         raise InputError(f"{path} has no dim metadata: expected a file written by dim")
     if digest(tensors, header[_METADATA_KEY]) != header.get(_DIGEST_KEY):
         raise InputError(f"{path} is damaged: its content does not match its checksum; restore it or make it again")
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(header[_METADATA_KEY])
+    with reading(path, "its metadata is not valid JSON"):
+        metadata = _parse(header[_METADATA_KEY])
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} is damaged: its metadata is no JSON object; restore it or make it again")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
-def is_no_space(error: OSError) -> bool:
-    """Whether an operating-system error means that a disk, a quota or a file-size limit is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def cache_folder(kind: str) -> Path:
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises:
+        InputError: if neither is known, as in a container whose user has no home.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if folder.startswith("~"):
+        raise InputError("there is no home folder to keep a cache in: set XDG_CACHE_HOME to a folder that can be written")
+    return Path(folder) / "dim" / kind
+
+
+def keep_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a file into the cache folder, see `save_tensors`; where that is impossible, say so once and go on."""
+    try:
+        save_tensors(path, tensors, metadata)
+    except OSError as error:
+        say_once(f"dim: {error.filename or path}: {error.strerror or error}: not kept, so the next start does this work again")

@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dim.continuation import Continuation
+from dim.errors import InputError
 from dim.io import save_tensors
-from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, check_same_run, open_run, require_free_run
-from dim.spec import DataSpec
+from dim.outputs import sole_writer
+from dim.processes import ALONE, Agreement, Processes
+from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.signals import ENDING, handle, heeded
+from dim.text import say
 
 _TELL_SECONDS = 20.0
 
@@ -37,18 +42,19 @@ class NonFiniteError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second Ctrl-C stops at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; Ctrl-C after any of them stops at once."""
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
+        if number in ENDING:
+            heeded.append(number)
 
-    previous: dict[int, Callable | int | None] = {}
+    previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        previous = handle((signal.SIGINT, *ENDING), note)
     try:
         yield asked
     finally:
@@ -56,44 +62,13 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def continues(
-    out: Path,
-    config: Any,
-    spec: DataSpec,
-    *,
-    resume: bool,
-    kind: str = "run",
-    may_change: Collection[str] = (),
-    holds: str = CHECKPOINT,
-    main: bool = True,
-) -> bool:
-    """Whether a run goes on from what its folder holds. A run that was killed before its first checkpoint begins again.
-
-    Args:
-        out: the folder.
-        config: the settings now.
-        spec: the data now.
-        resume: whether the user asks for it.
-        kind: what kind of run the folder should be of.
-        may_change: settings that the result does not depend on.
-        holds: name of the file from which such a run continues.
-        main: whether this process looks after the folder; others do not refuse it.
-
-    Raises:
-        InputError: if the run there has other settings or another data set; or, without `resume`, if there is anything to lose.
-    """
-    if resume and check_same_run(out, config, spec, kind=kind, may_change=may_change) and (out / holds).is_file():
-        return True
-    if main:
-        require_free_run(out, lambda out: (out / holds).is_file(), kind=kind)
-    return False
-
-
 class Run(Protocol):
     """What a loop asks of the run that it drives."""
 
     remedy: str
     """What to try when values stop being finite."""
+    departs: str
+    """An option with which the run may then go on, see `dim.continuation.continues`; empty if there is none."""
 
     def check(self) -> None:
         """Raise, by `Loop.fail`, if the state is not worth saving."""
@@ -113,7 +88,8 @@ class Run(Protocol):
 
 
 class Loop:
-    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown.
+    """The shell around the steps of one run, as a context: within it, signals ask for a stop and progress is shown. From its
+    making to the end of the context, no other process can work on the run.
 
         with Loop(...) as loop:
             while loop.step < loop.total:
@@ -122,6 +98,7 @@ class Loop:
                 if loop.logs():
                     loop.log({"loss": ...})
                 loop.between()          # picture, checkpoint, stop
+            loop.finish()
 
     The order between two steps is metrics, picture, checkpoint: a run that is killed between any two of them and resumed from the
     checkpoint before makes the later ones again, so that nothing is missing.
@@ -135,9 +112,15 @@ class Loop:
         seconds: wall time that was spent before.
         settings: has log_steps, sample_steps, checkpoint_steps and checkpoint_minutes, as far as the run has them.
         description: what run.json says, see `dim.run_folder.run_description`.
+        continuation: how the run goes on; see `dim.continuation.continues`.
         device: where the run works; with `tf32`, whether matrix products on a GPU may use TF32 (None: as PyTorch has it).
         file: name of the checkpoint.
-        main: whether this process writes. Others count along.
+        processes: those that take every step together. The main one writes; the others count along.
+        shown: whether progress is shown, where this process writes.
+        called: the folder as messages name it, if it is another than `out`.
+
+    Raises:
+        InputError: if the processes begin at different steps, as they do where they do not see one folder.
     """
 
     def __init__(
@@ -148,6 +131,7 @@ class Loop:
         name: str,
         total: int,
         description: Mapping[str, Any],
+        continuation: Continuation,
         settings: Any,
         device: torch.device,
         unit: str = "step",
@@ -155,22 +139,32 @@ class Loop:
         seconds: float = 0.0,
         tf32: bool | None = None,
         file: str = CHECKPOINT,
-        main: bool = True,
+        processes: Processes = ALONE,
+        shown: bool = True,
+        called: Path | None = None,
     ) -> None:
-        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, main
+        self._run, self.out, self._unit, self._file, self._main = run, out, unit, file, processes.main
+        self._called, self._agreed = called or out, Agreement(processes)
         self.total, self.step = total, step
         self._every = {key: getattr(settings, key, 0) for key in ("log_steps", "sample_steps", "checkpoint_steps")}
         self._save_seconds = 60 * settings.checkpoint_minutes
-        self._command = KINDS[description["kind"]]
+        self._command, self._of = KINDS[description["kind"]], continuation.of
         self._asked: list[int] = []
         self._stack = contextlib.ExitStack()
         if device.type == "cuda" and tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        if main:
-            open_run(out, description, step)
+        if len(steps := set(processes.gather(step))) > 1:
+            raise InputError(f"the processes begin at steps {sorted(steps)}: expected a folder that all machines see, not {out}")
+
+        def begin() -> None:
+            self._stack.enter_context(sole_writer(out))
+            continuation.require_unchanged()
+            open_run(out, continuation.opening(description, step), step)
+
+        processes.once(begin)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
-        self.progress = Progress(name, total, step, unit=unit, show=main)
+        self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
 
     def __enter__(self) -> "Loop":
         self._asked = self._stack.enter_context(stop_signals())
@@ -185,7 +179,10 @@ class Loop:
             raise Interrupted(f"{done}; {self._remedy()}", signal.SIGINT) from None
 
     def _remedy(self) -> str:
-        return f"continue with: dim {self._command} --out {self.out} --resume"
+        return f"continue with: {self._line()}"
+
+    def _line(self) -> str:
+        return f"dim {self._command} --out {self._called} --resume"
 
     # --- the clock and what is written while the run works ---------------------------------------------------------------
 
@@ -229,7 +226,7 @@ class Loop:
             where: the place in the run, for people. Default: the number of the step.
 
         Raises:
-            Interrupted: after a signal, when the state has been saved.
+            Interrupted: after a signal to any of the processes, when the state has been saved.
         """
         if self.step == self.total:
             return
@@ -237,16 +234,22 @@ class Loop:
         if every["sample_steps"] and self.step % every["sample_steps"] == 0 and self._main:
             self._run.picture()
         due = every["checkpoint_steps"] > 0 and self.step % every["checkpoint_steps"] == 0
-        due |= self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
-        if due or self._asked:
+        late = self._main and self._save_seconds > 0 and time.monotonic() - self._saved_at >= self._save_seconds
+        # All processes save after the same step, whose clock or signal it may be.
+        late, number = self._agreed(late, self._asked[0] if self._asked else 0)
+        if due or late or number:
             self.save()
-        self.stop_if_asked(where)
+        if number:
+            self._stop(where, number)
 
     def stop_if_asked(self, where: str | None = None) -> None:
-        """Raise Interrupted if a signal asked for a stop; the state must have been saved."""
+        """Raise Interrupted if a signal asked this process for a stop; the state must have been saved."""
         if self._asked:
-            where = where or f"at {self._unit} {self.step} of {self.total}"
-            raise Interrupted(f"interrupted {where}; {self._remedy()}", self._asked[0])
+            self._stop(where, self._asked[0])
+
+    def _stop(self, where: str | None, number: int) -> None:
+        where = where or f"at {self._unit} {self.step} of {self.total}"
+        raise Interrupted(f"interrupted {where}; {self._remedy()}", number)
 
     def save(self) -> None:
         """Write the checkpoint, and then the result.
@@ -260,7 +263,7 @@ class Loop:
         if not bool(torch.stack(finite).all()):
             self.fail(f"{self._unit} {self.step}: the weights are not finite")
         if self._main:
-            save_tensors(self.out / self._file, tensors, metadata)
+            save_tensors(self.out / self._file, tensors, {**metadata, "of": self._of})
             self._run.result()
         self._saved_at = time.monotonic()
 
@@ -286,9 +289,12 @@ class Loop:
         """
         if self._main:
             save_tensors(self.out / FAILED, *self._run.state())
-        kept = self.out / self._file
-        good = f"the last good state is {kept}" if kept.exists() else "no checkpoint had been written yet"
-        raise NonFiniteError(f"{what}. The state is saved in {self.out / FAILED}; {good}. {self._run.remedy}")
+        kept, remedy = (self.out / self._file).exists(), self._run.remedy
+        good = f"the last good state is {self._file} beside it" if kept else "no checkpoint had been written yet"
+        where = self.out / FAILED
+        if self._run.departs and kept:
+            where, remedy = FAILED, f"{remedy}; to go on: {self._line()} --depart {self._run.departs}"
+        raise NonFiniteError(f"{what}. The state is saved in {where}; {good}. {remedy}")
 
 
 class Progress:
@@ -321,4 +327,4 @@ class Progress:
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+        say("  ".join(filter(None, parts)), sys.stderr)

@@ -7,7 +7,7 @@ from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from dim.io import atomic_file
+from dim.outputs import atomic_file
 from dim.spec import to_uint8
 
 _MIN_SIDE = 48

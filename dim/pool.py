@@ -9,21 +9,22 @@ recorded experts, of any age, so nothing is trained at all, and several can judg
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dim import rng
 from dim.augment import Augment
 from dim.config import POOLS, STUDENTS, PoolConfig, require
 from dim.config.settings import Compile, Precision
 from dim.data.real import RealData
-from dim.nets.student import Student, build_student, parse_student
+from dim.nets.student import Student, build_student, check_student
 from dim.nets.student_step import StudentStep, settled
+from dim.processes import ALONE, Processes, running_statistics
 from dim.spec import DataSpec
 
 
@@ -132,8 +133,7 @@ class TrainedPool(ModelPool):
         seed: seed of the run.
         device: where members live.
         channels_last: memory format of their convolutions.
-        rank: number of this process, so that each augments its own share of a batch its own way.
-        average: averages the gradients of parameters over processes, in place, so that all hold the same members.
+        processes: those that share every batch and hold the same members.
         work: steps of upkeep of one architecture, and images in each, by which open compilation is settled.
 
     Raises:
@@ -156,17 +156,16 @@ class TrainedPool(ModelPool):
         seed: int,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
-        rank: int = 0,
-        average: Callable[[Iterable[nn.Parameter]], None] = lambda parameters: None,
+        processes: Processes = ALONE,
         work: Mapping[str, int] = MappingProxyType({"steps": 0, "batch": 0}),
     ) -> None:
         for student in config.students:
-            parse_student(student)
+            check_student(student, spec)
         self.config, self.spec, self.seed = config, spec, seed
         self._steps_per_epoch, self._first_step = steps_per_epoch, first_step
         self.slots: dict[int, _Member] = {}
         self._serving: tuple[int, _Member] | None = None
-        self._device, self._rank, self._average = torch.device(device), rank, average
+        self._device, self._processes = torch.device(device), processes
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._augment, self._work = Augment(config.augment, spec), work
 
@@ -222,12 +221,12 @@ class TrainedPool(ModelPool):
             The loss, a detached scalar on the device.
         """
         member = self._member(step)
-        source = rng.generator(self.seed, "pool-augment", step, part, self._rank, device=images.device)
+        source = rng.generator(self.seed, "pool-augment", step, part, 0, device=images.device)
         member.net.requires_grad_(True).train()
         with torch.autocast(images.device.type, enabled=False):  # of the run; a member's own is settled in its step
-            loss, _ = member.step.loss(self._augment(images, source), labels)
+            loss, _ = member.step.loss(self._augment(images, source, self._processes), labels)
         loss.backward()
-        self._average(member.net.parameters())
+        self._processes.average([*(weight.grad for weight in member.net.parameters()), *running_statistics(member.net)])
         member.optimizer.step()
         member.optimizer.zero_grad()
         member.net.requires_grad_(False).eval()

@@ -7,21 +7,23 @@ which (class, index) pairs are wanted.
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from dim.chunks import require_memory
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest
 from dim.nets.generator import Generator
 from dim.pictures import grid
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, as_unit_range
 
-T = TypeVar("T")
+_BESIDE_IMAGE = 64  # bytes: labels, indices, and their sorting
 
 
 class Ranked(Protocol):
@@ -78,6 +80,8 @@ def request(
             raise InputError(f"class {label} is unknown: {spec.name} has classes 0 to {spec.num_classes - 1}")
         if count < 1:
             raise InputError(f"class {label} has count {count}: expected 1 or more images")
+    total = sum(counts.values())
+    require_memory(total * (spec.image_bytes + _BESIDE_IMAGE), f"{total:,} images", "ask for fewer (--ipc, --counts)")
     labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
     indices = torch.cat([torch.arange(count) for count in counts.values()])
     order = torch.argsort(indices * spec.num_classes + labels)
@@ -198,25 +202,21 @@ def identity(subject: SyntheticSet | Generator) -> str:
     return digest(subject.content(), json.dumps(subject.info.get("step_size")))
 
 
-def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSet | None:
-    """`sample_set` with the work shared among the processes of an `accelerate launch`; in a single process, the same.
+def sample_set_together(generator: Generator, processes: Processes = ALONE, **request_and_seed) -> SyntheticSet | None:
+    """`sample_set` with the work shared among processes; in a single one, the same.
 
     Returns:
         The whole set in the main process, None in the others.
     """
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    state = PartialState(cpu=generator.device.type == "cpu")
+    if processes.world == 1:
+        return sample_set(generator, **request_and_seed)
     wanted, _ = request(generator.spec, **{name: request_and_seed.get(name) for name in ("ipc", "counts", "classes")})
-    world = min(state.num_processes, len(wanted))  # where there are fewer images, the last processes draw none
+    world = min(processes.world, len(wanted))  # where there are fewer images, the last processes draw none
     own = None
-    if state.process_index < world:
-        own = sample_set(generator, **request_and_seed, rank=state.process_index, world=world)
-    if state.num_processes == 1:
-        return own
-    parts = gather_object([None if own is None else (own.images, own.labels, own.latents)])[:world]
-    if not state.is_main_process:
+    if processes.rank < world:
+        own = sample_set(generator, **request_and_seed, rank=processes.rank, world=world)
+    parts = processes.gather(None if own is None else (own.images, own.labels, own.latents))[:world]
+    if not processes.main:
         return None
 
     def woven(shares: Sequence[Tensor]) -> Tensor:
@@ -228,27 +228,6 @@ def sample_set_together(generator: Generator, **request_and_seed) -> SyntheticSe
     images, labels, latents = zip(*parts, strict=True)
     moved = None if own.latents is None else woven(latents)
     return SyntheticSet(woven(images), woven(labels), own.spec, info=own.info, latents=moved)
-
-
-def made_once(make: Callable[[], T]) -> T:
-    """What `make` gives in the main process of an `accelerate launch`, in all of them; in a single process, just that."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    if state.num_processes == 1:
-        return make()
-    return broadcast_object_list([make() if state.is_main_process else None])[0]
-
-
-def leave_together() -> None:
-    """Let the processes of a launch wait for each other and take their group down, which must not be left to the exit."""
-    from accelerate import PartialState
-
-    state = PartialState()
-    if state.num_processes > 1:
-        state.wait_for_everyone()
-        state.destroy_process_group()
 
 
 def sample_grid(generator: Generator, *, per_class: int = 10, max_classes: int = 20, seed: int = 0):

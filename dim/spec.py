@@ -1,12 +1,26 @@
 """DataSpec: what every artefact must know of the data it was made from."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dim.errors import InputError
+
+_MOST_PIXELS = 8192  # per side
+# By field, what JSON has, and what a list of it holds.
+_TYPES: dict[str, tuple[type | tuple[type, ...], type | tuple[type, ...] | None]] = {
+    "name": (str, None),
+    "channels": (int, None),
+    "height": (int, None),
+    "width": (int, None),
+    "class_names": ((list, tuple), str),
+    "mean": ((list, tuple), (int, float)),
+    "std": ((list, tuple), (int, float)),
+    "fingerprint": (str, None),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +32,8 @@ class DataSpec:
     field's convention and describe images in [0, 1]. `normalize` is the only place where the two meet.
 
     Raises:
-        InputError: if a size is not positive, there are fewer than two classes, or lengths disagree.
+        InputError: if a size is not positive or above 8192, there are fewer than two classes, lengths disagree, or a statistic is
+            not finite.
     """
 
     name: str
@@ -33,18 +48,21 @@ class DataSpec:
     std: tuple[float, ...]
     """Per-channel standard deviation of the training images in [0, 1]."""
     fingerprint: str
-    """Digest of the training part; two data sets with the same fingerprint are the same data in the same order."""
+    """Digest of all images and labels of the training part; two data sets with the same fingerprint are the same data in the same
+    order."""
 
     def __post_init__(self) -> None:
         for field in ("channels", "height", "width"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} is {getattr(self, field)}: expected a positive number of pixels")
+            if not 1 <= getattr(self, field) <= _MOST_PIXELS:
+                raise InputError(f"{field} is {getattr(self, field)}: expected 1 to {_MOST_PIXELS} pixels")
         if len(self.class_names) < 2:
             raise InputError(f"data set {self.name!r} has {len(self.class_names)} class(es): expected at least 2")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise InputError(
                 f"mean and std have {len(self.mean)} and {len(self.std)} values: expected one per channel ({self.channels})"
             )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise InputError(f"mean {self.mean} and std {self.std} of {self.name!r}: expected finite numbers, std above 0")
 
     @property
     def num_classes(self) -> int:
@@ -85,12 +103,18 @@ class DataSpec:
         """Inverse of `to_dict`, from parsed JSON.
 
         Raises:
-            InputError: if a field is missing or unknown.
+            InputError: if a field is missing, unknown, or of another type.
         """
-        try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-        except TypeError as error:
-            raise InputError(f"not a data specification: {error}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"not a data specification: {type(values).__name__}, expected a JSON object")
+        for name, (kind, item) in _TYPES.items():
+            found = values.get(name)
+            of_kind = isinstance(found, kind) and not isinstance(found, bool)
+            if not of_kind or (item and not all(isinstance(part, item) and not isinstance(part, bool) for part in found)):
+                raise InputError(f"not a data specification: {name} is {str(found)[:60]!r}")
+        if unknown := values.keys() - _TYPES.keys():
+            raise InputError(f"not a data specification: unknown {sorted(unknown)[0]!r}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def to_unit_range(images: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dim.chunks import FORWARD, chunk_size
-from dim.config import PoolConfig, TrainConfig, from_dict
+from dim.config import PoolConfig, TrainConfig
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.io import digest, load_tensors
+from dim.io import digest, load_tensors, reading
 from dim.nets.student import Student
 from dim.pool import build_pool
-from dim.run_folder import CHECKPOINT, RUN, read_run, unprefixed
+from dim.run_folder import CHECKPOINT, RUN, read_run, stored_config, unprefixed
 from dim.spec import DataSpec, as_unit_range
 from dim.trajectory.experts import Experts
 from dim.trajectory.store import LAYOUT
@@ -170,10 +170,11 @@ def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> tuple[lis
     if run["spec"]["fingerprint"] != spec.fingerprint:
         there, here = run["spec"]["name"], spec.name
         raise InputError(f"{folder} was trained on other data ({there}, now {here}): expected the same data set and split")
-    config: PoolConfig = from_dict(TrainConfig, run["config"]).pool
+    config: PoolConfig = stored_config(TrainConfig, run, folder).pool
     if config.source == "experts":
         raise InputError(f"{folder} had recorded experts as its pool: name their folder ({config.experts}) as the teacher")
     tensors, _ = load_tensors(folder / CHECKPOINT, device)
     pool = build_pool(config, RealData(spec, None, None, None), seed=0, device=device, steps_per_epoch=1)
-    pool.load(unprefixed("pool", tensors))
+    with reading(folder / CHECKPOINT):
+        pool.load(unprefixed("pool", tensors))
     return [pool.slots[slot].net for slot in sorted(pool.slots)], config.images

@@ -1,7 +1,7 @@
 """Fixtures that more than one test file uses."""
 
-import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dim import rng
 from dim.config import (
@@ -25,9 +26,21 @@ from dim.config import (
     TrainConfig,
 )
 from dim.data.real import RealData, load_data
+from dim.io import read_document, write_document
 from dim.nets.generator import Generator, build_generator
 from dim.spec import DataSpec
 from dim.trajectory.record import record
+
+# The same examples at every run, whatever the machine's load; nothing is kept on the disk.
+settings.register_profile(
+    "dim", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("dim")
+
+
+def pytest_configure() -> None:
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,9 +102,9 @@ def digits_experts(record_digits, tmp_path_factory) -> Path:
 def other_experts(record_digits, tmp_path) -> Path:
     """A store like it, of experts that are not the same."""
     folder = record_digits(tmp_path / "others")
-    layout = json.loads((folder / "experts.json").read_text())
+    layout = read_document(folder / "experts.json")
     layout["records"]["0"]["test_accuracy"] = 1.0
-    (folder / "experts.json").write_text(json.dumps(layout))
+    write_document(folder / "experts.json", layout)
     return folder
 
 

@@ -15,8 +15,8 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "cifar10", "coverage", "generators", "hypergradient", "memory", "matching"),
-    *("policies", "pool", "published", "speed", "step_time", "trajectory"),
+    *("accuracy", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
+    *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory"),
 )
 
 
@@ -33,7 +33,7 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
             return loaded
 
         parts = ("scale", "shop", "productions", "subjects", "cells", "plan", "page", "trial")  # each imports earlier ones
-        for shared in ("common", "step_time", *(f"cifar10_{part}" for part in parts)):
+        for shared in ("common", "step_time", "faults_artefacts", *(f"cifar10_{part}" for part in parts)):
             patch.setitem(sys.modules, shared, module(shared))
         yield module
 

@@ -40,6 +40,7 @@ from dim.config.train import ADVERSARIES
 from dim.data.real import RealData, load_data
 from dim.emit.policy import Policy
 from dim.errors import InputError
+from dim.nets.generator import Generator
 from dim.score.evaluate import Evaluator
 
 ROOT = Path(dim.__file__).parents[1]
@@ -348,11 +349,7 @@ def test_an_object_that_is_defined_again_brings_its_new_options():
         class Options:
             size: int = default
 
-        def own():
-            pass
-
-        own.Options = Options
-        return own
+        return type("Own", (Generator,), {"Options": Options})
 
     assert [GeneratorConfig(name=define(size)).size for size in (3, 4)] == [3, 4]
     with pytest.raises(InputError, match="generator is 3: expected a name, or a class or function of your own"):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dim.chunks import DRAWN, FORWARD, IMAGES, chunk_size
-from dim.data.real import _statistics, in_chunks
+from dim.chunks import DRAWN, FORWARD, IMAGES, JUDGED, chunk_size
+from dim.data.real import _look_at, in_chunks
 from dim.features.classifier import accuracy
 from dim.features.spaces import Features
 from dim.nets.generator import block_size
@@ -22,7 +22,7 @@ def test_as_many_as_fit_but_one_at_least(item_bytes, largest, budget, wanted):
 def test_small_images_go_by_count_and_large_ones_by_bytes():
     small, large = 4 * 3 * 32 * 32, 4 * 3 * 224 * 224
     assert chunk_size(small, 4096) == 4096
-    assert chunk_size(small, 1000, FORWARD) == 1000
+    assert chunk_size(small, JUDGED, FORWARD) == JUDGED
     for budget in (IMAGES, FORWARD, DRAWN):
         assert budget / 2 < large * chunk_size(large, 10**6, budget) <= budget
 
@@ -54,16 +54,15 @@ def test_chunks_of_a_split_are_all_of_it_in_order_and_small():
         assert torch.equal(images[:, 0, 0, 0], 2.0 * labels - 1)
         assert len(indices) == len(images)
     assert max(split.asked) <= FORWARD < sum(split.asked)
-    assert [len(indices) for indices, _, _ in in_chunks(split, order, largest=15, budget=FORWARD)] == [15, 15, 10]
+    assert [len(indices) for indices, _, _ in in_chunks(split, order[:7], largest=3, budget=FORWARD)] == [3, 3, 1]
 
 
-def test_memory_of_statistics_does_not_depend_on_the_number_of_images(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_memory_of_statistics_does_not_depend_on_the_number_of_images():
     few, many = Recorded(150), Recorded(450)
     for split in (few, many):
-        mean, std = _statistics(split, f"of {len(split)}")
-        assert mean == pytest.approx([0.5] * 3)
-        assert std == pytest.approx([0.5] * 3)
+        found = _look_at(split, f"{len(split)} images")
+        assert found.mean == pytest.approx([0.5] * 3)
+        assert found.std == pytest.approx([0.5] * 3)
     assert max(few.asked) == max(many.asked) <= IMAGES
     assert sum(many.asked) > 2 * IMAGES
 

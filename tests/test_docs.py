@@ -14,10 +14,24 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
+# The command of each program; a launcher runs one, or the module of the command line.
+PROGRAMS = {
+    "train/generator.py": "train",
+    "train/experts.py": "experts",
+    "train/distill.py": "distill",
+    "sample/emit.py": "sample",
+}
+LAUNCHED = re.compile(
+    rf"^ {{4}}(?:torchrun|accelerate launch|srun)\b.* (?:-m dim\.commands\.cli|({'|'.join(PROGRAMS)})) (.*)$", re.M
+)
+
+
 def commands(page: Path) -> list[str]:
-    """Lines that begin with `dim` in indented blocks and fences, with the lines that they go on in."""
+    """Lines that begin with `dim` or a launcher in indented blocks and fences, with the lines that they go on in: what follows
+    `dim`."""
     text = page.read_text().replace("\\\n", " ")
-    return [match[1] for match in re.finditer(r"^(?: {4})?dim ((?:" + "|".join(COMMANDS) + r")\b.*)$", text, flags=re.M)]
+    alone = [match[1] for match in re.finditer(r"^(?: {4})?dim ((?:" + "|".join(COMMANDS) + r")\b.*)$", text, flags=re.M)]
+    return alone + [f"{PROGRAMS[match[1]]} {match[2]}" if match[1] else match[2] for match in LAUNCHED.finditer(text)]
 
 
 LINES = [pytest.param(line, id=f"{page.name}: {line[:60]}") for page in PAGES for line in commands(page)]
@@ -25,6 +39,7 @@ LINES = [pytest.param(line, id=f"{page.name}: {line[:60]}") for page in PAGES fo
 
 def test_there_are_commands_to_check():
     assert len(LINES) > 30
+    assert len(commands(ROOT / "docs" / "scale.md")) == 10
     assert {line.values[0].split()[0] for line in LINES} == set(COMMANDS)
 
 
@@ -39,7 +54,8 @@ def test_a_command_parses(line, tmp_path, monkeypatch, capsys):
         if recipe not in recipe_names():
             return
     if name in ("train", "experts", "distill") and "--recipe" in arguments:
-        assert main([name, *arguments, "--dry-run"]) == 0, capsys.readouterr().err
+        dry = [] if "--dry-run" in arguments else ["--dry-run"]
+        assert main([name, *arguments, *dry]) == 0, capsys.readouterr().err
     elif name == "recipes":
         assert main([name, *(word for word in arguments if word != "NAME")]) == 0
     elif "--resume" not in arguments:

@@ -1,16 +1,20 @@
 """Generators from runs, folders, files and the Hub."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from markdown_it import MarkdownIt
 
 import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.errors import InputError
+from dim.hub import model_card
 from dim.io import load_tensors, save_tensors
 from dim.nets.generator import build_generator
 from dim.nets.generator_file import save_generator_file
@@ -81,6 +85,42 @@ def test_an_export_has_a_card_and_a_picture_and_keeps_what_is_known(run, tmp_pat
     assert {**again, "versions": 0} == {**generator.info, "versions": 0}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["<script>x</script>", "![x](y)", "a | b | c", "---\nlicense: mit\n---", "# x\n\n- y", "\x1b[31m", "`x` *y* $z$", "\udcff"],
+)
+def test_a_model_card_shows_names_as_text(original, tmp_path, name):
+    """No heading, link, element or metadata from a title, a name or a policy of somebody else's."""
+    original.spec = dataclasses.replace(SPEC, name=name)
+    original.anchor(torch.zeros(3, 2, 6), 0.1)
+    info = {"about": {"title": name, "policy": name}, "generator": {"name": name}, "versions": {name: name}}
+    card = model_card(original, info)
+    named, plain = (
+        MarkdownIt("commonmark").enable("table").render(text.partition("---\n# ")[2])
+        for text in (card, model_card(original, json.loads(json.dumps(info).replace(json.dumps(name), '"x"'))))
+    )
+    tags = [re.findall(r"<[^>]*>", page.replace('class="language-python"', "")) for page in (named, plain)]
+    assert tags[0] == tags[1]
+    assert card.startswith("---\nlibrary_name: dim-distill\ntags: [dataset-distillation, image-generation]\n---\n# A generator")
+    assert card.encode()
+    assert "\x1b" not in card
+
+
+def test_a_model_card_says_where_a_run_departed_from_its_settings(original):
+    stated = [{"step": 40, "changes": {"fit.clip_norm": [0.0, 1.0]}}, {"step": 60, "changes": {"stage_one.lr": [0.1, 0.01]}}]
+    card = model_card(original, {"about": {"departures": stated}, "generator": {"name": "gan"}, "versions": {}})
+    row = "| departures | fit.clip_norm from 0.0 to 1.0 after step 40; stage_one.lr from 0.1 to 0.01 after step 60 |"
+    assert row in card.replace("\\", "")
+
+
+def test_a_description_that_makes_no_card_is_refused_in_one_line(run, tmp_path):
+    generator = dim.load_generator(run)
+    generator.info["about"]["departures"] = [1]
+    with pytest.raises(InputError, match="is damaged"):
+        dim.save_pretrained(generator, tmp_path / "exports" / "first")
+    assert not list((tmp_path / "exports").iterdir())
+
+
 def test_an_export_does_not_overwrite_unasked(run, tmp_path):
     generator = dim.load_generator(run)
     (tmp_path / "mine.txt").write_text("mine")
@@ -101,36 +141,109 @@ def test_a_generator_without_a_history_cannot_be_exported(original, tmp_path):
 # --- the Hub -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_hub_id_is_downloaded(run, monkeypatch, tmp_path):
+@pytest.fixture
+def hub(run, monkeypatch, tmp_path):
+    """A Hub that has the generator, seen from an empty folder: what it was asked for."""
     asked = []
+
+    def answer(url, *, timeout):
+        assert timeout <= 5
+        asked.append(url.removeprefix("https://huggingface.co/"))
 
     def download(repository, file_name, **_):
         asked.append((repository, file_name))
         return str(run / "generator.safetensors")
 
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    generator = dim.load_generator("somebody/toy-generator")
-    assert asked == [("somebody/toy-generator", "generator.safetensors")]
+    return asked
+
+
+@pytest.mark.parametrize("name", ["hub:somebody/toy-generator", "somebody/toy-generator"])
+def test_a_repository_is_downloaded(run, hub, name, capsys):
+    generator = dim.load_generator(name)
+    file = "generator.safetensors"
+    assert hub == [f"somebody/toy-generator/resolve/main/{file}", ("somebody/toy-generator", file)]
     assert torch.equal(generator.sample(LABELS), dim.load_generator(run).sample(LABELS))
+    note = capsys.readouterr().err
+    if name.startswith("hub:"):
+        assert note == ""
+    else:
+        assert note == f"no folder {name!r} here: asking the Hugging Face Hub (write hub:{name} to say so)\n"
 
 
-def test_a_folder_comes_before_the_hub(run, monkeypatch):
+def test_a_folder_comes_before_the_hub(run, hub, monkeypatch):
     monkeypatch.chdir(run.parent.parent)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_: pytest.fail("asked the Hub"))
     assert dim.load_generator(f"{run.parent.name}/run").spec == SPEC
+    assert hub == []
 
 
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no connection\nat all"), OSError("offline")])
-def test_a_hub_that_does_not_answer_is_one_clear_line(monkeypatch, tmp_path, error):
-    def download(*_, **__):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sets/digts-10", "Did you mean 'sets/digits-10'?"),
+        ("set/digits-10", "Did you mean 'sets/digits-10'?"),
+        ("sest/digts-10", "Did you mean 'sets/digits-10'?"),
+        ("sets/something", "A repository of the Hub is hub:owner/name."),
+        ("runs/nothing", "A repository of the Hub is hub:owner/name."),
+        ("notes.txt/x", "A repository of the Hub is hub:owner/name."),
+        ("./somebody/toy", "A repository of the Hub is hub:owner/name."),
+        ("a/b/c", "A repository of the Hub is hub:owner/name."),
+        ("somebody", "A repository of the Hub is hub:owner/name."),
+        ("somebody/", "A repository of the Hub is hub:owner/name."),
+        ("somebody/to y", "A repository of the Hub is hub:owner/name."),
+        ("hub:sets", "is no repository of the Hub: expected hub:owner/name"),
+        ("hub:../x", "is no repository of the Hub: expected hub:owner/name"),
+        ("hub:", "is no repository of the Hub: expected hub:owner/name"),
+    ],
+)
+def test_what_looks_like_something_here_is_not_sent_to_the_hub(hub, name, said, capsys):
+    Path("sets/digits-10").mkdir(parents=True)
+    Path("notes.txt").write_text("")
+    message = refused(name)
+    assert said in message
+    assert hub == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_beside_the_one_that_was_meant_is_named(tmp_path, hub):
+    (tmp_path / "digits-10").mkdir()
+    assert f"Did you mean '{tmp_path / 'digits-10'}'?" in refused(tmp_path / "digts-10")
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no connection\nat all"), OSError("offline"), RuntimeError("no")])
+def test_a_hub_that_does_not_answer_is_one_clear_line(hub, monkeypatch, error):
+    def fail(*_, **__):
         raise error
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(InputError, match="somebody/nothing") as caught:
-        dim.load_generator("somebody/nothing")
-    assert "\n" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+        message = refused("somebody/nothing")
+        assert "the Hub does not answer for generator 'somebody/nothing'" in message
+        assert hub == []
+        # What was fetched before is used.
+        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "somewhere")
+        assert dim.load_generator("hub:somebody/nothing").spec == SPEC
+    if not isinstance(error, RuntimeError):
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+        assert "the Hub did not give generator.safetensors of 'somebody/nothing'" in refused("somebody/nothing")
+
+
+def test_a_hub_that_has_no_such_generator_is_one_clear_line(hub, monkeypatch):
+    class NotFoundError(HfHubHTTPError):
+        def __init__(self):
+            Exception.__init__(self)  # releases want an answer of another library each
+
+        def __str__(self):
+            return "404 Client Error\nand much more"
+
+    def fail(*_, **__):
+        raise NotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    assert "the Hub has no generator 'somebody/nothing' (404 Client Error" in refused("somebody/nothing")
 
 
 def test_push_to_hub_uploads_the_export(run, monkeypatch):
@@ -165,7 +278,7 @@ def refused(name) -> str:
     with pytest.raises(InputError) as caught:
         dim.load_generator(name)
     assert "\n" not in str(caught.value)
-    assert str(name) in str(caught.value)
+    assert str(name).removeprefix("hub:") in str(caught.value)
     return str(caught.value)
 
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dim import io
+from dim import io, outputs
 from dim.errors import InputError
 
 
@@ -127,17 +127,17 @@ def test_missing_or_damaged_json_is_an_input_error(tmp_path, content):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failed_file_leaves_the_old_one_and_no_temporary(tmp_path, error):
     target = tmp_path / "a.txt"
-    io.write_bytes(target, b"old")
+    outputs.write_bytes(target, b"old")
     with pytest.raises(error):
-        _fail_inside(io.atomic_file(target), error)
+        _fail_inside(outputs.atomic_file(target), error)
     assert target.read_bytes() == b"old"
     assert _names(tmp_path) == ["a.txt"]
 
 
 def test_a_file_is_replaced_only_at_the_end(tmp_path):
     target = tmp_path / "a.txt"
-    io.write_bytes(target, b"old")
-    with io.atomic_file(target) as temporary:
+    outputs.write_bytes(target, b"old")
+    with outputs.atomic_file(target) as temporary:
         temporary.write_bytes(b"new")
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
@@ -150,20 +150,20 @@ def test_a_failed_folder_leaves_the_old_one_and_no_temporary(tmp_path, error):
     target.mkdir()
     (target / "old.txt").write_text("old")
     with pytest.raises(error):
-        _fail_inside(io.atomic_folder(target, overwrite=True), error)
+        _fail_inside(outputs.atomic_folder(target, overwrite=True), error)
     assert _names(tmp_path) == ["set"]
     assert _names(target) == ["old.txt"]
 
 
 def test_a_failed_new_folder_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
-        _fail_inside(io.atomic_folder(tmp_path / "set"), RuntimeError)
+        _fail_inside(outputs.atomic_folder(tmp_path / "set"), RuntimeError)
     assert _names(tmp_path) == []
 
 
 def test_overwriting_a_folder_replaces_all_of_it(tmp_path):
     for name in ("old", "new"):
-        with io.atomic_folder(tmp_path / "deep" / "set", overwrite=True) as temporary:
+        with outputs.atomic_folder(tmp_path / "deep" / "set", overwrite=True) as temporary:
             (temporary / name).write_text(name)
     assert _names(tmp_path / "deep") == ["set"]
     assert _names(tmp_path / "deep" / "set") == ["new"]
@@ -174,11 +174,11 @@ def test_an_output_that_is_taken_is_refused_before_any_work(tmp_path):
     (tmp_path / "full" / "a").touch()
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="--overwrite"), io.atomic_folder(tmp_path / "full"):
+    with pytest.raises(InputError, match="--overwrite"), outputs.atomic_folder(tmp_path / "full"):
         pytest.fail("the block ran")
-    with pytest.raises(InputError, match="is a file"), io.atomic_folder(tmp_path / "file", overwrite=True):
+    with pytest.raises(InputError, match="is a file"), outputs.atomic_folder(tmp_path / "file", overwrite=True):
         pytest.fail("the block ran")
-    with io.atomic_folder(tmp_path / "empty") as temporary:
+    with outputs.atomic_folder(tmp_path / "empty") as temporary:
         (temporary / "a").touch()
     assert _names(tmp_path / "empty") == ["a"]
 
@@ -255,7 +255,8 @@ def test_digest_covers_everything(change):
 _FULL_DISK = """
 import resource, sys
 import torch
-from dim.io import is_no_space, save_tensors
+from dim.io import save_tensors
+from dim.outputs import is_no_space
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 try:
     save_tensors(sys.argv[1], {"a": torch.ones(5000)}, {"version": 2})
@@ -275,4 +276,11 @@ def test_a_write_that_hits_the_file_size_limit_leaves_the_old_file_whole(tmp_pat
 
 
 def test_other_errors_of_the_system_are_not_a_full_disk():
-    assert not io.is_no_space(FileNotFoundError(2, "no such file"))
+    assert not outputs.is_no_space(FileNotFoundError(2, "no such file"))
+
+
+def test_without_a_home_a_cache_folder_is_asked_for(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        io.cache_folder("data")

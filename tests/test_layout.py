@@ -17,9 +17,12 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 
 # The floors of the house, from the ground up. A room may use itself and the rooms of lower floors.
 FLOORS = (
-    ("errors", "rng", "provenance", "chunks"),
-    ("spec", "config", "io"),
+    ("text",),
+    ("errors", "rng", "provenance", "launch", "signals"),
+    ("outputs",),
+    ("spec", "config", "io", "processes", "repository", "chunks"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),
+    ("continuation",),
     ("loop",),
     ("nets",),
     ("data",),

@@ -10,6 +10,7 @@ from dim.data.real import RealData
 from dim.errors import InputError
 from dim.nets.student import build_student
 from dim.pool import build_pool
+from dim.processes import Processes
 
 TINY = {"students": ("convnet:width=2,depth=1", "convnet:width=3,depth=1"), "augment": "color_crop"}
 PERSISTENT = {"members": 4, "max_age": 8}
@@ -269,32 +270,16 @@ def test_upkeep_is_amortised(make):
     assert [list(pool.due(step)) for step in range(5, 13)] == [[0, 1], [], [], [2, 3], [], [], [4, 5], []]
 
 
-def test_ranks_augment_their_own_share(spec):
-    """Same member on every rank, other augmentation; the average is taken over all parameters before the step."""
-    losses, calls = [], []
-    for rank in (0, 1):
-        pool = build_pool(
-            PoolConfig(**TINY, **PERSISTENT),
-            RealData(spec(1, 8), None, None, None),
-            steps_per_epoch=4,
-            seed=0,
-            rank=rank,
-            average=lambda parameters: calls.append(len(list(parameters))),
-        )
-        losses.append(float(pool.advance(*_batch(0), 0)))
-    assert losses[0] != losses[1]
-    assert calls == [len(list(pool.draw(0).parameters()))] * 2
-
-
 def test_average_acts_on_gradients(spec):
     """Gradients set to zero by it leave only weight decay."""
 
-    def erase(parameters):
-        for parameter in parameters:
-            parameter.grad.zero_()
+    class Erasing(Processes):
+        def average(self, tensors):
+            for gradient in tensors:
+                gradient.zero_()
 
     config = PoolConfig(**TINY, **PERSISTENT, lr=0.5, weight_decay=0.1)
-    pool = build_pool(config, RealData(spec(1, 8), None, None, None), steps_per_epoch=4, seed=0, average=erase)
+    pool = build_pool(config, RealData(spec(1, 8), None, None, None), steps_per_epoch=4, seed=0, processes=Erasing())
     before = _weights(pool.draw(0)).clone()
     pool.advance(*_batch(0), 0)
     torch.testing.assert_close(_weights(pool.draw(0)), before * 0.95)

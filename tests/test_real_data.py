@@ -1,6 +1,5 @@
 """Real CIFAR-10, MNIST and Fashion-MNIST, where the environment variable DIM_DATA_ROOT names a torchvision root."""
 
-import json
 import os
 
 import pytest
@@ -18,6 +17,7 @@ from dim.config import (
     TrainConfig,
 )
 from dim.data.real import load_data
+from dim.run_folder import read_metrics
 from dim.runs.train import fit
 from dim.score.evaluate import Evaluator
 
@@ -80,7 +80,7 @@ def test_fashion_mnist_trains(tmp_path):
         fit=FitConfig(trackers=(), device="cpu", log_steps=1, checkpoint_minutes=0.0),
     )
     run = fit(config, data, tmp_path / "run")
-    assert len([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]) == 6
+    assert len(read_metrics(run)) == 6
     fixed = dim.sample_set(dim.load_generator(run), ipc=2)
     assert fixed.images.shape == (20, 1, 28, 28)
     protocol = ProtocolConfig(students=("convnet:width=4",), epochs=1)

@@ -9,10 +9,11 @@ import torch
 
 from dim.config import TrainConfig, to_dict
 from dim.errors import InputError
+from dim.io import write_document
 from dim.run_folder import (
     KINDS,
     append_metrics,
-    check_same_run,
+    find_run,
     load_run_config,
     open_run,
     prefixed,
@@ -116,13 +117,13 @@ def test_folders_with_something_to_lose_are_refused(tmp_path, toy):
 
 
 def test_the_same_run_is_continued_and_nothing_is_not(tmp_path, toy):
-    assert not check_same_run(tmp_path / "nothing", Settings(), toy)
+    assert find_run(tmp_path / "nothing", Settings(), toy) is None
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".run.json.0a1b2c3d.tmp").write_text("{")
-    assert not check_same_run(tmp_path / "empty", Settings(), toy)
+    assert find_run(tmp_path / "empty", Settings(), toy) is None
     make_run(tmp_path / "run", toy)
     before = contents(tmp_path / "run")
-    assert check_same_run(tmp_path / "run", Settings(), toy)
+    assert find_run(tmp_path / "run", Settings(), toy) is not None
     assert contents(tmp_path / "run") == before
 
 
@@ -139,44 +140,44 @@ def test_the_same_run_is_continued_and_nothing_is_not(tmp_path, toy):
 def test_other_settings_are_refused_by_name(tmp_path, toy, changed, name):
     make_run(tmp_path / "run", toy)
     with pytest.raises(InputError, match=rf"^{name.replace('.', '[.]')} is .*same settings") as caught:
-        check_same_run(tmp_path / "run", changed, toy)
+        find_run(tmp_path / "run", changed, toy)
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_from_before_an_option_had_its_default(tmp_path, toy):
     make_run(tmp_path / "run", toy)
     path = tmp_path / "run" / "run.json"
-    run = json.loads(path.read_text())
+    run = read_run(tmp_path / "run")
     del run["config"]["student"], run["config"]["loop"]
-    path.write_text(json.dumps(run))
-    assert check_same_run(tmp_path / "run", Settings(), toy)
+    write_document(path, run)
+    assert find_run(tmp_path / "run", Settings(), toy) is not None
     with pytest.raises(InputError, match=r"^loop\.rate is .*same settings"):
-        check_same_run(tmp_path / "run", Settings(loop=Part(rate=0.6)), toy)
+        find_run(tmp_path / "run", Settings(loop=Part(rate=0.6)), toy)
 
 
 def test_settings_and_whole_sections_may_be_allowed_to_change(tmp_path, toy):
     make_run(tmp_path / "run", toy)
-    assert check_same_run(tmp_path / "run", Settings(data=Part(root="elsewhere")), toy)  # by default
+    assert find_run(tmp_path / "run", Settings(data=Part(root="elsewhere")), toy)  # by default
     loop = Settings(loop=Part(rate=0.7, root="x"))
-    assert check_same_run(tmp_path / "run", loop, toy, may_change=("loop",))
-    assert check_same_run(tmp_path / "run", loop, toy, may_change=("loop.rate", "loop.root"))
+    assert find_run(tmp_path / "run", loop, toy, may_change=("loop",)) is not None
+    assert find_run(tmp_path / "run", loop, toy, may_change=("loop.rate", "loop.root")) is not None
     with pytest.raises(InputError, match=r"loop\.rate"):
-        check_same_run(tmp_path / "run", loop, toy, may_change=("loop.ra", "loop.root", "lo"))
+        find_run(tmp_path / "run", loop, toy, may_change=("loop.ra", "loop.root", "lo"))
 
 
 def test_other_data_and_another_kind_are_refused(tmp_path, toy, spec):
     make_run(tmp_path / "run", toy)
     other = spec(1, 8, 3).__class__(**{**toy.__dict__, "name": "letters", "fingerprint": "other"})
     with pytest.raises(InputError, match=r"other data \(toy, now letters\)"):
-        check_same_run(tmp_path / "run", Settings(), other)
+        find_run(tmp_path / "run", Settings(), other)
     with pytest.raises(InputError, match="made by 'dim train': expected a folder made by 'dim experts'"):
-        check_same_run(tmp_path / "run", Settings(), toy, kind="experts")
+        find_run(tmp_path / "run", Settings(), toy, kind="experts")
 
 
 def test_a_folder_of_something_else_is_no_run_to_continue(tmp_path, toy):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="is no run"):
-        check_same_run(tmp_path, Settings(), toy)
+        find_run(tmp_path, Settings(), toy)
 
 
 # --- what a kill leaves ------------------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def test_a_run_without_records_has_none(tmp_path, toy):
 def test_the_default_configuration_survives_its_run(tmp_path, toy):
     make_run(tmp_path / "run", toy, config=TrainConfig())
     assert load_run_config(tmp_path / "run") == TrainConfig()
-    assert check_same_run(tmp_path / "run", TrainConfig(), toy)
+    assert find_run(tmp_path / "run", TrainConfig(), toy) is not None
 
 
 def test_prefixes_come_and_go():

@@ -185,7 +185,8 @@ def test_commands(run, digits_experts, tmp_path, capsys):
     assert (generator.anchors.shape[1], float(generator.spread)) == (3, 0.25)
     again = sample_set(generator, ipc=2, seed=7)
     assert (again.images.int() - chosen.images.int()).abs().max() <= 1
-    assert "around 3 images per class (filtered+matched, spread 0.25)" in (tmp_path / "anchored" / "README.md").read_text()
+    card = (tmp_path / "anchored" / "README.md").read_text()
+    assert r"around 3 images per class \(filtered+matched, spread 0.25\)" in card
     for wrong in (["--ipc", "3"], ["--counts", "1=3", *policy], ["--ipc", "3", *policy, "--spread", "-1"]):
         out = ["--out", str(tmp_path / "no"), "--format", "generator"]
         assert main(["sample", str(run), *out, *teacher, *wrong]) != 0

@@ -1,4 +1,5 @@
-"""Distill pixels: `python train/distill.py --recipe digits-mtt-ipc1 --experts experts/digits --out sets/digits-mtt-1`.
+"""Distill pixels: `python train/distill.py --recipe digits-mtt-ipc1 --experts experts/digits --out sets/digits-mtt-1`, or with
+`accelerate launch`.
 
 The same as `dim distill`; see `--help`.
 """

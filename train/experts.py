@@ -1,4 +1,4 @@
-"""Record expert trajectories: `python train/experts.py --recipe digits-mtt-ipc1 --out experts/digits`.
+"""Record experts: `python train/experts.py --recipe digits-mtt-ipc1 --out experts/digits`, or with `accelerate launch`.
 
 The same as `dim experts`; see `--help`.
 """

@@ -1,6 +1,7 @@
 """What the commands of `dim` take: one dataclass per command, whose fields and their descriptions are its options and help."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -17,13 +18,28 @@ from dim.config import (
     TrainConfig,
     TrajectoryRecipe,
 )
+from dim.config.settings import require
 from dim.score.controls import control_names, require_controls
 
 T = TypeVar("T")
 
 
+MOST_SEEDS = 10_000
+
 GENERATOR = "generator"
 """What `dim sample --format` takes beside the formats of sets."""
+
+
+def require_png(option: str, path: str | None) -> None:
+    """Raise InputError for a picture whose name says another format than the one it will have, or none."""
+    fits = path is None or path.lower().endswith(".png") or path.startswith("/dev/")
+    require(fits, option, path, "a name that ends in .png, which is what is written")
+
+
+def require_distinct(option: str, values: Sequence[Any]) -> None:
+    """Raise InputError for a value that is given twice to one option."""
+    for place, value in enumerate(values):
+        require(value not in values[:place], option, value, "each value once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +52,9 @@ class TrainArguments(TrainConfig):
     """The run folder to make."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    depart: bool = False
+    """With --resume: go on with other learning rates, weights of losses, clipping or precision than the run has, as after a loss
+    that was not finite. run.json and the result state it."""
     code: tuple[str, ...] = ()
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
     imported."""
@@ -91,7 +110,7 @@ class SampleArguments(Settings):
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
     generator: tyro.conf.Positional[str]
-    """A run folder, an exported folder, or a Hub id."""
+    """A run folder, an exported folder, or hub:owner/name."""
     out: str
     """The folder to write."""
     ipc: int | None = None
@@ -133,8 +152,10 @@ class SampleArguments(Settings):
     """Replace what the folder holds."""
 
     def __post_init__(self) -> None:
+        require_distinct("classes", self.classes)
         if self.format != GENERATOR:
             FORMATS.require(self.format, "format")
+            FORMATS.load(self.format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +198,9 @@ class ScoringArguments(Settings):
 
     def __post_init__(self) -> None:
         require_controls(self.controls)
+        require(1 <= self.seeds <= MOST_SEEDS, "seeds", self.seeds, f"1 to {MOST_SEEDS:,}")
+        for name in ("controls", "track", "ipc"):
+            require_distinct(name, getattr(self, name, ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +228,10 @@ class CompareArguments(ScoringArguments):
     """Also draw accuracy against images per class and against stored bytes, as a PNG."""
     html: str | None = None
     """Also write the tables and the picture as one page."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_png("picture", self.picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +261,9 @@ class CoverageArguments(Settings):
     panel: str | None = None
     """Also write the first subject's images beside their nearest real ones, as a PNG."""
 
+    def __post_init__(self) -> None:
+        require_png("panel", self.panel)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsArguments(RecordConfig):
@@ -260,13 +291,16 @@ class DistillArguments(TrajectoryRecipe):
     experts: str | None = None  # in place of the section: how experts were trained is written in their folder
     """Folder made by `dim experts`. Default when resuming: the one that the run began with."""
     generator: str | None = None
-    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or a Hub id."""
+    """Whose latents are learned, with --images.space latents: a run folder, an exported folder, or hub:owner/name."""
     recipe: str | None = None
     """A trajectory recipe's name, or a path to a TOML file."""
     out: str | None = None
     """The folder to make: a run, and a set that `dim evaluate` takes."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
+    depart: bool = False
+    """With --resume: go on with other learning rates, --distill.skip-above or --trajectory.precision than the run has, as after a
+    loss that was not finite. run.json and the result state it."""
     code: tuple[str, ...] = ()
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never
     imported."""

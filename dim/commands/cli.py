@@ -1,8 +1,15 @@
 """The command line: the table of commands, and one clear line on error."""
 
+import codecs
+import contextlib
+import io
 import os
+import signal
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
 from dim.commands.arguments import (
     CompareArguments,
@@ -17,7 +24,10 @@ from dim.commands.arguments import (
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
-from dim.errors import InputError, nearest
+from dim.errors import InputError, is_out_of_memory, nearest
+from dim.launch import end, launched, leave, lost, tell
+from dim.signals import ENDING, handle, heeded
+from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "train": (train, TrainArguments),
@@ -31,27 +41,98 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
 }
 
 
+# Commands that a launch of several processes shares; of the others, only the main process does anything.
+SHARED = ("train", "sample", "evaluate", "experts", "distill")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, or non-zero after one line on standard error that says what to do."""
+    """Run one command; the exit status is 0, or non-zero after one line on standard error that says what to do.
+
+    Of several processes, the main one says what was done.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rank, _, _ = launched()
+    if rank > 0 and arguments[:1] and arguments[0] in COMMANDS and arguments[0] not in SHARED:
+        return 0
+    with contextlib.redirect_stdout(io.StringIO()) if rank > 0 else contextlib.nullcontext():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
+        leave()
     except InputError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (OSError, RuntimeError) as error:
+    except _Ended as ended:
+        return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
+    except (OSError, RuntimeError, MemoryError) as error:
         return _fail_late(error)
     return 0
 
 
+class _Ended(BaseException):
+    """A signal that asks the process to end, where no loop waits for it: what is half-written is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
+    codecs.register_error("dim.ascii", in_ascii)
+    sys.stdout, output = _lasting(sys.stdout, 1)
+    sys.stderr, _ = _lasting(sys.stderr, 2)
     keep_freed_memory()
-    sys.exit(main(arguments))
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
+
+    def note(number: int, frame: Any) -> None:
+        if not heeded:
+            heeded.append(number)
+            raise _Ended(number)
+
+    handle(ENDING, note)
+    try:
+        status = main(arguments)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    handle(ENDING, signal.SIG_IGN)  # the interpreter's own end would forget them, and with them the status
+    sys.stdout.flush()
+    if output.lost is not None:
+        status = _fail(f"standard output could not be written: {output.lost.strerror}", status or 1)
+    end(status)
+
+
+class _Output(io.FileIO):
+    """An output that stops no work: what cannot be written, as its reader has left or the disk is full, is dropped.
+
+    Attributes:
+        lost: why something could not be written; a reader that left, as `head` does, has had enough.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        """See `io.RawIOBase`."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+        except OSError as error:
+            self.lost = error
+            return len(data)
+
+
+def _lasting(stream: TextIO | None, number: int) -> tuple[TextIO, _Output]:
+    """Standard output or error that lasts: closed, without a reader, on a full disk, or of an encoding that lacks a character."""
+    if stream is None:  # closed: without this the next file that is opened would be taken for it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    raw = _Output(number, "wb", closefd=False)
+    encoding, lines = getattr(stream, "encoding", None) or "utf-8", number == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "dim.ascii", line_buffering=lines, write_through=number == 2), raw
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -74,14 +155,17 @@ def _overview() -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"dim: {' '.join(message.split())}", file=sys.stderr)
+    """Print a message as one line: printable, and not longer than a reader takes in."""
+    text = tell(one_line(message))
+    if text is not None:
+        print(f"dim: {text}", file=sys.stderr)
     return status
 
 
 def _fail_late(error: Exception) -> int:
     """Errors that arise while working: a full disk, an interrupt, a loss that is not finite, too little memory."""
-    from dim.io import is_no_space
     from dim.loop import Interrupted, NonFiniteError
+    from dim.outputs import is_no_space
 
     if isinstance(error, Interrupted):
         return _fail(str(error), 128 + error.signal_number)
@@ -89,10 +173,23 @@ def _fail_late(error: Exception) -> int:
         return _fail(str(error), 1)
     if isinstance(error, OSError) and is_no_space(error):
         where = f" for {error.filename}" if error.filename else ""
-        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and try again", 1)
+        again = "the same command, with --resume where it makes a run"
+        return _fail(f"no space left{where} ({error.strerror}): what was complete is kept; free some space and give {again}", 1)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{error.filename}: {error.strerror}", 1)
-    raise error
+    if is_out_of_memory(error):
+        lower = "lower the batch size, the resolution (--resolution) or --data.memory-gib"
+        return _fail(f"not enough memory ({_reason(error)}): {lower}", 1)
+    news = lost()
+    if news is None:
+        raise error
+    if news:
+        print(f"dim: {news}", file=sys.stderr)
+    return 1
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 if __name__ == "__main__":

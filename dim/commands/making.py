@@ -13,31 +13,56 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
-from dim.commands.subjects import device_of, real_data
+from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, read_recipe, recipe_names
+from dim.text import say
 
 
 def train(arguments: Sequence[str]) -> None:
     """`dim train`."""
-    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run")
+    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run", _check_training)
     if config is None:
         return
 
     from dim.data.real import load_data
+    from dim.launch import watch
+    from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
     from dim.runs.train import fit
-    from dim.score.report import write_report
 
     accelerator = make_accelerator(config, Path(parsed.out))
-    data = load_data(config.data, accelerator.device)
-    run = fit(config, data, parsed.out, resume=parsed.resume, accelerator=accelerator)
-    if accelerator.is_main_process:
-        report = write_report(run, data)
-        print(f"generator: {run}  report: {report}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+    watch()
+    processes = Processes(accelerator.process_index, accelerator.num_processes)
+    data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
+    run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
+    if processes.main:
+        say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
+    from dim.runs.checks import check_training
+
+    check_training(config)
+
+
+def _check_recording(parsed: ExpertsArguments, config: RecordConfig) -> None:
+    from dim.runs.checks import check_recording
+
+    if parsed.to_waypoints is None:
+        check_recording(config)
+    elif not config.experts.waypoints:
+        raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
+
+
+def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> None:
+    from dim.runs.checks import check_distillation
+
+    check_distillation(config, parsed.generator)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -53,42 +78,48 @@ def sample(arguments: Sequence[str]) -> None:
 
     from dim.data.stored import require_libraries
     from dim.hub import load_generator, save_pretrained
-    from dim.io import require_free
     from dim.nets.generator import require_spread
-    from dim.sampler import anchored, leave_together, made_once, request, require_batch_size, sample_set_together
+    from dim.outputs import require_free
+    from dim.sampler import anchored, request, require_batch_size, sample_set_together
     from dim.teacher import with_soft_labels
 
     # Before a policy has taken its time:
     require_spread(parsed.spread)
     require_batch_size(parsed.batch_size)
     require_libraries(parsed.format)
-    require_free(parsed.out, overwrite=parsed.overwrite)
-    generator = load_generator(parsed.generator, device_of(parsed.device)).configure(**parsed.sampler.given())
+    processes, device = work_together(parsed.device)
+    processes.once(lambda: require_free(parsed.out, overwrite=parsed.overwrite))
+    generator = load_generator(parsed.generator, device).configure(**parsed.sampler.given())
     size: dict[str, Any] = {"ipc": parsed.ipc}
     if parsed.counts:
-        size["counts"] = dict(_count(text, generator.spec.class_names) for text in parsed.counts)
+        counts = [_count(text, generator.spec.class_names) for text in parsed.counts]
+        _require_once("counts", parsed.counts, [label for label, _ in counts])
+        size["counts"] = dict(counts)
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
+        _require_once("classes", parsed.classes, size["classes"])
     request(generator.spec, **size)
-    data = _real_data_for(parsed, generator)
+    data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
     if parsed.policy.steps:
-        policy, ipc = _policy(parsed, data, teacher), parsed.ipc or max(size["counts"].values())
-        ranking = made_once(lambda: policy.rank(generator, seed=parsed.seed, ipc=ipc))
+        ipc = parsed.ipc or max(size["counts"].values())
+        ranking = processes.once(lambda: _policy(parsed, data, teacher).rank(generator, seed=parsed.seed, ipc=ipc))
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
-        made_once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
-        print(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
-        return leave_together()
+        processes.once(lambda: str(save_pretrained(chosen, parsed.out, overwrite=parsed.overwrite)))
+        if processes.main:
+            _state_of(parsed.out).unlink(missing_ok=True)
+        say(f"generator around {parsed.ipc} images per class: {parsed.out}  next: dim evaluate {parsed.out} --ipc {parsed.ipc}")
+        return
     held = FORMATS.load(parsed.format).latents
     drawing = {"seed": parsed.seed, "ranking": ranking, "batch_size": parsed.batch_size, "latents": held}
-    result = sample_set_together(generator, **size, **drawing)
+    result = sample_set_together(generator, processes, **size, **drawing)
     if result is not None:
         result = result if teacher is None or parsed.hard else with_soft_labels(result, teacher)
         result.save(parsed.out, parsed.format, overwrite=parsed.overwrite, generator=generator if held else None)
-        print(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
-    leave_together()
+        _state_of(parsed.out).unlink(missing_ok=True)
+        say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}")
 
 
 def _require_used(parsed: SampleArguments) -> None:
@@ -116,7 +147,16 @@ def _policy(parsed: SampleArguments, data: Any, teacher: Any) -> Any:
         features=trained_features(data) if "features" in needs else None,
         experts=parsed.teacher.folder,
         refinement=parsed.refine,
+        state=_state_of(parsed.out),
     )
+
+
+def _state_of(out: str) -> Path:
+    """Where a refinement for a set keeps its state until the set is written."""
+    from dim.outputs import followed
+
+    place = followed(out).absolute()
+    return place.with_name(f".{place.name}.refinement.safetensors")
 
 
 def _needs(policy: Any) -> set[str]:
@@ -139,37 +179,36 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
 
 def experts(arguments: Sequence[str]) -> None:
     """`dim experts`."""
-    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts")
+    parsed, config = configured(arguments, "experts", ExpertsArguments, RecordConfig, "experts", _check_recording)
     if config is None:
         return
 
     from dim.trajectory.store import ExpertStore, to_waypoints
 
+    processes, device = work_together(config.experts.device)
     if parsed.to_waypoints is not None:
         settings = config.experts
-        if not settings.waypoints:
-            raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
-        source = ExpertStore.open(parsed.to_waypoints)
-        store = to_waypoints(source, parsed.out, settings.waypoints, smooth=settings.smooth, dtype=settings.storage)
+        source, about = ExpertStore.open(parsed.to_waypoints), {"smooth": settings.smooth, "dtype": settings.storage}
+        store = processes.once(lambda: to_waypoints(source, parsed.out, settings.waypoints, **about))
     else:
         from dim.data.real import load_data
         from dim.trajectory.record import record
 
-        device = device_of(config.experts.device)
-        store = record(config, load_data(config.data, device), parsed.out, resume=parsed.resume, device=device)
+        place = {"device": device, "processes": processes}
+        data = processes.in_turn(lambda: load_data(config.data, device))
+        store = record(config, data, parsed.out, resume=parsed.resume, **place)
     _print_summary(store)
 
 
 def distill(arguments: Sequence[str]) -> None:
     """`dim distill`."""
-    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation")
+    parsed, config = configured(arguments, "distill", DistillArguments, TrajectoryRecipe, "distillation", _check_distillation)
     if config is None:
         return
 
     from dim.data.real import load_data
     from dim.run_folder import RUN, read_run
     from dim.runs.distill import distill as run
-    from dim.score.report import write_report
 
     if parsed.experts is not None:
         folder = parsed.experts
@@ -178,16 +217,20 @@ def distill(arguments: Sequence[str]) -> None:
     else:
         raise InputError("no experts: name the folder that 'dim experts' made with --experts")
 
-    device = device_of(config.distill.device)
-    data = load_data(config.data, device)
+    processes, device = work_together(config.distill.device)
+    data = processes.in_turn(lambda: load_data(config.data, device))
     generator = None
     if parsed.generator is not None:
         from dim.hub import load_generator
 
         generator = load_generator(parsed.generator, device)
-    result = run(config, data, folder, parsed.out, generator=generator, resume=parsed.resume, device=device)
-    report = write_report(parsed.out, data)
-    print(f"{len(result)} images in {parsed.out}  report: {report}  next: dim evaluate {parsed.out} --controls random")
+    going_on = {"resume": parsed.resume, "depart": parsed.depart, "processes": processes}
+    result = run(config, data, folder, parsed.out, generator=generator, **going_on, device=device)
+    if processes.main:
+        low, high = result.info["range"]
+        values = f"values from {low:.2f} to {high:.2f} (natural images: -1 to 1)"
+        then = f"next: dim evaluate {parsed.out} --controls random"
+        say(f"{len(result)} images in {parsed.out}, {values}  {write_page(parsed.out, data)}  {then}")
 
 
 def _print_summary(store: Any) -> None:
@@ -199,9 +242,9 @@ def _print_summary(store: Any) -> None:
     accuracy = summary["accuracy"]
     shown = sorted({round(part * (len(accuracy) - 1) / 5) for part in range(6)})
     along = ", ".join(f"{accuracy[moment]:.1f} at {moment}" for moment in shown)
-    print(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
-    print(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
-    print(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
+    say(f"{summary['experts']} experts of {layout.parameters:,} weights, {format_bytes(summary['bytes'])} in {store.folder}")
+    say(f"checkpoints at moments {moments}, which are {layout.every:g} epochs apart")
+    say(f"accuracy in percent: {along}; on the test part at the end: {summary['test_accuracy']:.1f}")
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -221,6 +264,14 @@ def _class_number(text: str, names: Sequence[str]) -> int:
     if text in names:
         return names.index(text)
     raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
+
+
+def _require_once(option: str, texts: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse a class that is named twice, by its number or by its name."""
+    for place, label in enumerate(labels):
+        first = labels.index(label)
+        if first < place:
+            raise InputError(f"{option} has {texts[first]!r} and {texts[place]!r}, which are one class: expected each class once")
 
 
 def _count(text: str, names: Sequence[str]) -> tuple[int, int]:

@@ -8,8 +8,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
@@ -25,11 +25,12 @@ from dim.config import (
     from_dict,
     to_toml,
 )
+from dim.config.choices import EXTERNAL
 from dim.config.data import located, reads_files
-from dim.config.settings import EXTERNAL
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
+from dim.text import for_terminal
 
 T = TypeVar("T")
 
@@ -46,8 +47,17 @@ _NAMED = {
 }
 
 
-def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str) -> tuple[T, Any]:
+# What tyro says of a value that fits none of several types.
+_UNFIT = re.compile(r"Error parsing (--\S+): no type matching (.*) could be instantiated from \[(.*?)\]\. Got errors:")
+
+
+def configured(
+    arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str, check: Callable[[T, Any], None]
+) -> tuple[T, Any]:
     """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
+
+    Args:
+        check: refuses what the command would refuse later, as far as it is known without data; a dry run is checked as well.
 
     Returns:
         The parsed arguments, and the configuration; None in its place after a dry run.
@@ -76,11 +86,12 @@ def configured(arguments: Sequence[str], command: str, cls: type[T], config_cls:
         expected = f"none, as the data set {kept['data'].dataset!r} needs no files (--dataset folder: your own)"
         raise InputError(f"data.root is {kept['data'].root!r}: expected {expected}")
     config = config_cls(**{**kept, "data": located(kept["data"])})
+    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
+        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
+    check(parsed, config)
     if parsed.dry_run:
         print(to_toml(config), end="")
         return parsed, None
-    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
-        raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
     if parsed.out is None:
         raise InputError("no folder: name one with --out")
     return parsed, config
@@ -90,14 +101,17 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = N
     """Parse strictly: an unknown option is an InputError with the nearest known name, or with the choice whose option it is."""
     parsed, unknown = parse_known(cls, arguments, command, default)
     if unknown:
-        option, _, value = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")
+        option, equals, value = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")
         section, _, name = option.removeprefix("--").replace("-", "_").rpartition(".")
         owner = getattr(parsed, section, None)
         if isinstance(owner, Section) and owner.choices.owners(name):
             rest = unknown[unknown.index(option) + 1 :] if option in unknown else []
-            raise InputError(owner.refusal(name, value or next(iter(rest), "")))
+            raise InputError(owner.refusal(name, value if equals else next(iter(rest), "")))
+        if not option.startswith("-"):
+            stray = f"{option}{equals}{value}"
+            raise InputError(f"{stray!r} belongs to no option of 'dim {command}': leave it out, or quote a value with spaces")
         known = _option_names(type(parsed), parsed)
-        raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known) if option[0] == '-' else ''}")
+        raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known)}")
     return parsed
 
 
@@ -105,14 +119,47 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
     """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
     captured = io.StringIO()
     default = _as_chosen(cls, arguments, default)
+    if default is not None and {"-h", "--help"} & set(arguments):
+        default = _shown(default)
     settings = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
+            parsed, unknown = tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_first_lines(captured.getvalue(), command)) from None
+    options = _options(cls, parsed)
+    _require_once(arguments, options)
+    for names, field, value in options:
+        if field.default is None and value == "":
+            raise InputError(f"{names[0]} is '': expected a value; leave the option out for none")
+    return parsed, unknown
+
+
+def _shown(value: Any) -> Any:
+    """Settings as help shows them: a text of somebody's recipe must not steer the terminal."""
+    if isinstance(value, tuple):
+        return tuple(map(_shown, value))
+    if dataclasses.is_dataclass(value):
+        return type(value)(**{field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value)})
+    return for_terminal(value) if isinstance(value, str) else value
+
+
+def _require_once(arguments: Sequence[str], options: Sequence["_Option"]) -> None:
+    """Refuse an option that is given twice, under whatever name: all but the last would be without effect."""
+    same = {name: option.names[0] for option in options for name in option.names}
+    flags = {option.names[0] for option in options if isinstance(option.value, bool)}
+    given: dict[str, str] = {}
+    for text in itertools.takewhile(lambda word: word != "--", arguments):
+        option = text.partition("=")[0].replace("_", "-")
+        one = same.get(option, same.get(re.sub(r"(^--|\.)no-", r"\1", option)))
+        if one is None or (one in flags and given.get(one) == option):
+            continue
+        if one in given:
+            twice = f"{given[one]} and {option} are one option" if given[one] != option else f"{option} is given twice"
+            raise InputError(f"{twice}: expected it once, as only the last would count")
+        given[one] = option
 
 
 def _as_chosen(cls: type[T], arguments: Sequence[str], default: T | None) -> T | None:
@@ -176,6 +223,9 @@ def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None
                 _import_from_here()
                 for table in tables:
                     table.admit(name)
+                if option == "--code" and not any(table.suits_named(name) for table in tables):
+                    kinds = ", ".join(table.what for table in tables)
+                    raise InputError(f"code is {text!r}, which is of no kind that can be chosen: expected a {kinds}")
 
 
 def _import_from_here() -> None:
@@ -214,16 +264,32 @@ def _first_lines(box: str, command: str) -> str:
     texts = [" ".join(part) for part in parts if part]
     message = texts[1] if "╭" not in box and len(texts) > 2 else texts[0]
     message = re.sub(r"^Error parsing [A-Za-z][\w.]*: ", "", message)
+    if unfit := _UNFIT.match(message):
+        kinds = unfit[2].replace("{None}", "none").replace("|", " or ").lower()
+        message = f"{unfit[1]} is {unfit[3]}: expected {kinds}"
     return f"{message} (see 'dim {command} --help')"
 
 
-def _option_names(cls: type, parsed: Any, prefix: str = "--") -> list[str]:
+def _option_names(cls: type, parsed: Any) -> list[str]:
     """Names of all options of a parsed object, those of its choices too."""
-    names = []
+    return [name for option in _options(cls, parsed) for name in option.names]
+
+
+class _Option(NamedTuple):
+    """An option, under all its names, and the value that it has."""
+
+    names: list[str]
+    field: dataclasses.Field
+    value: Any
+
+
+def _options(cls: type, parsed: Any, prefix: str = "--") -> list[_Option]:
+    """All options of a parsed object, those of its choices too."""
+    found = []
     for field in dataclasses.fields(cls):
         name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(parsed, field.name)
         if dataclasses.is_dataclass(value):
-            names += _option_names(type(value), value, f"{name}.")
+            found += _options(type(value), value, f"{name}.")
         else:
-            names += [name, *_aliases(cls, field.name)]
-    return names
+            found.append(_Option([name, *_aliases(cls, field.name)], field, value))
+    return found

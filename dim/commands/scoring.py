@@ -1,18 +1,21 @@
 """Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
+from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known
-from dim.commands.subjects import data_of_subjects, device_of, load_subjects
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
+from dim.text import say
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -21,30 +24,36 @@ def evaluate(arguments: Sequence[str]) -> None:
     if not first.subjects:
         raise InputError("nothing to evaluate: name sets, runs or generators")
 
-    from dim.io import write_json
+    from dim.io import write_document
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
-    from dim.score.report import print_scores, scores_to_json, write_report
+    from dim.score.report import print_scores, scores_to_json
 
-    device = device_of(first.device)
+    processes, device = work_together(first.device)
     subjects = load_subjects(first.subjects, device, first.sampler)
     info = next(iter(subjects.values())).info
     carried = from_dict(ProtocolConfig, info.get("protocol") or {})
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
-    data = data_of_subjects(subjects, parsed.data_root, device)
+    processes.once(lambda: _require_targets(parsed, "json"))
+    data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
-    evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+    kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, teacher))
+    report = _telling(kept) if processes.main else lambda score: None
+    settings = {"seeds": parsed.seeds, "device": device, "split": parsed.split, "processes": processes}
+    evaluator = Evaluator(data, parsed.protocol, **settings, report=report)
     plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end, "teacher": teacher}
-    scores = score_all(evaluator, subjects, **plan)
+    scores = [*kept.rows, *score_all(evaluator, subjects, **plan, known=kept.rows)]
+    if not processes.main:
+        return
     print_scores(scores)
     if parsed.json:
-        write_json(parsed.json, scores_to_json(scores))
+        write_document(parsed.json, scores_to_json(scores))
+    kept.remove()
     for name in subjects:
         if (Path(name) / "run.json").is_file():
-            print(f"report: {write_report(name, data, scores)}")
+            _say_page(name, data, scores)
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -53,7 +62,8 @@ def compare(arguments: Sequence[str]) -> None:
     if not first.subjects:
         raise InputError("nothing to compare: name sets, runs, generators or files of scores")
 
-    from dim.io import write_bytes, write_json
+    from dim.io import write_document
+    from dim.outputs import write_bytes
     from dim.score.compare import Comparison, require_made_from, require_one_data
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
@@ -70,16 +80,17 @@ def compare(arguments: Sequence[str]) -> None:
     else:
         carried = from_dict(ProtocolConfig, subjects[first.subjects[0]].info.get("protocol") or {})
     parsed = parse(CompareArguments, arguments, "compare", CompareArguments(subjects=tyro.MISSING, protocol=carried))
-    _require_seeds(parsed.seeds)
     _require_used(parsed)
-    if parsed.picture is not None and not parsed.picture.endswith(".png"):
-        raise InputError(f"picture {parsed.picture!r}: expected a name that ends in .png")
+    _require_targets(parsed, "json", "picture", "html")
+    kept = None
     if subjects:
         data = data_of_subjects(subjects, parsed.data_root, device)
         require_made_from(subjects, data.spec)
-        require_one_data(known, next(iter(subjects)), data.spec, parsed.split)
+        require_one_data(known, next(iter(subjects)), data, parsed.split)
         teacher = parsed.teacher.load(data, device)
-        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_tell)
+        kept = _unfinished_scores(parsed, subjects, data, teacher, known)
+        known += kept.rows
+        evaluator = Evaluator(data, parsed.protocol, seeds=parsed.seeds, device=device, split=parsed.split, report=_telling(kept))
         plan = {"ipc": parsed.ipc, "tracks": parsed.track, "controls": parsed.controls, "end": parsed.coreset_end}
         known += score_all(evaluator, subjects, **plan, teacher=teacher, known=known)
     elif parsed.controls:
@@ -90,11 +101,13 @@ def compare(arguments: Sequence[str]) -> None:
     comparison = Comparison(known)
     comparison.show()
     if parsed.json:
-        write_json(parsed.json, scores_to_json(comparison.scores))
+        write_document(parsed.json, scores_to_json(comparison.scores))
     if parsed.picture:
         write_bytes(parsed.picture, comparison.picture())
     if parsed.html:
         write_bytes(parsed.html, comparison.page().encode())
+    if kept is not None:
+        kept.remove()
 
 
 def coverage(arguments: Sequence[str]) -> None:
@@ -103,22 +116,30 @@ def coverage(arguments: Sequence[str]) -> None:
     if not parsed.subjects:
         raise InputError("nothing to measure: name sets, runs or generators")
 
-    from dim.io import write_json
+    from dim.io import write_document
     from dim.pictures import save_png
     from dim.run_folder import RUN
-    from dim.score.coverage import Coverage
-    from dim.score.report import coverage_to_json, print_coverage, write_report
+    from dim.score.coverage import Coverage, CoverageScore
+    from dim.score.report import coverage_to_json, print_coverage
 
+    _require_targets(parsed, "json", "panel")
     device = device_of(parsed.device)
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
     measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
-    rows = [measure.score(subject, name) for name, subject in subjects.items()]
+    asked = {name: getattr(parsed, name) for name in ("samples", "seed")} | {"features": measure.features.to_dict()}
+    asked |= {part: data.digest(part) for part in ("val", "test")}
+    kept = _unfinished(parsed, subjects, data, CoverageScore, 1, asked)
+    rows = list(kept.rows)
+    for name in list(subjects)[len(rows) :]:
+        rows.append(measure.score(subjects[name], name))
+        kept.keep(rows[-1])
     like = {tuple(values["images"] for values in row.per_class): row for row in rows}
     rows += [measure.held_out(row) for row in like.values()]
     print_coverage(rows)
     if parsed.json:
-        write_json(parsed.json, coverage_to_json(rows))
+        write_document(parsed.json, coverage_to_json(rows))
+    kept.remove()
     for number, (name, subject) in enumerate(subjects.items()):
         is_run, wanted = (Path(name) / RUN).is_file(), parsed.panel and number == 0
         if not is_run and not wanted:
@@ -128,7 +149,7 @@ def coverage(arguments: Sequence[str]) -> None:
             save_png(parsed.panel, nearest.panel())
         if is_run:
             own_first = [rows[number], *(row for row in rows if row is not rows[number])]
-            print(f"report: {write_report(name, data, coverage=own_first, nearest=nearest)}")
+            _say_page(name, data, coverage=own_first, nearest=nearest)
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
@@ -137,17 +158,49 @@ def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
         require_default(parsed.teacher, "without --teacher.folder")
 
 
-def _require_seeds(seeds: int) -> None:
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}: expected 1 or more")
+def _require_targets(parsed: Any, *options: str) -> None:
+    """Refuse places that cannot be written, before there is anything to write."""
+    from dim.outputs import require_writable
+
+    for option in options:
+        if getattr(parsed, option) is not None:
+            require_writable(getattr(parsed, option), option)
 
 
-def _tell(score: Any) -> None:
-    """Say on standard error that a row is done."""
-    from rich.console import Console
+def _unfinished(parsed: Any, subjects: Mapping[str, Any], data: Any, kind: type, together: int, asked: Mapping[str, Any]) -> Any:
+    """Rows that the same command had measured before it was killed: for the same subjects, data, and what else was `asked`."""
+    from dim.sampler import identity
+    from dim.score.unfinished import UnfinishedRows
 
+    identities = {name: identity(subject) for name, subject in subjects.items()}
+    return UnfinishedRows(parsed.json, {"subjects": identities, "data": data.spec.to_dict(), **asked}, kind, together)
+
+
+def _unfinished_scores(parsed: Any, subjects: Mapping[str, Any], data: Any, teacher: Any, known: Sequence[Any] = ()) -> Any:
+    """See `_unfinished`; `known` rows decide what is measured, too."""
+    from dim.config import to_dict
+    from dim.score.record import Score
+
+    options = ("seeds", "split", "ipc", "track", "controls", "coreset_end")
+    asked = {"known": [score.to_dict() for score in known], **{name: getattr(parsed, name) for name in options}}
+    asked |= {"protocol": to_dict(parsed.protocol), "teacher": teacher and teacher.name, "scored": data.digest(parsed.split)}
+    return _unfinished(parsed, subjects, data, Score, len(parsed.protocol.students), asked)
+
+
+def _say_page(name: str, *measured: Any, **more: Any) -> None:
+    page = write_page(name, *measured, **more)
+    if page:
+        say(page)
+
+
+def _telling(kept: Any) -> Callable[[Any], None]:
+    """A report of rows that keeps each and says on standard error that it is done."""
     from dim.score.report import format_accuracy
 
-    ipc = "" if score.ipc is None else f" IPC {score.ipc}"
-    text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    def report(score: Any) -> None:
+        kept.keep(score)
+        ipc = "" if score.ipc is None else f" IPC {score.ipc}"
+        text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
+        say(text, sys.stderr)
+
+    return report

@@ -1,4 +1,4 @@
-"""What commands look up: sets and generators by name, the real data that they were made from, devices."""
+"""What commands look up: sets and generators by name, the real data that they were made from, devices, other processes."""
 
 import os
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) ->
 
 def real_data(info: dict[str, Any], root: str | None, subjects: Sequence[str], device: Any) -> Any:
     """The real data that a set or a generator was made from, under a root that was given, or where it usually lies."""
-    from dim.score.evaluate import real_data_of
+    from dim.data.real import real_data_of
 
     if root is None and info.get("data") and reads_files(info["data"]["dataset"]):
         root = os.environ.get("DIM_DATA_ROOT") or root_of_runs(subjects)
@@ -47,6 +47,35 @@ def root_of_runs(subjects: Sequence[str]) -> str | None:
     return read_run(runs[0], None)["config"]["data"].get("root") if runs else None
 
 
+def work_together(name: str | None) -> tuple[Any, Any]:
+    """Join the other processes of this launch, and watch over them.
+
+    Args:
+        name: of the device, see `device_of`.
+
+    Returns:
+        The processes, see `dim.processes`, and this one's device.
+
+    Raises:
+        InputError: if the device cannot be used, or is one GPU for all processes.
+    """
+    import torch
+
+    from dim.launch import watch
+    from dim.processes import join
+
+    device = device_of(name)
+    processes = join(device.type == "cpu")
+    if processes.world > 1 and device.type != "cpu":
+        if device.index is not None and name is not None:
+            raise InputError(
+                f"device is {name!r}: each of {processes.world} processes takes a GPU of its own; leave the number out"
+            )
+        device = torch.device(device.type, torch.accelerator.current_device_index())
+    watch()
+    return processes, device
+
+
 def device_of(name: str | None) -> Any:
     """A device that can be used: the one that is named, or a GPU if there is one, or the CPU.
 
@@ -59,7 +88,7 @@ def device_of(name: str | None) -> Any:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # of `meta`, which holds nothing, there is no way back
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try cpu") from None
     return device

@@ -4,10 +4,11 @@ Every field has a default and a description; `dim train --help` shows both. Unkn
 their range are refused with the nearest known name or the range. `settings` and `values` hold the mechanics.
 """
 
+from dim.config.choices import Choices
 from dim.config.data import DATASETS, DataConfig
 from dim.config.emit import FORMATS, POLICIES, PURPOSES, PolicyConfig, RefineConfig
 from dim.config.protocol import CORESETS, STUDENTS, FeatureConfig, ProtocolConfig, ScoringConfig
-from dim.config.settings import Choices, Section, Settings, field_docs, require
+from dim.config.settings import Section, Settings, field_docs, require
 from dim.config.train import (
     ADVERSARIES,
     DISTANCES,

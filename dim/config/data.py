@@ -6,9 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from dim.config.settings import Choices, Section, require
+from dim.config.choices import Choices
+from dim.config.settings import Section, require
 
-DATASETS = Choices("data set", "dim.data.sources")
+DATASETS = Choices("data set", "dim.data.sources", takes=(1, ()))
 
 
 def reads_files(dataset: str) -> bool:
@@ -27,12 +28,13 @@ class DataConfig(Section):
     dataset: Annotated[str, tyro.conf.arg(aliases=["--dataset"])] = "digits"
     """The data set."""
     root: Annotated[str | None, tyro.conf.arg(aliases=["--data-root"])] = None
-    """Where the data lies: torchvision's root, or the folder itself. Default: the environment variable DIM_DATA_ROOT. `digits`
-    come with scikit-learn and have none."""
+    """Where the data lies: torchvision's root, or the folder of class folders or shards. Default: the environment variable
+    DIM_DATA_ROOT. `digits` come with scikit-learn and have none."""
     resolution: Annotated[int | None, tyro.conf.arg(aliases=["--resolution"])] = None
-    """Height and width in pixels: images are resized and centre-cropped. Required for `folder`; default: the data's own size."""
+    """Height and width in pixels: images are resized and centre-cropped. Required for `folder` and `webdataset`;
+    default: the data's own size."""
     channels: Literal[1, 3] | None = None
-    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder`."""
+    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder` and `webdataset`."""
     val_fraction: float = 0.1
     """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
     split_seed: int = 0
@@ -57,7 +59,8 @@ class SplitOptions:
     """Of data without a test part of its own."""
 
     test_fraction: float = 0.2
-    """digits, folder: part of every class that becomes the test part, where the data has none of its own; in (0, 0.5]."""
+    """digits, folder, webdataset: part of every class that becomes the test part, where the data has none of its own; in
+    (0, 0.5]."""
 
     def __post_init__(self) -> None:
         require(0 < self.test_fraction <= 0.5, "data.test_fraction", self.test_fraction, "a number in (0, 0.5]")

@@ -4,11 +4,12 @@ import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dim.config.settings import Choices, Section, require
+from dim.config.choices import Choices
+from dim.config.settings import Section, require
 
-POLICIES = Choices("policy", "dim.emit.policies")
-PURPOSES = Choices("purpose of refinement", "dim.emit.purposes")
-FORMATS = Choices("format", "dim.data.formats")
+POLICIES = Choices("policy", "dim.emit.policies", base="dim.emit.policy:Step")
+PURPOSES = Choices("purpose of refinement", "dim.emit.purposes", takes=(3, ("seed", "device")))
+FORMATS = Choices("format", "dim.data.formats", base="dim.data.format:Format")
 
 
 @dataclass(frozen=True, kw_only=True)

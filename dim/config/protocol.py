@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from dim.config.settings import Choices, Compile, Precision, Settings, require
+from dim.config.choices import Choices
+from dim.config.settings import Compile, Precision, Settings, require
 
-STUDENTS = Choices("student", "dim.nets.students")
-CORESETS = Choices("coreset", "dim.features.coresets")
+STUDENTS = Choices("student", "dim.nets.students", takes=(0, ("spec",)))
+CORESETS = Choices("coreset", "dim.features.coresets", base="dim.features.coreset:Rule")
 
 Schedule = Literal["step", "cosine", "constant"]
 
@@ -65,6 +66,7 @@ class ProtocolConfig(Settings):
     def __post_init__(self) -> None:
         object.__setattr__(self, "students", STUDENTS.admit_all(self.students))
         require(len(self.students) > 0, "protocol.students", self.students, "at least one architecture")
+        require(len(set(self.students)) == len(self.students), "protocol.students", self.students, "each architecture once")
         for name in ("epochs", "batch_size"):
             require(getattr(self, name) >= 1, f"protocol.{name}", getattr(self, name), "at least 1")
         require(self.full_epochs >= 0, "protocol.full_epochs", self.full_epochs, "0 or more")

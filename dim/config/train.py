@@ -5,20 +5,28 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from dim.config.choices import Choices
 from dim.config.data import DataConfig
 from dim.config.protocol import ProtocolConfig
-from dim.config.settings import Choices, Compile, Distance, Section, Settings, require
+from dim.config.settings import MOST_BLOCKS, Compile, Distance, Section, Settings, require
 
-GENERATORS = Choices("generator", "dim.nets.generators")
-ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries")
-DISTANCES = Choices("distance", "dim.objectives.distances")
-POOLS = Choices("pool", "dim.pools")
-OBJECTIVES = Choices("objective", {}, open=True)
+GENERATORS = Choices("generator", "dim.nets.generators", base="dim.nets.generator:Generator")
+_OF_ADVERSARIES = ("of_run", "network", "discriminator_options")
+ADVERSARIES = Choices("adversarial loss", "dim.objectives.adversaries", has=_OF_ADVERSARIES)
+DISTANCES = Choices("distance", "dim.objectives.distances", takes=(2, ("seed",)))
+POOLS = Choices("pool", "dim.pools", base="dim.pool:ModelPool")
+OBJECTIVES = Choices("objective", {}, takes=(1, ("seed", "device")), has=("accumulate",), open=True)
+
+
+MOST_EPOCHS = 1e18
+"""Of a stage, so that its steps can be counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AboutConfig(Settings):
     """What a recipe is for. It changes nothing in a run."""
+
+    prefix: ClassVar = "about."
 
     title: str = ""
     """One line."""
@@ -53,8 +61,8 @@ class DiscriminatorConfig(Settings):
     """relativistic: residual blocks per resolution."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "blocks"):
-            require(getattr(self, name) >= 1, f"discriminator.{name}", getattr(self, name), "at least 1")
+        require(self.width >= 1, "discriminator.width", self.width, "at least 1")
+        require(1 <= self.blocks <= MOST_BLOCKS, "discriminator.blocks", self.blocks, f"1 to {MOST_BLOCKS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +83,7 @@ class StageConfig(Settings):
     """Second beta that a cosine reaches at the end of the stage. Default: constant."""
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        require(0 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"0 to {MOST_EPOCHS:g}")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         require(self.lr > 0, "lr", self.lr, "a positive number")
         require(self.lr_end is None or self.lr_end >= 0, "lr_end", self.lr_end, "0 or more")
@@ -270,6 +278,7 @@ class TrainConfig(Settings):
         object.__setattr__(self, "objectives", OBJECTIVES.admit_all(self.objectives))
         for name in self.objectives:
             OBJECTIVES.require(name, "objectives")
+            OBJECTIVES.load(name)
         generator = GENERATORS.load(self.generator.name)
         for section in ("adversarial", "discriminator", "flow"):
             changed = _changed(getattr(self, section))

@@ -5,14 +5,19 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from dim.config.choices import Choices
 from dim.config.data import DataConfig
 from dim.config.protocol import STUDENTS, ProtocolConfig
-from dim.config.settings import Choices, Compile, Distance, Section, Settings, require
+from dim.config.settings import Compile, Distance, Section, Settings, require
 from dim.config.train import AboutConfig
 
 Gradient = Literal["adjoint", "unroll", "frozen"]
 Precision = Literal["fp32", "bf16"]
 Order = Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"]
+
+
+MOST_MOMENTS = 1_000_000
+"""That an expert can have recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class ExpertsConfig(Section):
 
     count: int = 100
     """Number of experts."""
-    epochs: float = 50
+    epochs: float = 50.0
     """Passes over the training data."""
     every: float = 1.0
     """Epochs between two recorded moments. The window of a distillation is counted in moments. Published: 1."""
@@ -83,6 +88,8 @@ class ExpertsConfig(Section):
         for name in ("epochs", "every", "lr"):
             require(getattr(self, name) > 0, f"experts.{name}", getattr(self, name), "a positive number")
         require(self.epochs >= self.every, "experts.epochs", self.epochs, f"at least experts.every ({self.every:g})")
+        few = f"at most {MOST_MOMENTS:,} times experts.every ({self.every:g})"
+        require(self.epochs / MOST_MOMENTS <= self.every, "experts.epochs", self.epochs, few)
         require(0 <= self.momentum < 1, "experts.momentum", self.momentum, "a number in [0, 1)")
         for name in ("weight_decay", "checkpoint_minutes"):
             require(getattr(self, name) >= 0, f"experts.{name}", getattr(self, name), "0 or more")
@@ -113,11 +120,11 @@ class TrajectoryConfig(Section):
 
     steps: int = 50
     """Student steps per iteration (N)."""
-    epochs: float = 2
+    epochs: float = 2.0
     """Recorded moments from start to target (M). A moment is an epoch, unless `experts.every` says otherwise."""
-    min_start: float = 0
+    min_start: float = 0.0
     """Smallest start point."""
-    max_start: float = 20
+    max_start: float = 20.0
     """Start points lie below this."""
     max_start_at_first: float | None = None
     """DATM: the bound at iteration 0, which grows linearly to `max_start`. Default: it does not grow."""
@@ -141,7 +148,7 @@ class TrajectoryConfig(Section):
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of synthetic images, drawn anew for each student step."""
     experts: int = 1
-    """Experts matched per iteration; their gradients are averaged."""
+    """Experts matched per iteration; their gradients are averaged. Several processes share them."""
     together: bool = False
     """Match the experts of an iteration in one batched computation, on the same batches. Useful on a GPU."""
     precision: Precision = "fp32"

@@ -28,7 +28,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_toml(config: Any) -> str:
-    """A configuration as TOML: a recipe that gives the same configuration again. Fields that are None are left out."""
+    """A configuration as TOML: a recipe that gives the same configuration again. Fields that are None are left out.
+
+    Raises:
+        InputError: if a text in it is undecodable, as a path may be.
+    """
     single, tables = [], []
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
@@ -42,7 +46,19 @@ def to_toml(config: Any) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are written alike in JSON and TOML
+    if isinstance(value, str):
+        return '"' + "".join(map(_toml_character, value)) + '"'
+    return json.dumps(value)  # numbers and booleans are written alike in JSON and TOML
+
+
+def _toml_character(character: str) -> str:
+    """A character inside a basic string; what is not printed (controls, marks of direction) as an escape."""
+    number = ord(character)
+    if 0xD800 <= number <= 0xDFFF:  # a byte of a name that is no text
+        raise InputError("a setting holds bytes that are no text in UTF-8, which TOML cannot hold: rename the file or folder")
+    if character in '"\\' or not character.isprintable():
+        return f"\\{character}" if character in '"\\' else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return character
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], base: T | None = None, where: str = "") -> T:

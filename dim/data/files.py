@@ -1,18 +1,60 @@
 """Image files: decoded when asked for, and folders with one folder per class."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dim.config import DataConfig
-from dim.data.items import Items, fit_size
+from dim.data.items import DECODE_THREADS, Items, fit_size
+from dim.data.pillow import read_picture, reason
 from dim.errors import InputError
 
-_EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+_SETTLED_NS = 2 * 10**9
+"""How long ago a file must have changed for its times to tell the next change: file systems count in up to two seconds."""
+
+
+class Listing:
+    """Files that are there to be read, and a digest of their paths, sizes and times. None is opened."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self._seen = hashlib.blake2b(digest_size=16)
+        self._newest = 0
+
+    def add(self, path: str) -> None:
+        """Add a file.
+
+        Raises:
+            InputError: if it is missing, a broken link, or no regular file: opening a named pipe or a device may never end.
+        """
+        about = _about(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise InputError(f"{path} is no regular file (but a folder, a named pipe, a socket or a device): remove it")
+        self.paths.append(path)
+        # The time of the last change of any kind, too: programs set that of the content to what it was elsewhere.
+        self._seen.update(os.fsencode(os.path.abspath(path)))
+        self._seen.update(f"\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
+        self._newest = max(self._newest, about.st_ctime_ns)
+
+    def extend(self, other: "Listing") -> None:
+        """Add all files of another list."""
+        self.paths += other.paths
+        self._seen.update(other._seen.digest())
+        self._newest = max(self._newest, other._newest)
+
+    def state(self) -> str:
+        """What changes whenever a file changes from now on; empty if one changed so recently that this is not sure."""
+        return self._seen.hexdigest() if time.time_ns() - self._newest > _SETTLED_NS else ""
 
 
 def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
@@ -28,37 +70,82 @@ def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
     return Path(config.root)
 
 
-def file_items(files: list[Path], labels: list[int], names: Sequence[str], root: Path, config: DataConfig) -> Items:
+def require_resolution(config: DataConfig) -> None:
+    """Raise InputError if no size is given, which images of any sizes need."""
+    if config.resolution is None:
+        raise InputError(f"data set {config.dataset!r} needs --resolution N (pixels), for instance 64")
+
+
+def file_items(listing: Listing, labels: Sequence[int], names: Sequence[str], config: DataConfig) -> Items:
     """Items of image files, decoded when asked for."""
-    mode = "L" if config.channels == 1 else "RGB"
 
-    def decode(index: int) -> Tensor:
-        try:
-            with Image.open(files[index]) as image:
-                array = np.array(image.convert(mode), dtype=np.uint8)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"image {files[index]} cannot be read ({reason}): replace or remove it") from None
-        tensor = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
-        return fit_size(tensor[None], config)[0]
+    def decode(index: int) -> tuple[Tensor, int]:
+        path = listing.paths[index]
+        return decode_picture(Path(path), lambda: path, config)
 
-    identity = "\n".join(f"{file.relative_to(root)} {file.stat().st_size}" for file in files)
-    identity += f"\n{config.resolution} {mode}"
-    return Items(torch.tensor(labels), tuple(names), decode=decode, identity=identity)
+    return Items(torch.tensor(labels), tuple(names), decode=decode, state=listing.state())
 
 
-def class_folders(folder: Path, root: Path, config: DataConfig, names: Sequence[str] | None = None) -> Items:
-    """Items of a folder of class folders; with `names`, the classes must be those."""
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(found) < 2:
-        raise InputError(f"{folder} has {len(found)} class folder(s): expected at least 2, each holding images")
-    if names is not None and (unknown := sorted(set(found) - set(names))):
+def decode_picture(source: Path | BinaryIO, name: Callable[[], str], config: DataConfig) -> tuple[Tensor, int]:
+    """An image of a file or of its content, at the configured size; see `dim.data.items.Items`.
+
+    Raises:
+        InputError: if it cannot be read, with its `name`.
+    """
+    try:
+        image, converted = read_picture(source, "L" if config.channels == 1 else "RGB")
+    except ValueError as error:
+        raise InputError(f"image {name()} cannot be read ({error}): replace or remove it") from None
+    return fit_size(image[None], config)[0], converted
+
+
+def _about(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if os.path.islink(path):
+            raise InputError(f"{path} is a broken link (to {os.readlink(path)!r}): repair or remove it") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}): replace or remove it") from None
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read ({reason(error)}): give it read permission, or remove it") from None
+
+
+def _images(folder: str) -> Listing:
+    """Image files in a folder and in those below it, in the order of their paths' parts; links to folders are not followed."""
+    listing = Listing()
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            listing.extend(_images(entry.path))
+        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            listing.add(entry.path)
+    return listing
+
+
+def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None = None) -> Items:
+    """Items of a folder of class folders; with `names`, the classes must be those.
+
+    All files are listed at every start, with their sizes and times: nothing less shows that one was rewritten in its place.
+    """
+    entries = [entry for entry in _entries(str(folder)) if not entry.name.startswith(".")]
+    present = [entry.name for entry in entries if stat.S_ISDIR(_about(entry.path).st_mode)]
+    if len(present) < 2:
+        raise InputError(f"{folder} has {len(present)} class folder(s): expected at least 2, each holding images")
+    names = present if names is None else names
+    if unknown := sorted(set(present) - set(names)):
         raise InputError(f"{folder} has class {unknown[0]!r} that the training part lacks: remove or rename it")
-    files, labels = [], []
-    for label, name in enumerate(names or found):
-        members = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in _EXTENSIONS)
-        if not members:
-            raise InputError(f"class folder {folder / name} holds no images ({', '.join(sorted(_EXTENSIONS))})")
-        files += members
-        labels += [label] * len(members)
-    return file_items(files, labels, names or found, root, config)
+    if missing := sorted(set(names) - set(present)):
+        raise InputError(f"{folder} has no class {missing[0]!r}, which the training part has: add it, with at least one image")
+    whole, labels = Listing(), []
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        for label, members in enumerate(pool.map(_images, [str(folder / name) for name in names])):
+            if not members.paths:
+                raise InputError(f"class folder {folder / names[label]} holds no images ({', '.join(sorted(EXTENSIONS))})")
+            whole.extend(members)
+            labels += [label] * len(members.paths)
+    return file_items(whole, labels, names, config)

@@ -12,6 +12,9 @@ from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
 
+MOST_PACKED = 1100
+"""Bytes of images in a byte of a file: what deflate can do at best, and a little."""
+
 
 class Format:
     """One way to store a set in a folder. A subclass writes and reads the data; `dim.data.stored` does the same for `set.json`.

@@ -2,18 +2,20 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dim.chunks import chunk_size
+from dim.chunks import chunk_size, require_memory
 from dim.config import DataConfig
 from dim.errors import InputError
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
+_AT_ONCE = 4096  # images that threads are given at a time; each costs a kilobyte until it is decoded
 
 
 @dataclass
@@ -23,12 +25,23 @@ class Items:
     labels: Tensor
     names: Sequence[str]
     images: Tensor | None = None
-    decode: Callable[[int], Tensor] | None = None
-    identity: str = ""
-    """What a part made of files is recognised by, without reading them all."""
+    decode: Callable[[int], tuple[Tensor, int]] | None = None
+    """The image at an index, uint8 (C, H, W), and what had to be done to it; see `dim.data.pillow.shown`."""
+    state: str = ""
+    """Digest of the names, sizes and times of the files, which change whenever an image changes; empty: not known."""
+    converted: np.ndarray = field(init=False)
+    """uint8 (N,): what had to be done to each image that was decoded so far."""
+
+    def __post_init__(self) -> None:
+        self.converted = np.zeros(len(self.labels), dtype=np.uint8)
+
+    def image(self, index: int) -> Tensor:
+        """Decode an image: uint8 (C, H, W)."""
+        image, self.converted[index] = self.decode(index)
+        return image
 
 
-def decode(items: Items, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+def decode(items: Items, indices: Tensor, shape: tuple[int, ...], pool: Executor) -> Tensor:
     """The images at int64 (N,) `indices`, all of shape (C, H, W): uint8 (N, C, H, W).
 
     Raises:
@@ -37,19 +50,23 @@ def decode(items: Items, indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     result = torch.empty(len(indices), *shape, dtype=torch.uint8)
 
     def put(place: int, index: int) -> None:
-        image = items.decode(index)
+        image = items.image(index)
         if tuple(image.shape) != shape:
             raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
         result[place] = image
 
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for _ in pool.map(put, range(len(indices)), indices.tolist()):
-            pass
+    for start in range(0, len(indices), _AT_ONCE):
+        part = indices[start : start + _AT_ONCE].tolist()
+        list(pool.map(put, range(start, start + len(part)), part))
     return result
 
 
 def fit_size(images: Tensor, config: DataConfig) -> Tensor:
-    """Bring uint8 (N, C, H, W) to the configured size and number of channels: shorter side resized, centre cropped."""
+    """Bring uint8 (N, C, H, W) to the configured size and number of channels: shorter side resized, centre cropped.
+
+    Raises:
+        InputError: if memory cannot hold them at that size.
+    """
     if config.channels == 1 and images.shape[1] == 3:
         weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # ITU-R BT.601 luma, as PIL's "L"
         images = (images.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
@@ -60,6 +77,8 @@ def fit_size(images: Tensor, config: DataConfig) -> Tensor:
         return images.contiguous()
     height, width = images.shape[2:]
     scale = size / min(height, width)
+    held = images.shape[0] * images.shape[1] * size**2
+    require_memory(2 * held, f"{len(images):,} images of {size}x{size} pixels", "lower --resolution")  # parts, and all of them
     target = (max(size, round(height * scale)), max(size, round(width * scale)))
     parts = []
     for part in images.split(chunk_size(4 * images.shape[1] * max(height * width, target[0] * target[1]), 2048)):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dim import rng
-from dim.chunks import chunk_size
+from dim.chunks import chunk_size, require_memory
 from dim.errors import InputError
 from dim.nets.generator import Generator
 
@@ -110,6 +110,7 @@ class GeneratedLoader:
         for name, value in (("batch_size", batch_size), ("steps", steps)):
             if value < 1:
                 raise InputError(f"{name} is {value}: expected 1 or more")
+        require_memory(batch_size * (4 * generator.spec.image_bytes + 64), f"batch_size {batch_size:,}", "lower it")
         self.generator = generator if device is None else generator.to(device)
         self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
         self.epoch, self.relabel = 0, relabel
@@ -138,3 +139,15 @@ class GeneratedLoader:
             images = self.generator.images(labels, numbers, seed=self.seed)
             targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
             yield from zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+
+
+class Positions:
+    """A stand-in for a split where only the number of images matters."""
+
+    streams = False
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count

@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dim.data.pillow import read_picture
 from dim.spec import DataSpec
 
 
@@ -15,11 +17,6 @@ def picture(image: Tensor) -> Image.Image:
     """A picture, grey or in colour, of a uint8 (1 or 3, H, W) image."""
     array = image.permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-
-
-def pixels(image: Image.Image, spec: DataSpec) -> np.ndarray:
-    """uint8 (H, W) of a grey picture or (H, W, 3) of one in colour, as the specification has it."""
-    return np.array(image.convert("L" if spec.channels == 1 else "RGB"))
 
 
 def to_png(image: Tensor) -> bytes:
@@ -33,11 +30,18 @@ def from_pngs(files: Sequence[bytes], spec: DataSpec) -> Tensor:
     """uint8 (N, C, H, W) images of such files.
 
     Raises:
-        OSError, ValueError, SyntaxError: if one is damaged, or of another size.
+        ValueError: if one is damaged, or of another size.
     """
     result = torch.empty(len(files), *spec.image_shape, dtype=torch.uint8)
     for number, content in enumerate(files):
-        with Image.open(io.BytesIO(content)) as image:
-            array = pixels(image, spec).reshape(spec.height, spec.width, -1)
-        result[number] = torch.from_numpy(array).permute(2, 0, 1)
+        result[number] = pixels(io.BytesIO(content), spec)
     return result
+
+
+def pixels(source: Path | BinaryIO, spec: DataSpec) -> Tensor:
+    """uint8 (C, H, W) image of one such file.
+
+    Raises:
+        ValueError: if it is missing, damaged, or of another size.
+    """
+    return read_picture(source, "L" if spec.channels == 1 else "RGB", size=(spec.width, spec.height))[0]

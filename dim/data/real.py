@@ -1,18 +1,14 @@
 """Real data: any image classification data set as splits that give batches by index.
 
-A split either holds its images as one uint8 tensor on the device (the usual case; a batch is a gather) or, when they are
-too large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
+A split either holds its images as one uint8 tensor on the device (the usual case; a batch is a gather), or, when they are too
+large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,11 +16,14 @@ from torch import Tensor
 
 from dim import rng
 from dim.chunks import IMAGES, chunk_size
-from dim.config import DATASETS, DataConfig
+from dim.config import DATASETS, DataConfig, from_dict
+from dim.config.data import located, reads_files
 from dim.data.items import DECODE_THREADS, Items, decode
+from dim.data.pillow import count_converted
 from dim.data.python import dataset_items
+from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
-from dim.io import write_json
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, to_unit_range
 
 
@@ -63,15 +62,21 @@ class ArraySplit:
 
 
 class StreamSplit:
-    """A split whose images are decoded by a pool of threads when a batch is asked for."""
+    """A split whose images are decoded by a pool of threads when a batch is asked for.
+
+    Args:
+        items: which can be decoded.
+        indices: int64 (N,), those of them that are the split.
+        shape: (C, H, W) of all images.
+        device: where batches are put.
+        key: by which a survey of the split is kept in the cache folder; see `dim.data.survey`. Empty: it is not.
+    """
 
     streams = True
 
-    def __init__(self, decode: Callable[[int], Tensor], items: Tensor, labels: Tensor, device: torch.device | str) -> None:
-        self._decode = decode
-        self._items = items
-        self.labels = labels.cpu()
-        self._device = device
+    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
+        self._items, self._indices, self._shape, self._device, self.key = items, indices, shape, device, key
+        self.labels = items.labels[indices]
         self._pool = ThreadPoolExecutor(DECODE_THREADS)
 
     def __len__(self) -> int:
@@ -80,8 +85,56 @@ class StreamSplit:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Split.batch`."""
         indices = indices.cpu()
-        images = torch.stack(list(self._pool.map(self._decode, self._items[indices].tolist())))
+        images = decode(self._items, self._indices[indices], self._shape, self._pool)
         return to_unit_range(images).to(self._device), self.labels[indices].to(self._device)
+
+    def converted(self) -> dict[int, int]:
+        """What had to be done to the images that were decoded so far; see `dim.data.pillow.count_converted`."""
+        return count_converted(self._items.converted[self._indices])
+
+
+class HeldSplit(StreamSplit):
+    """A split whose images are decoded when they are first asked for, and then held as one uint8 tensor on the device. So a start
+    that knows the data from an earlier one need not wait for its images.
+    """
+
+    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
+        super().__init__(items, indices, shape, device, key)
+        self._held = ArraySplit(torch.empty(len(indices), *shape, dtype=torch.uint8, device=device), self.labels, device)
+        self._missing = torch.ones(len(indices), dtype=torch.bool)
+        self._lock = Lock()
+
+    @property
+    def streams(self) -> bool:
+        """See `Split.streams`: until all images are there."""
+        return self._missing is not None
+
+    @property
+    def images(self) -> Tensor:
+        """All images: uint8 (N, C, H, W) on the device."""
+        self._hold(torch.arange(len(self)))
+        return self._held.images
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.batch`."""
+        self._hold(indices)
+        return self._held.batch(indices)
+
+    def _hold(self, indices: Tensor) -> None:
+        """Decode those of the images that are not there."""
+        if self._missing is None:
+            return
+        with self._lock:  # a batch may be asked for ahead, by another thread
+            if self._missing is None:
+                return
+            indices = indices.cpu()
+            wanted = indices[self._missing[indices]].unique()
+            if len(wanted):
+                images = decode(self._items, self._indices[wanted], self._shape, self._pool)
+                self._held.images[wanted.to(self._held.images.device)] = images.to(self._held.images.device)
+                self._missing[wanted] = False
+            if not bool(self._missing.any()):
+                self._missing = None
 
 
 def in_chunks(
@@ -105,6 +158,9 @@ def in_chunks(
             yield part, *split.batch(part)
 
 
+Part = Literal["train", "val", "test"]
+
+
 @dataclass(frozen=True)
 class RealData:
     """A data set: what describes it, and its three parts. Choices are made on `val`; `test` is for the last figure."""
@@ -113,27 +169,45 @@ class RealData:
     train: Split
     val: Split
     test: Split
+    _digests: dict[Part, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def digest(self, part: Part) -> str:
+        """Digest of all images of a part, as 8 bits per channel in order, and of their labels.
+
+        That of the training part is the fingerprint. Another part is read for it when it is first asked for.
+        """
+        if part == "train":
+            return self.spec.fingerprint
+        if part not in self._digests:
+            self._digests[part] = _look_at(getattr(self, part), f"{self.spec.name}, {part} part").digest
+        return self._digests[part]
+
+    def about(self, scored: Part | None = None) -> dict[str, Any]:
+        """What a figure says of the data: name, fingerprint, number of training images, and the digest of the part that was
+        `scored`, which scores of earlier versions lack."""
+        facts = {"name": self.spec.name, "fingerprint": self.spec.fingerprint, "train_images": len(self.train)}
+        return facts if scored is None else {**facts, "scored": self.digest(scored)}
 
 
 class EpochBatches:
     """Endless shuffled batches as a function of the step: step s is the s-th slice of the permutations of all epochs.
 
     With several processes the batch is split among them; `batch_size` is the batch over all of them.
+
+    Raises:
+        InputError: if they cannot have equal shares.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int, purpose: str, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            raise InputError(f"batch size {batch_size} does not divide by the number of processes ({world})")
+    def __init__(self, split: Split, batch_size: int, *, seed: int, purpose: str, processes: Processes = ALONE) -> None:
+        processes.require_even(batch_size, "batch_size")
         self.split, self.batch_size = split, batch_size
-        self._seed, self._purpose = seed, purpose
-        share = batch_size // world
-        self._slice = slice(rank * share, (rank + 1) * share)
+        self._seed, self._purpose, self._processes = seed, purpose, processes
         self._permutations: dict[int, Tensor] = {}
         self._ahead: tuple[int, Future] | None = None
         self._pool = ThreadPoolExecutor(1) if split.streams else None
 
     def indices(self, step: int) -> Tensor:
-        """Indices of this process's share of batch `step`: int64 (batch_size / world,)."""
+        """Indices of this process's share of batch `step`: int64 (batch_size / processes,)."""
         size = len(self.split)
         start = step * self.batch_size
         parts, needed = [], self.batch_size
@@ -143,7 +217,7 @@ class EpochBatches:
             parts.append(part)
             needed -= len(part)
             start += len(part)
-        return torch.cat(parts)[self._slice]
+        return self._processes.part(torch.cat(parts))
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
@@ -154,7 +228,7 @@ class EpochBatches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) in [-1, 1] and labels int64 (B,) of batch `step`, on the split's device."""
-        if self._pool is None:
+        if self._pool is None or not self.split.streams:
             return self.split.batch(self.indices(step))
         if self._ahead is not None and self._ahead[0] == step:
             batch = self._ahead[1].result()
@@ -192,6 +266,20 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
     return _assemble(config, train, test, device)
 
 
+def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
+    """The real data that a set or a generator says it was made from.
+
+    Raises:
+        InputError: if it says nothing.
+    """
+    if not info.get("data"):
+        raise InputError("this set or generator does not say which data it was made from: give the real data")
+    config = from_dict(DataConfig, info["data"])
+    if root and reads_files(config.dataset):
+        config = replace(config, root=root)
+    return load_data(located(config), device)
+
+
 def from_dataset(
     train: Any,
     test: Any,
@@ -202,6 +290,9 @@ def from_dataset(
     device: torch.device | str = "cpu",
 ) -> RealData:
     """Use any map-style Dataset of (image, label) pairs.
+
+    It is recognised by all its images. So it is read once at every start, and without an attribute `targets` twice, as labels are
+    needed first. PIL images are used as a viewer shows them, see `dim.data.pillow.shown`.
 
     Args:
         train, test: objects with `__len__` and `__getitem__`; an image is a PIL image, a uint8 tensor or array
@@ -236,30 +327,59 @@ def _assemble(
     held, kept = stratified(train.labels[rest], config.val_fraction, rng.fold(config.split_seed, "val-split"))
     val_indices, train_indices = rest[held], rest[kept]
 
-    shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.decode(0).shape)
+    shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.image(0).shape)
     total = (len(train.labels) + (len(test.labels) if test else 0)) * int(np.prod(shape))
-    stream = total > config.memory_gib * 2**30
+    stream, name = total > config.memory_gib * 2**30, name or config.dataset
 
     def split(items: Items, indices: Tensor) -> Split:
-        if items.images is None and stream:
-            return StreamSplit(items.decode, indices, items.labels[indices], device)
-        images = decode(items, indices, shape) if items.images is None else items.images[indices]
-        return ArraySplit(images, items.labels[indices], device)
+        if items.images is not None:
+            return ArraySplit(items.images[indices], items.labels[indices], device)
+        key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
+        return (StreamSplit if stream else HeldSplit)(items, indices, shape, device, key)
 
-    training = split(train, train_indices)
-    fingerprint = _fingerprint(train, train_indices)
-    mean, std = _statistics(training, fingerprint)
+    parts: dict[Part, Split] = {
+        "train": split(train, train_indices),
+        "val": split(train, val_indices),
+        "test": split(test_source, test_indices),
+    }
+    # Images that are held are read at the first start, so that a damaged one is not met in the middle of the work.
+    wanted = [part for part, own in parts.items() if part == "train" or (isinstance(own, HeldSplit) and len(own))]
+    looked = {part: _look_at(parts[part], f"{name}, {part} part") for part in wanted}
+    found = looked["train"]
     spec = DataSpec(
-        name=name or config.dataset,
+        name=name,
         channels=shape[0],
         height=shape[1],
         width=shape[2],
         class_names=tuple(train.names),
-        mean=mean,
-        std=std,
-        fingerprint=fingerprint,
+        mean=found.mean,
+        std=found.std,
+        fingerprint=found.digest,
     )
-    return RealData(spec, training, split(train, val_indices), split(test_source, test_indices))
+    data = RealData(spec, **parts)
+    data._digests.update({part: own.digest for part, own in looked.items()})
+    return data
+
+
+def _look_at(split: Split, what: str) -> Survey:
+    """Read all images of a part once, or recall what was found when they were read; say what had to be done to them."""
+    key = split.key if isinstance(split, StreamSplit) else ""
+    found = recall(key) if key else None
+    if found is None:
+        with Reading(what, len(split)) as reading:
+
+            def chunks() -> Iterator[Tensor]:
+                for _, images, _ in in_chunks(split):
+                    yield images
+                    reading.advance(len(images))
+
+            found = survey(split.labels, chunks())
+        if isinstance(split, StreamSplit):
+            found = replace(found, converted=split.converted())
+        if key:
+            keep(key, found)
+    tell(what, found.converted)
+    return found
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -273,39 +393,3 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tens
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[chosen] = False
     return chosen, mask.nonzero().squeeze(1)
-
-
-def _fingerprint(items: Items, indices: Tensor) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    state.update(items.labels[indices].numpy().tobytes())
-    if items.identity:
-        state.update(items.identity.encode())
-        state.update(indices.numpy().tobytes())
-    if items.decode is None and items.images is not None:
-        state.update(items.images[indices].contiguous().numpy())
-    else:
-        for index in indices[:: max(1, len(indices) // 64)].tolist():
-            state.update(items.decode(index).contiguous().numpy())
-    return state.hexdigest()
-
-
-def _statistics(split: Split, fingerprint: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and std in [0, 1]; of a streaming split they are kept in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / f"statistics-{fingerprint}.json"
-    if split.streams and cache.is_file():
-        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # damaged: computed again
-            stored = json.loads(cache.read_text())
-            return tuple(stored["mean"]), tuple(stored["std"])
-    count, total, square = 0, 0.0, 0.0
-    for _, images, _ in in_chunks(split):
-        images = images.double().add_(1).div_(2)
-        count += images.numel() // images.shape[1]
-        total = total + images.sum((0, 2, 3))
-        square = square + images.square_().sum((0, 2, 3))
-    mean = total / count
-    std = (square / count - mean**2).clamp(min=1e-12).sqrt()
-    # Six digits: the same on every device, and a constant image still divides.
-    result = tuple(tuple(max(round(v, 6), low) for v in values.tolist()) for values, low in ((mean, 0.0), (std, 1e-3)))
-    if split.streams:
-        write_json(cache, {"mean": result[0], "std": result[1]})
-    return result

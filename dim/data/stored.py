@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from dim.config import FORMATS
-from dim.data.format import Format
+from dim.data.format import MOST_PACKED, Format
 from dim.data.formats.safetensors import save_data
 from dim.errors import InputError
-from dim.io import atomic_folder, digest, read_json, write_json
+from dim.io import digest, read_document, reading, write_document
 from dim.nets.generator import Generator
+from dim.outputs import atomic_folder
 from dim.spec import DataSpec
 
 DESCRIPTION = "set.json"
-_VERSION = 1
 
 
 def format_of(choice: str | type[Format]) -> Format:
@@ -55,7 +55,7 @@ def write_folder(
     description = _describe(content, spec, info, kind.name)
     with atomic_folder(path, overwrite=overwrite) as folder:
         kind.write(folder, content, spec, generator=generator)
-        write_json(folder / DESCRIPTION, description)
+        write_document(folder / DESCRIPTION, description)
     return Path(path)
 
 
@@ -67,7 +67,7 @@ def write_into(folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info
     description = _describe(content, spec, info, "safetensors")
     description["file"] = f"data-{description['digest'][:12]}.safetensors"
     save_data(folder / description["file"], content)
-    write_json(folder / DESCRIPTION, description)
+    write_document(folder / DESCRIPTION, description)
     for old in folder.glob("data-*.safetensors"):
         if old.name != description["file"]:
             old.unlink()
@@ -75,7 +75,6 @@ def write_into(folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info
 
 def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], storage: str) -> dict[str, Any]:
     return {
-        "format": _VERSION,
         "kind": "set",
         "storage": storage,
         "digest": digest(content),
@@ -85,20 +84,28 @@ def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, 
     }
 
 
+def _require_plausible(path: Path, spec: DataSpec, description: Mapping[str, Any]) -> None:
+    """Refuse a number of images that the files of a folder cannot hold, before there is memory for them."""
+    count, stored = description["count"], sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count * spec.image_bytes <= MOST_PACKED * stored:
+        claim = f"{str(count)[:20]} images of {spec.image_bytes:,} bytes in files of {stored:,}"
+        raise InputError(f"{path / DESCRIPTION} is damaged: it says that there are {claim}; make the set again")
+
+
 def read_folder(path: Path | str) -> tuple[dict[str, Tensor], DataSpec, dict[str, Any]]:
     """Read a set: its tensors, its data specification, and what is known of its making."""
     path = Path(path)
     if not (path / DESCRIPTION).is_file():
         raise InputError(f"{path} is no synthetic set: expected a folder made by 'dim sample' (it has no {DESCRIPTION})")
-    description = read_json(path / DESCRIPTION)
-    wanted = {"format", "storage", "digest", "spec", "info"}
-    if not isinstance(description, dict) or not wanted <= description.keys():
+    description = read_document(path / DESCRIPTION)
+    wanted = {"storage", "digest", "count", "spec", "info"}
+    if not wanted <= description.keys() or not isinstance(description["info"], dict):
         raise InputError(f"{path / DESCRIPTION} is damaged: expected {', '.join(sorted(wanted))}; make the set again")
-    if description.get("format", 0) > _VERSION:
-        raise InputError(f"{path} has format {description['format']}: this version reads up to {_VERSION}; upgrade dim-distill")
     spec = DataSpec.from_dict(description["spec"])
+    _require_plausible(path, spec, description)
     FORMATS.require(str(description["storage"]), f"{path / DESCRIPTION}: storage")
-    content = format_of(description["storage"]).read(path, spec, description)
+    with reading(path):
+        content = format_of(description["storage"]).read(path, spec, description)
     if digest(content) != description["digest"]:
         raise InputError(f"{path} is damaged: its images or labels are not those that were written; make it again")
     return content, spec, description["info"]

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from dim.data.format import Format
 from dim.data.stored import format_of, read_folder, write_folder
 from dim.errors import InputError
-from dim.io import digest
+from dim.io import digest, reading
 from dim.nets.generator import Generator, occurrence
 from dim.nets.generator_file import FILE_NAME, load_generator_file
 from dim.spec import DataSpec, as_unit_range
@@ -35,7 +35,8 @@ class SyntheticSet(Dataset):
             it counts as stored in that form.
 
     Raises:
-        InputError: if shapes disagree or a label is out of range.
+        InputError: if shapes disagree, a label is out of range, images or latents hold a value that is not finite, float images
+            look like 0 to 255, or soft labels are no probabilities.
     """
 
     def __init__(
@@ -53,10 +54,13 @@ class SyntheticSet(Dataset):
             raise InputError(f"images have shape {tuple(images.shape)}: expected (N, {', '.join(map(str, spec.image_shape))})")
         if images.dtype not in (torch.uint8, torch.float32):
             raise InputError(f"images are {images.dtype}: expected uint8, or float32 in [-1, 1]")
+        if labels.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
+            raise InputError(f"labels are {labels.dtype}: expected int64")
         if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
             raise InputError(f"labels do not fit {len(images)} images of {spec.num_classes} classes")
         if soft is not None and soft.shape != (len(images), spec.num_classes):
             raise InputError(f"soft labels have shape {tuple(soft.shape)}: expected ({len(images)}, {spec.num_classes})")
+        _require_values(images, soft, latents)
         self.images, self.labels, self.soft = images.cpu(), labels.long().cpu(), None if soft is None else soft.float().cpu()
         if latents is not None and (latents.ndim != 2 or len(latents) != len(images)):
             raise InputError(f"latents have shape {tuple(latents.shape)}: expected ({len(images)}, Z)")
@@ -135,6 +139,19 @@ class SyntheticSet(Dataset):
         return write_folder(path, content, self.spec, self.info, kind, overwrite=overwrite, generator=generator)
 
 
+def _require_values(images: Tensor, soft: Tensor | None, latents: Tensor | None) -> None:
+    """Refuse numbers that cannot be meant."""
+    for name, values in (("images", images), ("soft labels", soft), ("latents", latents)):
+        if values is not None and values.is_floating_point() and not bool(values.isfinite().all()):
+            bad = int((~values.isfinite()).flatten(1).any(1).sum())
+            raise InputError(f"{name} of {bad} of {len(values)} images hold values that are not finite: expected finite numbers")
+    if images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) > 16:
+        found = f"{float(images.min()):g} to {float(images.max()):g}"
+        raise InputError(f"float images reach from {found}: expected [-1, 1]; give uint8, or divide by 127.5 and subtract 1")
+    if soft is not None and not (bool((soft >= 0).all()) and bool(((soft.sum(1) - 1).abs() < 0.01).all())):
+        raise InputError("soft labels are no probabilities: expected numbers of at least 0 that sum to 1 for every image")
+
+
 def _require_generator(generator: Generator, info: Mapping[str, Any], which: str) -> None:
     """Refuse another generator than the one that a set was drawn from, or other options of its sampler."""
     if digest(generator.state_dict()) != info["generator"]["digest"]:
@@ -156,6 +173,14 @@ def load_set(path: Path | str, device: torch.device | str = "cpu") -> SyntheticS
         InputError: if the folder is missing, is no set, or is damaged.
     """
     content, spec, info = read_folder(path)
+    with reading(path):
+        return _made_of(path, content, spec, info, device)
+
+
+def _made_of(
+    path: Path | str, content: dict[str, Tensor], spec: DataSpec, info: dict[str, Any], device: torch.device | str
+) -> SyntheticSet:
+    """The set of what a folder holds."""
     latents, labels = content.get("latents"), content["labels"]
     if latents is not None:
         generator = load_generator_file(Path(path) / FILE_NAME, device)

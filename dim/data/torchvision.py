@@ -12,13 +12,14 @@ from dim.data.items import Items, fit_size
 from dim.errors import InputError
 
 
-def torchvision_source(class_name: str) -> Callable[[DataConfig], tuple[Items, Items]]:
-    """A source that reads one of torchvision's data sets, by the name of its class."""
+def torchvision_source(class_name: str, *, channels: int, size: int, classes: int) -> Callable[[DataConfig], tuple[Items, Items]]:
+    """A source that reads one of torchvision's data sets, by the name of its class, with images of this shape."""
 
     def source(config: DataConfig) -> tuple[Items, Items]:
         return _read(class_name, config)
 
     source.Options = DownloadOptions
+    source.shape = (channels, size, classes)
     return source
 
 

@@ -16,6 +16,12 @@ from dim.spec import DataSpec
 _LARGEST = 12288  # 64x64x3: the matrices then take 1.2 GB in float64
 
 
+def require_whitenable(spec: DataSpec) -> None:
+    """Raise InputError for images with more than 12,288 values, whose covariance is too large."""
+    if spec.channels * spec.height * spec.width > _LARGEST:
+        raise InputError(f"ZCA whitening of {spec.height}x{spec.width} images: expected at most 64x64; use --no-zca")
+
+
 class Whitening:
     """x -> W (x - mean) and back, for images in [0, 1] (Kessy et al. 2018, ZCA).
 
@@ -41,9 +47,8 @@ class Whitening:
         Raises:
             InputError: if images have more than 12,288 values.
         """
+        require_whitenable(spec)
         size = spec.channels * spec.height * spec.width
-        if size > _LARGEST:
-            raise InputError(f"ZCA whitening of {spec.height}x{spec.width} images: expected at most 64x64; use --no-zca")
         total = torch.zeros(size, dtype=torch.float64, device=device)
         products = torch.zeros(size, size, dtype=torch.float64, device=device)
         shift = torch.tensor(spec.mean, device=device).repeat_interleave(spec.height * spec.width)

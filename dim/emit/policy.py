@@ -12,11 +12,13 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dim.chunks import require_memory
 from dim.config import POLICIES, PolicyConfig, RefineConfig, to_dict
 from dim.data.real import RealData
 from dim.errors import InputError
@@ -91,6 +93,8 @@ class Given:
     experts: str | None = None
     """Folder of a store, made by `dim experts`."""
     refinement: RefineConfig | None = None
+    state: Path | None = None
+    """A file in which a refinement keeps its state, so that it goes on after a kill."""
 
 
 _REMEDIES = {
@@ -115,6 +119,8 @@ class Step:
     """Whether `move` is to be called, after all policies have ranked."""
     seconds = 0.0
     """Wall time of getting ready."""
+    seconds_before = 0.0
+    """Wall time that killed processes had spent on what `move` went on from."""
 
     def __init__(self, config: PolicyConfig, given: Given) -> None:
         pass
@@ -201,6 +207,7 @@ class Policy:
         for step in self._steps:
             if step.moves:
                 latents, refined = step.move(generator, numbers, seed, ipc, earlier)
+        before += sum(step.seconds_before for step in self._steps)
         about["policy_seconds"] = round(before + time.perf_counter() - started, 2)
         return Ranking(numbers, about, latents, refined, source)
 
@@ -215,7 +222,9 @@ class Policy:
 
     def _ranked(self, generator: Generator, seed: int) -> tuple[Tensor, ...]:
         """Per class, numbers of the candidates that are left, best first."""
-        numbers = []
+        numbers, count = [], self.config.candidates
+        remedy = "lower --policy.candidates"
+        require_memory(count * (4 * generator.spec.image_bytes + 64), f"{count:,} candidates of a class", remedy)
         for label in range(generator.spec.num_classes):
             candidates = Candidates(generator, label, self.config.candidates, seed, self.given.teacher)
             left = torch.arange(self.config.candidates)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.config import ProtocolConfig
 from dim.data.real import RealData, Split, in_chunks
+from dim.loop import NonFiniteError
 from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, settled
 
@@ -42,6 +43,9 @@ def train_student(
 
     Returns:
         The student after the last step, in evaluation mode.
+
+    Raises:
+        DivergedError: if its loss or a weight stopped being finite.
     """
     net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
     net = net.to(device, memory_format=torch.channels_last).train()
@@ -51,16 +55,36 @@ def train_student(
         net.parameters(), lr=protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
     )
     augment = Augment(protocol.augment, data.spec)
+    losses = torch.zeros(steps, device=device)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
         images, targets = feed(step)
         images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
         loss, logits = train.loss(images.contiguous(memory_format=torch.channels_last), targets)
         observe(step, logits)
+        losses[step] = loss.detach()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    _require_finite(student, losses, net)
     return net.eval()
+
+
+class DivergedError(NonFiniteError):
+    """A student's loss or weights stopped being finite in training, at SGD step `step`, counted from 1."""
+
+    def __init__(self, student: str, step: int) -> None:
+        super().__init__(f"student {student!r} diverged at step {step}: lower the learning rate (protocol.lr, or the set's own)")
+        self.step = step
+
+
+def _require_finite(student: str, losses: Tensor, net: nn.Module) -> None:
+    """Raise DivergedError if a loss was not finite, or a weight is not now."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        raise DivergedError(student, int(bad[0]) + 1)
+    if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values() if tensor.is_floating_point()):
+        raise DivergedError(student, len(losses))
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
@@ -73,9 +97,9 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device, batch_size: int = 1000) -> float:
+def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> float:
     """Percentage of a split's images that a classifier, (B, C, H, W) images in [-1, 1] -> (B, classes) logits, gets right."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for _, images, labels in in_chunks(split, largest=batch_size, budget=FORWARD):
+    for _, images, labels in in_chunks(split, largest=JUDGED, budget=FORWARD):
         correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
     return 100 * int(correct) / len(split)

@@ -16,19 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from dim import rng
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
 from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
 from dim.errors import InputError
 from dim.features.classifier import train_student
-from dim.features.spaces import Features, cache_folder, cache_name, device_of, trained_features
-from dim.io import load_tensors, save_tensors
+from dim.features.spaces import Features, cache_name, device_of, trained_features
+from dim.io import cache_folder, keep_tensors, load_tensors
 from dim.loop import Progress
 from dim.nets.student_step import settled
 
 End = Literal["easiest", "hardest"]
 _FORMAT = 1
-_BATCH = 1000
 
 
 class Rule:
@@ -76,7 +75,7 @@ class Training:
         """float (N, classes) of all training images, on the CPU."""
         train = self._data.train
         with torch.no_grad():
-            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=_BATCH, budget=FORWARD)])
+            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=JUDGED, budget=FORWARD)])
 
 
 class ScoreRule(Rule):
@@ -136,7 +135,7 @@ def select(
             good where most of the data is kept; where few images are kept, it is worse than random (Sorscher et al. 2022).
         features: for a rule by features: what they are. Default: `trained_features(data)`.
         scoring: for a rule by scores: how classifiers are trained. Default: the rule's own.
-        cache: folder of trained features and scores. Default: the user's, see `dim.features.spaces.cache_folder`.
+        cache: folder of trained features and scores. Default: the user's, see `dim.io.cache_folder`.
 
     Returns:
         int64 (ipc * classes,) indices into the training part, ordered by rank and then by class: for one seed, a smaller
@@ -255,12 +254,14 @@ def _kept_scores(data: RealData, method: str, config: ScoringConfig, cache: Path
     ) / f"{re.sub(r'[^A-Za-z0-9-]+', '-', method)}-{cache_name(spec, settings)}"
     try:
         tensors, about = load_tensors(path)
+        if tensors["scores"].shape != (len(data.train),) or not isinstance(about["seconds"], float):
+            raise InputError(f"{path} holds no scores of these images")
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         tensors = {"scores": _scores(data, method, config)}
         seconds = round(time.perf_counter() - started, 2)
         about = {"format": _FORMAT, "kind": method, "config": to_dict(config), "spec": spec.to_dict(), "seconds": seconds}
-        save_tensors(path, tensors, about)
+        keep_tensors(path, tensors, about)
     return tensors["scores"], about["seconds"]
 
 

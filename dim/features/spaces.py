@@ -6,7 +6,6 @@ set are in the same features. Inception features are there for whoever has the w
 """
 
 import dataclasses
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from dim.config import FeatureConfig, ProtocolConfig, to_dict
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
-from dim.io import digest, load_tensors, save_tensors
+from dim.io import cache_folder, digest, keep_tensors, load_tensors, reading
 from dim.loop import Progress
 from dim.nets.student import Student, build_student
 from dim.nets.student_step import settled
@@ -32,6 +31,7 @@ from dim.spec import DataSpec, as_unit_range
 
 _FORMAT = 1
 _BATCH = 250
+_TRAINED = 12 * 2**20  # bytes of float32 images in a step of the classifier's training
 _INCEPTION_SIDE = 299
 _INCEPTION_BATCH = 50  # it sees images of 299 pixels, however small they were; its largest maps then have 0.3 GB
 
@@ -99,17 +99,22 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
     """
     config, spec, device = config or FeatureConfig(), data.spec, device_of(data)
     # The memory of a step grows with the size of images, too.
-    config = dataclasses.replace(config, batch_size=chunk_size(4 * spec.image_bytes, config.batch_size, FORWARD))
+    config = dataclasses.replace(config, batch_size=chunk_size(4 * spec.image_bytes, config.batch_size, _TRAINED))
     steps, batch = _steps(data, config)
     config = settled(config, config.student, spec, device, steps=steps, batch=batch)  # features of either are told apart
     folder = cache_folder("features") if cache is None else Path(cache)
-    path = folder / cache_name(spec, f"{_FORMAT} {spec.fingerprint} {spec.image_shape} {sorted(to_dict(config).items())}")
+    split = "val" if len(data.val) else "test"
+    images = f"{spec.fingerprint} {data.digest(split)} {spec.image_shape}"
+    path = folder / cache_name(spec, f"{_FORMAT} {images} {sorted(to_dict(config).items())}")
+    made = build_student(config.student, spec, seed=0)
     try:
         tensors, about = load_tensors(path, device)
+        with reading(path):
+            made.load_state_dict(tensors)
+            about = {**about, "accuracy": float(about["accuracy"]), "split": str(about["split"])}
     except InputError:  # absent, or damaged: made again
         started = time.perf_counter()
         net = _train(data, config, device)
-        split = "val" if len(data.val) else "test"
         tensors = net.state_dict()
         about = {
             "format": _FORMAT,
@@ -120,17 +125,12 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
             "split": split,
             "seconds": round(time.perf_counter() - started, 2),
         }
-        save_tensors(path, tensors, about)
-    net = build_student(config.student, spec, seed=0).to(device).eval()
-    net.load_state_dict(tensors)
+        keep_tensors(path, tensors, about)
+    made.load_state_dict(tensors)
+    net = made.to(device).eval()
     body = _Embedding(net).to(memory_format=torch.channels_last)
     found = {"accuracy": about["accuracy"], "split": about["split"], "seconds": about.get("seconds")}
     return Features(network=body, name=config.student, digest=digest(tensors), device=device, **found)
-
-
-def cache_folder(kind: str) -> Path:
-    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dim" / kind
 
 
 def cache_name(spec: DataSpec, settings: str) -> str:

@@ -56,6 +56,11 @@ class Generator(nn.Module):
         self.register_buffer("anchors", None)
         self.register_buffer("spread", None)
 
+    @staticmethod
+    def begins_from_files(config: GeneratorConfig) -> bool:
+        """Whether a new one begins from weights that lie in files, and so cannot be made without them."""
+        return False
+
     @property
     def sampler(self) -> dict[str, Any]:
         """Options of the sampler, by name: none where an image is one pass of the network."""
@@ -230,6 +235,9 @@ class Generator(nn.Module):
         for some in torch.arange(len(labels)).split(size):
             own = None if latents is None else latents[some]
             part = self.images(labels[some], indices[some], seed=seed, latents=own)
+            if not bool(part.isfinite().all()):
+                remedy = "its weights or latents are damaged, or were trained to values that this device cannot compute"
+                raise InputError(f"the generator makes images with values that are not finite: {remedy}")
             result[int(some[0]) : int(some[-1]) + 1] = to_uint8(part).cpu()
         return result
 

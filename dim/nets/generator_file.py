@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict, to_dict
 from dim.errors import InputError
-from dim.io import load_tensors, save_tensors
+from dim.io import load_tensors, reading, save_tensors
 from dim.nets.generator import Generator, build_generator
 from dim.provenance import versions
+from dim.repository import is_repository
 from dim.spec import DataSpec
 
 FILE_NAME = "generator.safetensors"
@@ -70,9 +72,9 @@ def save_again(path: Path | str, generator: Generator) -> None:
 
 
 def _public(config: GeneratorConfig) -> GeneratorConfig:
-    """The configuration; of the path that a pretrained pipeline lay at the last name only, unless it is a Hub id."""
+    """The configuration; of the path that a pretrained pipeline lay at the last name only, unless it is on the Hub."""
     pretrained = getattr(config, "pretrained", None)
-    if pretrained is None or (pretrained.count("/") == 1 and not pretrained.startswith((".", "/", "~"))):
+    if pretrained is None or is_repository(pretrained):
         return config
     return dataclasses.replace(config, pretrained=Path(pretrained).name)
 
@@ -86,9 +88,29 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
     tensors, metadata = load_tensors(path)
     if metadata.get("kind") != "generator":
         raise InputError(f"{path} holds {metadata.get('kind', 'something else')!r}: expected a generator")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{path} holds weights that are not finite ({name}): train it again with a lower learning rate")
+    with reading(path):
+        return _built(path, tensors, metadata).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+def _require_plausible(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError for sizes that these weights cannot be of, before networks of such sizes are made."""
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for name, most in (("width", largest), ("latent_dim", largest), ("blocks", len(tensors))):
+        if getattr(config, name, 0) > most:
+            raise ValueError(f"generator.{name} is {getattr(config, name)} and its weights are of at most {most}")
+
+
+def _built(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Generator:
+    """The generator that a file describes, with its weights."""
     if metadata["format"] > _FORMAT:
         raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
+    if any(not isinstance(metadata.get(key), dict) for key in ("data", "protocol", "about", "versions")):
+        raise InputError(f"{path} is damaged: it does not say how it was made; restore it or make it again")
     config = from_dict(GeneratorConfig, metadata["generator"])
+    _require_plausible(config, tensors)
     generator = build_generator(config, DataSpec.from_dict(metadata["spec"]), seed=0, architecture=metadata.get("architecture"))
     if "anchors" in tensors:
         generator.anchor(tensors["anchors"], float(tensors["spread"]))
@@ -97,4 +119,4 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
     except RuntimeError:
         raise InputError(f"{path} does not hold the weights of the generator it describes: restore it or make it again") from None
     generator.info = metadata
-    return generator.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+    return generator

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dim.errors import InputError
+from dim.repository import repository_of, require_answer
 
 DENOISERS = {"transformer": DiTTransformer2DModel, "unet": UNet2DModel}
 """Networks that can denoise, by the name of the component. They take (latents, times, classes)."""
@@ -45,15 +46,16 @@ def open_pipeline(name: str | None) -> Parts:
     """Read the parts of a pipeline, in float32 on the CPU.
 
     Args:
-        name: a local folder, or a Hub id `owner/name`.
+        name: a local folder, or `hub:owner/name`, see `dim.repository`.
 
     Raises:
         InputError: if there is no such pipeline, it is of another kind, or a part is damaged or stored as a pickle.
     """
     if name is None:
-        raise InputError("generator.pretrained is None: name the folder, or the Hub id owner/name, of a diffusers pipeline")
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"generator.pretrained: no folder {name!r}; expected a diffusers pipeline's, or a Hub id owner/name")
+        raise InputError("generator.pretrained is None: name the folder of a diffusers pipeline, or hub:owner/name")
+    if not Path(name).is_dir():
+        name = repository_of(name, "a folder of a diffusers pipeline (generator.pretrained)")
+        require_answer(name, "model_index.json", "pipeline")
     with _readable(name, "model_index.json"):
         index = DiffusionPipeline.load_config(name)
     listed = {part: value[1] for part, value in index.items() if isinstance(value, (list, tuple)) and part[0] != "_"}

@@ -5,8 +5,10 @@ returns (B, classes) logits. Architectures, one per file in `dim.nets.students`,
 et al. 2021 and later); `timm:NAME` takes any timm model, trained from scratch.
 """
 
+import contextlib
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
+from dim.chunks import require_memory
 from dim.config import STUDENTS, ProtocolConfig
 from dim.errors import InputError, nearest
 from dim.spec import DataSpec
@@ -133,22 +136,29 @@ def parse_student(text: str) -> tuple[str, dict[str, Any]]:
     if not name.startswith("timm:"):
         if name not in STUDENTS.names() and ":" not in name:
             raise InputError(f"unknown student {name!r}. {nearest(name, [*STUDENTS.names(), 'timm:NAME'])}")
-        parameters = inspect.signature(STUDENTS.load(name)).parameters
-        known = {key: parameter for key, parameter in parameters.items() if key != "spec"}
+        known = _parameters(name)
     options: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"student option {item!r} in {text!r}: expected option=value")
+        if key in options:
+            raise InputError(f"student {text!r} has option {key!r} twice: expected it once")
         if known is not None and key not in known:
             raise InputError(f"unknown option {key!r} of student {name!r}. {nearest(key, known)}")
-        numeric = re.fullmatch(r"-?[0-9]+", value) is not None
-        if known is not None and isinstance(known[key].default, int):
-            low = 1 if known[key].default else 0  # a default of 0 stands for "choose for me"
+        numeric = re.fullmatch(r"-?[0-9]{1,18}", value) is not None
+        if known is not None and (isinstance(known[key].default, int) or known[key].annotation == int | None):
+            low = 0 if known[key].default == 0 else 1  # a default of 0 stands for "choose for me", or "none"
             if not numeric or int(value) < low:
                 raise InputError(f"option {key!r} of student {name!r} is {value!r}: expected a whole number, {low} or more")
         options[key] = int(value) if numeric else value
     return name, options
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The options of an architecture: what its function takes beside the data."""
+    parameters = inspect.signature(STUDENTS.load(name)).parameters
+    return {key: parameter for key, parameter in parameters.items() if key != "spec"}
 
 
 def build_student(text: str, spec: DataSpec, *, seed: int) -> Student:
@@ -166,15 +176,53 @@ def build_student(text: str, spec: DataSpec, *, seed: int) -> Student:
     with rng.initialisation(seed, "student", rng.fold(0, text)):
         if name.startswith("timm:"):
             return _timm(spec, name.removeprefix("timm:"), options)
-        return STUDENTS.load(name)(spec, **options)
+        made = STUDENTS.load(name)(spec, **options)
+    if not isinstance(made, Student):
+        raise InputError(f"student {name!r} gave a {type(made).__name__}: expected a function that returns a Student")
+    return made
+
+
+def check_student(text: str, spec: DataSpec) -> None:
+    """Refuse an architecture that cannot be built for such images, or that memory cannot hold, before there is any work.
+
+    Those of this package are built without memory for their weights.
+
+    Raises:
+        InputError: see `build_student`.
+    """
+    name, _ = parse_student(text)
+    with unallocated(name in STUDENTS.names(), f"student {text!r}"):
+        require_weights(build_student(text, spec, seed=0), f"student {text!r}")
+
+
+@contextlib.contextmanager
+def unallocated(wanted: bool, what: str) -> Iterator[None]:
+    """Within the block tensors have shapes and no memory, if that is wanted. (Code of others may not work so.)
+
+    Raises:
+        InputError: if a shape is beyond all memory.
+    """
+    with torch.device("meta") if wanted else contextlib.nullcontext():
+        try:
+            yield
+        except (RuntimeError, OverflowError) as error:
+            if "overflow" not in str(error).lower() and "too large" not in str(error):
+                raise
+            raise InputError(f"{what} has more weights than can be counted: make it smaller") from None
+
+
+def require_weights(net: nn.Module, what: str) -> None:
+    """Raise InputError if memory cannot hold a network in training: weights, gradients, and what its optimiser keeps."""
+    size = sum(value.numel() * value.element_size() for value in net.parameters())
+    require_memory(3 * size, f"{what} has {size // 4:,} weights", "make it smaller")
 
 
 def check_protocol(protocol: ProtocolConfig, spec: DataSpec) -> None:
-    """Refuse a scoring protocol that names an unknown architecture or augmentation.
+    """Refuse a scoring protocol with an unknown augmentation, or with an architecture that cannot be built for such images.
 
     Raises:
         InputError: naming it.
     """
     for student in protocol.students:
-        parse_student(student)
+        check_student(student, spec)
     Augment(protocol.augment, spec)

@@ -22,6 +22,8 @@ class Objective(Protocol):
             real: float32 (B, C, H, W) real images; None where an objective needs none.
             step: number of the step, from which every random draw derives.
 
+        Of several processes, each has images of its own, and their gradients are averaged.
+
         Returns:
             Detached scalar losses by name, on the device; reading them is left to the caller, who knows when to wait.
         """

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dim import rng
 from dim.config import FlowConfig
+from dim.processes import ALONE, Processes
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
     from dim.nets.generators.pipeline import Pipeline
@@ -18,16 +19,16 @@ class Denoising:
     Args:
         label_dropout: part of the images that are shown without their class, where the pipeline has a class for none.
         seed: seed of the run.
-        rank: number of this process, so that each makes its own draws.
+        processes: those that share every batch; draws are for all of it.
     """
 
     @classmethod
-    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, rank: int) -> "Denoising":
+    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, processes: Processes) -> "Denoising":
         """As a run makes it; it learns the same in all of its steps."""
-        return cls(label_dropout=config.label_dropout, seed=seed, rank=rank)
+        return cls(label_dropout=config.label_dropout, seed=seed, processes=processes)
 
-    def __init__(self, *, label_dropout: float, seed: int, rank: int = 0) -> None:
-        self._label_dropout, self._seed, self._rank = label_dropout, seed, rank
+    def __init__(self, *, label_dropout: float, seed: int, processes: Processes = ALONE) -> None:
+        self._label_dropout, self._seed, self._processes = label_dropout, seed, processes
 
     def regress(self, generator: "Pipeline", real: Tensor, targets: Tensor, *, step: int) -> dict[str, Tensor]:
         """Add the gradient of the denoising loss to the gradients of the generator's parameters.
@@ -45,12 +46,14 @@ class Denoising:
         Returns:
             The detached mean squared error, `denoising`.
         """
-        source = rng.generator(self._seed, "denoising", step, self._rank, device=real.device)
-        latents = generator.encode(real, source)
-        noise = torch.randn(latents.shape, generator=source, device=real.device)
+        source = rng.generator(self._seed, "denoising", step, 0, device=real.device)
+        drawing, batch = {"generator": source, "device": real.device}, self._processes.world * len(real)
+        latents = generator.encode(real, source, self._processes)
+        noise = torch.randn(batch, *latents.shape[1:], **drawing)
         levels = generator.scheduler.alphas_cumprod.to(real.device)
-        times = torch.randint(len(levels), (len(real),), generator=source, device=real.device)
-        dropped = torch.rand(len(real), generator=source, device=real.device) < self._label_dropout
+        times = torch.randint(len(levels), (batch,), **drawing)
+        dropped = torch.rand(batch, **drawing) < self._label_dropout
+        noise, times, dropped = (self._processes.part(drawn) for drawn in (noise, times, dropped))
         classes = generator.classes[targets]
         if generator.null is not None:
             classes = torch.where(dropped, generator.null, classes)

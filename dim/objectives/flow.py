@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dim import rng
 from dim.config import FlowConfig
+from dim.processes import ALONE, Processes
 from dim.trajectory.hypergrad import load_forward_mode
 
 if TYPE_CHECKING:  # diffusers takes seconds to import
@@ -41,16 +42,16 @@ class FlowMatching:
         config: times, and how much of a batch learns mean velocities.
         few_steps_from: step from which mean velocities are learned beside the velocity.
         seed: seed of the run.
-        rank: number of this process, so that each makes its own draws.
+        processes: those that share every batch; draws are for all of it.
     """
 
     @classmethod
-    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, rank: int) -> "FlowMatching":
+    def of_run(cls, config: FlowConfig, *, steps: int, seed: int, processes: Processes) -> "FlowMatching":
         """As a run makes it, whose stage one has so many steps."""
-        return cls(config, few_steps_from=round(config.mean_from * steps), seed=seed, rank=rank)
+        return cls(config, few_steps_from=round(config.mean_from * steps), seed=seed, processes=processes)
 
-    def __init__(self, config: FlowConfig, *, few_steps_from: int, seed: int, rank: int = 0) -> None:
-        self.config, self._few_steps_from, self._seed, self._rank = config, few_steps_from, seed, rank
+    def __init__(self, config: FlowConfig, *, few_steps_from: int, seed: int, processes: Processes = ALONE) -> None:
+        self.config, self._few_steps_from, self._seed, self._processes = config, few_steps_from, seed, processes
 
     def regress(self, generator: "Diffusion", real: Tensor, targets: Tensor, *, step: int) -> dict[str, Tensor]:
         """Add the gradient of the flow's loss to the gradients of the generator's parameters.
@@ -66,24 +67,31 @@ class FlowMatching:
         Returns:
             Detached mean squared errors per pixel: `flow` of the velocity and, where they are learned, `mean_flow`.
         """
-        source = rng.generator(self._seed, "flow", step, self._rank, device=real.device)
-        batch = len(real)
-        noise = torch.randn(real.shape, generator=source, device=real.device)
-        times = torch.randn(2, batch, generator=source, device=real.device)
+        processes, drawing = self._processes, {"device": real.device}
+        drawing["generator"] = rng.generator(self._seed, "flow", step, 0, **drawing)
+        batch = processes.world * len(real)
+        noise = processes.part(torch.randn(batch, *real.shape[1:], **drawing))
+        times = processes.part(torch.randn(2, batch, **drawing).T).T
         times = torch.sigmoid(times * self.config.time_std + self.config.time_mean)
-        dropped = torch.rand(batch, generator=source, device=real.device) < self.config.label_dropout
+        dropped = processes.part(torch.rand(batch, **drawing)) < self.config.label_dropout
         labels = torch.where(dropped, generator.null, targets)
-        split = batch - round(batch * self.config.mean_share) if step >= self._few_steps_from else batch
+        whole = batch - round(batch * self.config.mean_share) if step >= self._few_steps_from else batch
+        split = len(processes.part(range(whole)))  # of this process's images, those of the velocity
         late, early = times.amax(0), times.amin(0)
         t = torch.cat((times[0, :split], late[split:]))
         r = torch.cat((t[:split], early[split:]))
         weight = t.view(-1, 1, 1, 1)
         x, velocity = torch.lerp(real, noise, weight), noise - real
         wanted = velocity
-        if split < batch:
+        if split < len(real):
             mean = mean_velocity_target(generator, x[split:], r[split:], t[split:], labels[split:], velocity[split:])
             wanted = torch.cat((velocity[:split], mean))
         error = (generator.average_velocity(x, r, t, labels).float() - wanted).square().flatten(1).mean(1)
         (error / (error.detach() + 1e-3)).mean().backward()
-        losses = {"flow": error[:split].detach().mean()} if split else {}
-        return losses | ({"mean_flow": error[split:].detach().mean()} if split < batch else {})
+        parts = {"flow": (error[:split], whole), "mean_flow": (error[split:], batch - whole)}
+        return {name: _mean(part.detach(), count / processes.world) for name, (part, count) in parts.items() if count}
+
+
+def _mean(errors: Tensor, share: float) -> Tensor:
+    """The mean of errors that may be more or fewer than this process's even `share`, so that the mean over processes is right."""
+    return errors.mean() * (len(errors) / share) if len(errors) else errors.sum()

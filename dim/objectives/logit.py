@@ -12,6 +12,7 @@ from dim.augment import Augment
 from dim.config import DISTANCES, MatchingConfig
 from dim.objectives import add_gradient
 from dim.pool import ModelPool
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
 
@@ -38,24 +39,28 @@ class MatchingDistance(Protocol):
 class PoolMatching:
     """Makes the outputs of a pool's models for generated images agree with those for real images of the same classes.
 
-    Both sides get one augmentation draw. Departures from the published code: images are normalised alike everywhere (it
-    normalised [-1, 1] images with [0, 1] statistics), and the default distance does not pull towards collapse.
+    Both sides get one augmentation draw. Of several processes, each compares the outputs for the whole batch. Departures from the
+    published code: images are normalised alike everywhere (it normalised [-1, 1] images with [0, 1] statistics), and the default
+    distance does not pull towards collapse.
     """
 
-    def __init__(self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, pool: ModelPool, config: MatchingConfig, spec: DataSpec, *, seed: int, processes: Processes = ALONE
+    ) -> None:
         self.pool, self.config = pool, config
-        self._augment, self._seed, self._rank = Augment(config.augment, spec), seed, rank
+        self._augment, self._seed, self._processes = Augment(config.augment, spec), seed, processes
         self._distance: MatchingDistance = DISTANCES.load(config.distance)(config, spec, seed=seed)
 
     def _outputs(self, images: Tensor, step: int) -> Tensor:
-        """What the members that serve a step say, (members, B, F)."""
+        """What the members that serve a step say of the whole batch, (members, B, F)."""
         outputs = self.pool.outputs(images, step, self.config.outputs)
-        return outputs if self.config.outputs == "features" else F.log_softmax(outputs, dim=2)
+        return self._processes.whole(outputs if self.config.outputs == "features" else F.log_softmax(outputs, dim=2), dim=1)
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`. The loss is returned before its weight."""
-        source = rng.generator(self._seed, "matching-augment", step, self._rank, device=images.device)
-        draw = self._augment.draw(len(images), source)
+        source = rng.generator(self._seed, "matching-augment", step, 0, device=images.device)
+        draw = self._augment.draw(len(images), source, self._processes)
+        targets = self._processes.whole(targets)
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
                 wanted = self._outputs(self._augment.apply(real, draw), step)

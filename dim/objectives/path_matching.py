@@ -9,6 +9,7 @@ from dim.data.real import RealData
 from dim.errors import InputError
 from dim.objectives import Objective, add_gradient
 from dim.objectives.trajectory import TrajectoryMatching
+from dim.processes import ALONE, Processes
 from dim.trajectory.experts import Experts
 from dim.trajectory.hypergrad import Distance
 
@@ -83,8 +84,8 @@ class PathMatching:
         first_step: the first generator step that is served.
         seed: seed of the run.
         device: where to work.
-        rank: number of this process, so that each draws experts, start points and augmentations of its own. Of several
-            processes each trains the student on its share of the batch.
+        processes: those that share every batch. The student's steps follow one another, so each process takes them all, on the
+            whole batch; more processes do not make this objective faster.
 
     Raises:
         InputError: if the store is missing, damaged, unfinished, or of other data, or the window reaches beyond it.
@@ -98,7 +99,7 @@ class PathMatching:
         first_step: int,
         seed: int,
         device: torch.device | str = "cpu",
-        rank: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         if config.experts is None:
             raise InputError(
@@ -106,7 +107,7 @@ class PathMatching:
             )
         self.experts = Experts(config.experts, data, device)
         self.experts.require_stretch(config.starts[1], config.epochs, "path_matching.starts with path_matching.epochs")
-        self.config, self._first_step = config, first_step
+        self.config, self._first_step, self._processes = config, first_step, processes
         self.objective = following(
             self.experts,
             steps=config.steps,
@@ -116,17 +117,18 @@ class PathMatching:
             step_size=config.step_size,
             distance=config.distance,
             augment=config.augment,
-            seed=rng.fold(seed, "path-matching", rank),
+            seed=rng.fold(seed, "path-matching", 0),
         )
 
     def accumulate(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """See `dim.objectives.Objective`; nothing where no step is due. The loss is returned before its weight."""
         if (step - self._first_step) % self.config.every:
             return {}
+        processes = self._processes
         with torch.autocast(images.device.type, enabled=False):
-            cut = images.detach().requires_grad_()
-            losses = self.objective.accumulate(cut, targets, real=real, step=step)
-        add_gradient(images, self.config.weight * cut.grad)
+            cut = processes.whole(images.detach()).requires_grad_()
+            losses = self.objective.accumulate(cut, processes.whole(targets), real=real, step=step)
+        add_gradient(images, self.config.weight * processes.world * processes.part(cut.grad))
         return losses
 
     def state(self) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dim import rng
 from dim.augment import Augment
 from dim.config import LabelsConfig, TrajectoryConfig
 from dim.objectives import add_gradient
+from dim.processes import ALONE, Processes
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.hypergrad import Derivatives, hypergradient
 from dim.trajectory.path import ExpertPath
@@ -39,6 +40,7 @@ class TrajectoryMatching:
         step_size: a scalar; if it requires a gradient, that is added to its `grad`.
         compile: compile the derivatives; the network should have been made for that.
         seed: of every draw.
+        processes: those that share the experts of a step; means over them are what one process has, and are left to the caller.
 
     Raises:
         InputError: if the window reaches beyond a path.
@@ -54,7 +56,9 @@ class TrajectoryMatching:
         step_size: Tensor,
         seed: int,
         compile: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self.paths, self.network, self.config, self.labels = paths, network, config, labels
         self.step_size, self._seed = step_size, seed
         self.window = window_of(config)
@@ -80,17 +84,18 @@ class TrajectoryMatching:
         """See `dim.objectives.Objective`. `targets` are labels, or label logits that require a gradient if they are learned."""
         chosen = [rng.fold(self._seed, "trajectory-expert", step, i) % len(self.paths) for i in range(self.config.experts)]
         starts, goals = [], []
-        for member, expert in enumerate(chosen):
-            path = self.paths[expert]
+        own = self._processes.part(range(len(chosen)))
+        for member in own:
+            path = self.paths[chosen[member]]
             # Experts of one batched computation share their start point as they share their batches.
             begin, end = self.window.draw(self._seed, step, 0 if self.config.together else member, path.last)
             starts.append(path.theta(begin).to(self.network.device))
             goals.append(path.theta(end).to(self.network.device))
-        groups = list(zip(starts, goals, strict=True))
+        groups = list(zip(own, starts, goals, strict=True))
         if self.config.together:
-            groups = [(torch.stack(starts), torch.stack(goals))]
+            groups = [(0, torch.stack(starts), torch.stack(goals))]
         total = torch.zeros((), device=images.device)
-        for member, (start, goal) in enumerate(groups):
+        for member, start, goal in groups:
             batches = self.batches(len(images), step, member)
             draws = [
                 self._augment.draw(
@@ -127,4 +132,5 @@ class TrajectoryMatching:
             return targets.detach()
         goals = goal[None] if goal.ndim == 1 else goal
         with torch.no_grad():
-            return torch.stack([self.network.predict(theta, images.detach()).softmax(1) for theta in goals]).mean(0)
+            mean = torch.stack([self.network.predict(theta, images.detach()).softmax(1) for theta in goals]).mean(0)
+        return self._processes.mean(mean) if self.config.together else mean

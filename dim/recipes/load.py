@@ -8,6 +8,8 @@ from typing import Any
 from dim.config import TrainConfig, TrajectoryRecipe, from_dict
 from dim.errors import InputError, nearest
 
+_MOST_BYTES = 2**20
+
 Recipe = TrainConfig | TrajectoryRecipe
 
 
@@ -24,21 +26,37 @@ def read_recipe(name: str) -> dict[str, Any]:
         name: of a recipe that comes with the package, or a path that ends in .toml.
 
     Raises:
-        InputError: if there is no such recipe or file, or it is not TOML.
+        InputError: if there is no such recipe or file, or it is empty, or it is not TOML.
     """
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise InputError(f"no recipe file {name}: expected a path to a TOML file")
-        text = path.read_text()
+        content = _content(path)
     elif name in recipe_names():
-        text = (resources.files("dim.recipes") / f"{name}.toml").read_text()
+        content = (resources.files("dim.recipes") / f"{name}.toml").read_bytes()
     else:
         raise InputError(f"unknown recipe {name!r}. {nearest(name, recipe_names())} A path must end in .toml.")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {name} is not text in UTF-8 (byte {error.start}): save it so") from None
+    except RecursionError:
+        raise InputError(f"recipe {name} is nested too deeply: expected tables of settings") from None
+    except ValueError as error:  # not TOML, or a number of thousands of digits
         raise InputError(f"recipe {name} is not valid TOML: {error}") from None
+    if not values:
+        raise InputError(f"recipe {name} is empty: expected tables of settings, as 'dim recipes digits-dim' prints them")
+    return values
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a recipe, if they are not far too many."""
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"recipe {path} has more than {_MOST_BYTES // 2**20} MiB: expected a TOML file of settings")
+    return content
 
 
 def load_recipe(name: str) -> Recipe:

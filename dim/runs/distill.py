@@ -16,17 +16,19 @@ from torch import Tensor
 from dim import rng
 from dim.compiling import worth_compiling
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
+from dim.continuation import continues
 from dim.data.real import RealData, per_class_indices
 from dim.data.stored import write_into
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import digest, load_tensors
-from dim.loop import Loop, continues
+from dim.io import digest, reading
+from dim.loop import Loop
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.objectives.trajectory import TrajectoryMatching
 from dim.pictures import save_png
+from dim.processes import ALONE, Processes
 from dim.provenance import versions
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, read_run, run_description, unprefixed
 from dim.sampler import set_grid, stored_bytes
@@ -39,6 +41,8 @@ _MAY_CHANGE = (
     "experts",
     *(f"distill.{name}" for name in ("device", "checkpoint_minutes", "checkpoint_steps", "sample_steps", "log_steps")),
 )
+# What may change while a set is distilled, if it is stated (--depart).
+_MAY_DEPART = ("images.lr", "labels.lr", "step_size.lr", "distill.skip_above", "trajectory.precision")
 _MOST_BAD = 100  # iterations in a row that may be skipped
 
 
@@ -50,7 +54,9 @@ def distill(
     *,
     generator: Generator | None = None,
     resume: bool = False,
+    depart: bool = False,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> SyntheticSet:
     """Learn a synthetic set whose students follow recorded experts.
 
@@ -61,19 +67,30 @@ def distill(
         out: the folder for the run and the set.
         generator: whose latents are optimised, where `images.space` is `latents`.
         resume: continue the run that lies there.
+        depart: with `resume`: other learning rates, limit of the loss and precision are allowed; run.json states them.
         device: where to work.
+        processes: those that share the experts of every iteration; the main one writes.
 
     Returns:
         The set, which is also stored in `out`, in the format that `dim.load_set` reads.
 
     Raises:
         InputError: if the store was recorded for another architecture, data set or resolution, is unfinished or damaged, or
-            the window reaches beyond it; if `out` holds something else, or a run with other settings.
+            the window reaches beyond it; if `out` holds something else, or a run with other settings; or if the processes cannot
+            share the experts of an iteration evenly.
         NonFiniteError: if a hundred iterations in a row gave no usable update.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    settings = {"generator": generator, "resume": resume, "device": torch.device(device)}
-    return Distiller(config, data, Path(experts), Path(out), **settings).run()
+    settings = {"generator": generator, "resume": resume, "depart": depart, "processes": processes}
+    return Distiller(config, data, Path(experts), Path(out), device=torch.device(device), **settings).run()
+
+
+def require_space(config: TrajectoryRecipe, generator: Any) -> None:
+    """Raise InputError unless there is a generator just where `images.space` is `latents`."""
+    space = config.images.space
+    if (space == "latents") != (generator is not None):
+        given = "no generator was given" if generator is None else "a generator was given"
+        raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
 
 
 class Distiller:
@@ -88,26 +105,31 @@ class Distiller:
         *,
         generator: Generator | None = None,
         resume: bool,
+        depart: bool = False,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
-        self.config, self.out, self.device, self.natural = config, out, device, data
+        self.config, self.out, self.device, self.natural, self.processes = config, out, device, data, processes
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self.skipped, self._bad = 0, 0
+        processes.require_even(config.trajectory.experts, "trajectory.experts, which they share in every iteration,")
         self.store = open_experts(experts, config, data)
         check_protocol(config.protocol, data.spec)
-        resume = continues(out, config, data.spec, resume=resume, kind="distillation", may_change=_MAY_CHANGE)
+        rules = {"kind": "distillation", "may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
+        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
+        resume = self._continuation.resumes
         self._experts_digest = self.store.digest()
         self.generator = self._checked(generator)
         self._generator_digest = None if self.generator is None else digest(self.generator.state_dict())
         began = read_run(out, "distillation") if resume else {}
-        if resume and began["experts_digest"] != self._experts_digest:
+        if resume and began.get("experts_digest") != self._experts_digest:
             raise InputError(f"{experts} holds other experts than the run in {out} began with: resume with those")
         if resume and began.get("generator_digest") != self._generator_digest:
             raise InputError(f"the generator is another than the run in {out} began with: resume with that one")
         self.whitening = Whitening.fit(data.train, data.spec, device=device) if config.zca else None
         self.data = data if self.whitening is None else self.whitening.data(data)
-        calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts
+        calls = config.distill.iterations * config.trajectory.steps * config.trajectory.experts // processes.world
         compile = config.trajectory.gradient != "unroll" and worth_compiling(config.trajectory.compile, device, calls)
         options = {"compiled": compile, "precision": config.trajectory.precision}
         self.network = FlatNetwork(config.student, self.data.spec, device, **options)
@@ -122,10 +144,12 @@ class Distiller:
             step_size=self.step_size,
             seed=config.distill.seed,
             compile=compile,
+            processes=processes,
         )
         self.labels = torch.arange(data.spec.num_classes, device=device).repeat(config.images.ipc)
         if resume:
-            self._load()
+            with reading(out / CHECKPOINT):
+                self._load()
         else:
             values, logits = self._initial()
             self._make_optimizers(values, logits)
@@ -139,10 +163,7 @@ class Distiller:
 
     def _checked(self, generator: Generator | None) -> Generator | None:
         """The generator, if the images' space asks for one and it makes such images."""
-        space = self.config.images.space
-        if (space == "latents") != (generator is not None):
-            given = "no generator was given" if generator is None else "a generator was given"
-            raise InputError(f"images.space is {space!r} and {given}: give --generator together with --images.space latents")
+        require_space(self.config, generator)
         if generator is None:
             return None
         require_same_data(generator.spec, self.natural.spec)
@@ -206,8 +227,9 @@ class Distiller:
             soft, teacher = self.logits.detach().softmax(1), "learned"
         elif self.config.labels.kind == "teacher":
             soft, teacher = self._teacher_labels(images), f"mean of {self.store.layout.experts} experts"
-        natural = images if self.whitening is None else self.whitening.natural(images)
-        return SyntheticSet(natural.float(), self.labels, self.natural.spec, soft=soft, info=self._info(teacher))
+        natural = (images if self.whitening is None else self.whitening.natural(images)).float()
+        info = {**self._info(teacher), "range": [round(float(natural.min()), 4), round(float(natural.max()), 4)]}
+        return SyntheticSet(natural, self.labels, self.natural.spec, soft=soft, info=info)
 
     def _teacher_labels(self, images: Tensor) -> Tensor:
         """Probabilities by which the set is stored: the mean over experts at the last target."""
@@ -230,6 +252,7 @@ class Distiller:
             "iterations": self.step,
             "skipped": self.skipped,
             "seconds": round(self.loop.elapsed(), 1),
+            **self._continuation.stated(self._begun["step"]),
             "experts": {"count": self.store.layout.experts, "bytes": self.store.bytes()},
             **({} if self.generator is None else {"latents": 4 * self.values.numel(), "generator": stored_bytes(self.generator)}),
             "versions": versions(),
@@ -241,7 +264,8 @@ class Distiller:
     def run(self) -> SyntheticSet:
         """Iterate to the end and write the set."""
         config = self.config.distill
-        description = run_description(self.config, self.natural.spec, self.device, "distillation")
+        place = {"kind": "distillation", "processes": self.processes}
+        description = run_description(self.config, self.natural.spec, self.device, **place)
         store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
         store |= {} if self.generator is None else {"generator_digest": self._generator_digest}
         self.loop = Loop(
@@ -251,9 +275,11 @@ class Distiller:
             unit="iteration",
             total=config.iterations,
             description={**description, **store},
+            continuation=self._continuation,
             settings=config,
             device=self.device,
             tf32=config.tf32,
+            processes=self.processes,
             **self._begun,
         )
         with self.loop as loop:
@@ -265,7 +291,7 @@ class Distiller:
                     self._log(losses)
                     losses = []
                 loop.between()
-        self.loop.finish()
+            loop.finish()
         return self.result_set()
 
     def iterate(self) -> float:
@@ -277,6 +303,7 @@ class Distiller:
         images.backward(cut.grad)
         # The one place where the host waits for the device: hundreds of kernels lie between two of these.
         gradients = [self.values.grad, self.step_size.grad] + ([] if self.logits is None else [self.logits.grad])
+        self.processes.average([*gradients, losses["trajectory"]])
         finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
         loss, usable = torch.stack((losses["trajectory"], finite.to(losses["trajectory"].dtype))).tolist()
         limit = self.config.distill.skip_above
@@ -323,6 +350,7 @@ class Distiller:
     # --- the run folder --------------------------------------------------------------------------------------------------------
 
     remedy = "Try a lower --step-size.initial or --images.lr, or an earlier window"
+    departs = "--images.lr LOWER"
 
     def check(self) -> None:
         """See `dim.loop.Run`: updates that are not finite are skipped."""
@@ -349,7 +377,7 @@ class Distiller:
         return tensors
 
     def _load(self) -> None:
-        tensors, metadata = load_tensors(self.out / CHECKPOINT, self.device)
+        tensors, metadata = self._continuation.load(self.device)
         self._begun = {"step": metadata["step"], "seconds": metadata["seconds"]}
         self.skipped, self._bad = metadata["skipped"], metadata["bad"]
         self._make_optimizers(tensors["values"], tensors.get("logits"))

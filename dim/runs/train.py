@@ -4,6 +4,7 @@ Every draw is a function of (seed, step), so a checkpoint holds weights, optimis
 a resumed run continues bit by bit (on the CPU).
 """
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from dim import rng
 from dim.compiling import work_repays
 from dim.config import ADVERSARIES, OBJECTIVES, TrainConfig, to_dict
+from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData
-from dim.io import load_tensors
-from dim.loop import Loop, continues
+from dim.io import reading
+from dim.loop import Loop
 from dim.nets.discriminators import build_discriminator, training_flops
 from dim.nets.generator import Generator, build_generator
 from dim.nets.generator_file import FILE_NAME, save_generator_file
@@ -30,10 +32,12 @@ from dim.objectives.logit import PoolMatching
 from dim.objectives.path_matching import PathMatching
 from dim.pictures import save_png
 from dim.pool import build_pool
+from dim.processes import Processes, running_statistics
 from dim.run_folder import CHECKPOINT, MAY_CHANGE, prefixed, run_description, unprefixed
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
 from dim.runs.losses import Losses
+from dim.runs.optimizer_state import load_optimizer, optimizer_state
 from dim.runs.stages import Stage, plan
 from dim.sampler import sample_grid
 from dim.score.coverage import Coverage
@@ -51,10 +55,22 @@ _MAY_CHANGE = (
     "pool.experts",
     "path_matching.experts",
 )
+# What may change while a run is trained, if it is stated (--depart): no network, no data, no number of steps.
+_MAY_DEPART = (
+    *(f"stage_{number}.{name}" for number in ("one", "two") for name in ("lr", "lr_end", "betas", "beta2_end")),
+    *("adversarial.gamma", "adversarial.gamma_end", "matching.weight", "path_matching.weight", "pool.lr"),
+    *("fit.clip_norm", "fit.precision"),
+)
 
 
 def fit(
-    config: TrainConfig, data: RealData, out: Path | str, *, resume: bool = False, accelerator: Accelerator | None = None
+    config: TrainConfig,
+    data: RealData,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    depart: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> Path:
     """Train a generator and leave a run folder.
 
@@ -63,42 +79,51 @@ def fit(
         data: the real data; images on the accelerator's device.
         out: the run folder: generator.safetensors (the result), checkpoint.safetensors, run.json, metrics.jsonl, samples/.
         resume: continue the run that lies there.
+        depart: with `resume`: other learning rates, weights of losses, clipping and precision are allowed; run.json states them.
         accelerator: from `make_accelerator`; made here if absent.
 
     Returns:
         The run folder.
 
     Raises:
-        InputError: if `out` holds something else, or the run there has other settings or another data set.
+        InputError: if `out` holds something else, another process is writing it, or the run there has other settings or another
+            data set.
         NonFiniteError: if a loss is not finite.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     out = Path(out)
     accelerator = accelerator or make_accelerator(config, out)
-    return Trainer(config, data, out, accelerator, resume=resume).run()
+    return Trainer(config, data, out, accelerator, resume=resume, depart=depart).run()
 
 
 class Trainer:
     """One run: its networks, its optimisers, and the loop over steps."""
 
-    def __init__(self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, data: RealData, out: Path, accelerator: Accelerator, *, resume: bool, depart: bool = False
+    ) -> None:
         self.config, self.data, self.out, self.accelerator = config, data, out, accelerator
+        self.processes = processes = Processes(accelerator.process_index, accelerator.num_processes)
         self.loop: Loop | None = None
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
-        self._losses = Losses()
-        resume = continues(out, config, data.spec, resume=resume, may_change=_MAY_CHANGE, main=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
+        self._losses = Losses(processes)
+        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
+        self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
+        self.stages = plan(config, len(data.train))
+        for stage in self.stages:  # now, not when the stage begins
+            if stage.start < stage.stop:
+                processes.require_even(stage.config.batch_size, f"stage_{stage.name}.batch_size")
         spec, device, seed = data.spec, accelerator.device, config.fit.seed
         self.format = torch.channels_last if config.fit.channels_last else torch.contiguous_format
-        held = load_tensors(out / CHECKPOINT, device) if resume else None
+        held = self._continuation.load(device) if self._continuation.resumes else None
         architecture = held[1].get("architecture") if held else None
-        generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
+        with reading(out / CHECKPOINT) if architecture else contextlib.nullcontext():
+            generator = build_generator(config.generator, spec, seed=seed, architecture=architecture)
         self.generator = generator.to(device, memory_format=self.format)
         self.average: Generator | None = None
         if config.fit.ema > 0:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.stages = plan(config, len(data.train))
         self.optimizers = {"generator": self._optimizer(self.generator)}
         self.adversary: Any = None
         self.flow: FlowMatching | Denoising | None = None
@@ -107,7 +132,7 @@ class Trainer:
         else:
             regression = {"flow": FlowMatching, "denoising": Denoising}[self.generator.learns_by]
             steps = self.stages[0].stop
-            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, rank=accelerator.process_index)
+            self.flow = regression.of_run(config.flow, steps=steps, seed=seed, processes=processes)
         # Made here although stage two may be hours away, so that an impossible setting is found now.
         self.pool = build_pool(
             config.pool,
@@ -119,19 +144,19 @@ class Trainer:
             seed=seed,
             device=device,
             channels_last=config.fit.channels_last,
-            rank=accelerator.process_index,
-            average=self._average_gradients,
+            processes=processes,
         )
-        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, rank=accelerator.process_index)
+        self.matching = PoolMatching(self.pool, config.matching, spec, seed=seed, processes=processes)
         self.path_matching: PathMatching | None = None
         if config.path_matching.weight > 0:
             first = self.stages[1].start
-            place = {"device": device, "rank": accelerator.process_index}
+            place = {"device": device, "processes": processes}
             self.path_matching = PathMatching(config.path_matching, data, first_step=first, seed=seed, **place)
         self.own = [OBJECTIVES.load(name)(data, seed=seed, device=device) for name in config.objectives]
         check_protocol(config.protocol, spec)
         if held:
-            self._load(*held)
+            with reading(out / CHECKPOINT):
+                self._load(*held)
 
     @property
     def step(self) -> int:
@@ -151,13 +176,12 @@ class Trainer:
         self.discriminator = network.to(self.accelerator.device, memory_format=self.format)
         self.optimizers["discriminator"] = self._optimizer(self.discriminator)
         common = (self.discriminator, self.optimizers["discriminator"], config.adversarial, spec)
-        shared = {"seed": seed, "finish": self._finish_gradients, "rank": self.accelerator.process_index}
+        shared = {"seed": seed, "finish": self._finish_gradients, "processes": self.processes}
         if getattr(kind, "compiles", False):  # somebody else's loss may know no such thing
             images = sum(2 * stage.config.batch_size * (stage.stop - stage.start) for stage in self.stages)
             work = images * training_flops(network, spec)
             shared["compile"] = work_repays(config.fit.compile, self.accelerator.device, work, seconds=60)
-        mean = lambda value: self.accelerator.reduce(value, reduction="mean")  # noqa: E731
-        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled, mean=mean)
+        return kind.of_run(*common, **shared, scheduled=self.stages[0].scheduled)
 
     @property
     def total_steps(self) -> int:
@@ -172,18 +196,19 @@ class Trainer:
     def run(self) -> Path:
         """Train from the current step to the end and write the result."""
         config, accelerator = self.config, self.accelerator
-        if config.fit.coverage_steps and self._main:  # before the clock starts: its classifier may have to be trained
+        if config.fit.coverage_steps and self.processes.main:  # before the clock starts: its classifier may have to be trained
             self._coverage = Coverage(self.data, samples=config.fit.coverage_samples)
         self.loop = Loop(
             self,
             self.out,
             name="train",
             total=self.total_steps,
-            description=run_description(config, self.data.spec, accelerator.device),
+            description=run_description(config, self.data.spec, accelerator.device, processes=self.processes),
+            continuation=self._continuation,
             settings=config.fit,
             device=accelerator.device,
             tf32=config.fit.tf32,
-            main=self._main,
+            processes=self.processes,
             **self._begun,
         )
         if config.fit.trackers:
@@ -193,19 +218,15 @@ class Trainer:
             for stage in self.stages:
                 if self.loop.step < stage.stop:
                     self._run_stage(stage)
-        self.loop.finish()
-        accelerator.wait_for_everyone()
-        accelerator.end_training()
+            self.loop.finish()
+        self.processes.wait()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         return self.out
 
-    @property
-    def _main(self) -> bool:
-        return self.accelerator.is_main_process
-
     def _run_stage(self, stage: Stage) -> None:
-        config, accelerator = self.config, self.accelerator
-        share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-        drawing = {"seed": config.fit.seed, **share}
+        config = self.config
+        drawing = {"seed": config.fit.seed, "processes": self.processes}
         batches = EpochBatches(self.data.train, stage.config.batch_size, purpose=f"stage-{stage.name}", **drawing)
         objectives: list[Objective] = [self.adversary] if self.adversary else []
         upkeep: EpochBatches | None = None
@@ -254,6 +275,7 @@ class Trainer:
         if objectives:
             generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
+        self.processes.average(running_statistics(self.generator))
         self.optimizers["generator"].step()
         self.optimizers["generator"].zero_grad()
         if self.average is not None:
@@ -264,27 +286,14 @@ class Trainer:
 
     def _generate(self, labels: Tensor, purpose: str, *place: int) -> Tensor:
         """Images of these classes from latents of this purpose and place, with a graph."""
-        place = (*place, self.accelerator.process_index)
-        source = rng.generator(self.config.fit.seed, purpose, *place, device=labels.device)
-        z = torch.randn(len(labels), self.generator.latent_dim, generator=source, device=labels.device)
-        return self.generator(z, labels)
-
-    # --- gradients -----------------------------------------------------------------------------------------------------
-
-    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over processes in one transfer. Networks here run several times per step, with gradients of
-        gradients, which a DistributedDataParallel wrapper does not allow."""
-        if self.accelerator.num_processes == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        flat = self.accelerator.reduce(flat, reduction="mean")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        source = rng.generator(self.config.fit.seed, purpose, *place, 0, device=labels.device)
+        batch = self.processes.world * len(labels)
+        z = torch.randn(batch, self.generator.latent_dim, generator=source, device=labels.device)
+        return self.generator(self.processes.part(z), labels)
 
     def _finish_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         parameters = list(parameters)
-        self._average_gradients(parameters)
+        self.processes.average(parameter.grad for parameter in parameters)
         if self.config.fit.clip_norm > 0:
             return torch.nn.utils.clip_grad_norm_(parameters, self.config.fit.clip_norm)
         return None
@@ -293,10 +302,10 @@ class Trainer:
 
     def _log(self, stage: Stage) -> None:
         values = self._losses.means()
-        self._losses = Losses()
+        self._losses = Losses(self.processes)
         self.loop.require_finite(values)
         values["lr"] = stage.lr(self.loop.step - 1)
-        if self._main:
+        if self.processes.main:
             self.accelerator.log(values, step=self.loop.step)
         wanted = ("critic", "class", "flow", "mean_flow", "denoising", "matching", "trajectory", "pool")
         shown = {name: values[name] for name in wanted if name in values}
@@ -315,7 +324,7 @@ class Trainer:
 
     # --- the run folder --------------------------------------------------------------------------------------------------
 
-    remedy = "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)"
+    remedy, departs = "Try a lower learning rate, or gradient clipping (--fit.clip-norm 1)", "--fit.clip-norm 1"
 
     def check(self) -> None:
         """See `dim.loop.Run`."""
@@ -328,8 +337,6 @@ class Trainer:
             "kind": "checkpoint",
             "step": self.loop.step,
             "seconds": self.loop.elapsed(),
-            "fingerprint": self.data.spec.fingerprint,
-            "config": to_dict(self.config),
             "architecture": self.generator.architecture(),
         }
 
@@ -341,8 +348,7 @@ class Trainer:
         if self.average is not None:
             tensors |= prefixed("average", self.average.state_dict())
         for name, optimizer in self.optimizers.items():
-            for index, entries in optimizer.state_dict()["state"].items():
-                tensors |= prefixed(f"optimizer.{name}.{index}", entries)
+            tensors |= prefixed(f"optimizer.{name}", optimizer_state(optimizer))
         tensors |= prefixed("pool", self.pool.state())
         if self.path_matching is not None:
             tensors |= prefixed("path_matching", self.path_matching.state())
@@ -365,6 +371,7 @@ class Trainer:
                 "total_steps": self.total_steps,
                 "seconds": round(self.loop.elapsed(), 1),
                 "seed": self.config.fit.seed,
+                **self._continuation.stated(self._begun["step"]),
             },
         )
 
@@ -381,15 +388,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(unprefixed("average", tensors))
         for name, optimizer in self.optimizers.items():
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in unprefixed(f"optimizer.{name}", tensors).items():
-                index, _, entry = key.partition(".")
-                entries.setdefault(int(index), {})[entry] = value
-            for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
-                for entry, value in entries.get(index, {}).items():
-                    if value.shape == parameter.shape:  # the fused step wants the memory format of the parameter
-                        entries[index][entry] = torch.empty_like(parameter).copy_(value)
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+            load_optimizer(optimizer, unprefixed(f"optimizer.{name}", tensors))
         self.pool.load(unprefixed("pool", tensors))
         if self.path_matching is not None:
             self.path_matching.load(unprefixed("path_matching", tensors))

@@ -4,7 +4,6 @@ Rows of other real data or of another part of it are refused; rows of another pr
 panels of their own.
 """
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,46 +11,63 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dim.config import to_dict
+from dim.data.real import Part, RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.score.controls import is_coreset
 from dim.score.record import REAL, Score, arithmetic_note, protocol_differences, protocol_of
-from dim.score.report import figure_png, format_accuracy, format_bytes, html_image, html_page, html_table
+from dim.score.report import (
+    figure_png,
+    format_accuracy,
+    format_bytes,
+    html_image,
+    html_page,
+    html_table,
+    print_note,
+    print_table,
+)
 from dim.spec import DataSpec
+from dim.text import for_html, for_plot
 
 TRACKS = {"fixed": "fixed track", "stream": "stream track", "full": "full data"}
 
 
-def require_one_data(scores: Sequence[Score], name: str, spec: DataSpec | None = None, split: str | None = None) -> None:
+def require_one_data(scores: Sequence[Score], name: str, data: RealData | None = None, split: Part | None = None) -> None:
     """Refuse rows whose accuracies are of other images.
 
     Args:
         scores: rows.
         name: what to compare with, for the message.
-        spec: the data that they must be of. Default: that of the first row.
+        data: the data that they must be of. Default: that of the first row.
         split: the part of it. Default: that of the first row.
+
+    Rows of earlier versions do not say which images were in that part, and are believed.
 
     Raises:
         InputError: naming the row and the difference.
     """
     if not scores:
         return
-    wanted = scores[0].data.get("fingerprint") if spec is None else spec.fingerprint
-    data = scores[0].data.get("name") if spec is None else spec.name
+    wanted = scores[0].data.get("fingerprint") if data is None else data.spec.fingerprint
+    wanted_name = scores[0].data.get("name") if data is None else data.spec.name
     split = split or scores[0].split
+    said = [score.data["scored"] for score in scores if score.data.get("scored")] if data is None else [data.digest(split)]
     for score in scores:
         found = score.data.get("fingerprint")
         if found is None or found != wanted:
             what = f"{score.data.get('name')} (fingerprint {found})"
             remedy = "measure it on the same data and split, or compare it in a table of its own"
-            raise InputError(f"row {score.name} is of {what}: expected {data} (fingerprint {wanted}) as {name}; {remedy}")
+            raise InputError(f"row {score.name} is of {what}: expected {wanted_name} (fingerprint {wanted}) as {name}; {remedy}")
         if score.split != split:
             remedy = f"measure it again with --split {split}, or compare it in a table of its own"
             raise InputError(f"row {score.name} is {score.split} accuracy: expected {split} accuracy as {name}; {remedy}")
+        if said and (scored := score.data.get("scored", said[0])) != said[0]:
+            what = f"of other {split} images of {wanted_name} (digest {scored})"
+            remedy = "measure it on the same images, or compare it in a table of its own"
+            raise InputError(f"row {score.name} is {what}: expected those with digest {said[0]} as {name}; {remedy}")
 
 
 def require_made_from(subjects: Mapping[str, SyntheticSet | Generator], spec: DataSpec) -> None:
@@ -165,16 +181,9 @@ class Comparison:
 
     def show(self, console: Console | None = None) -> None:
         """Print a table for each track."""
-        console = console or Console(width=None if Console().is_terminal else 160)
         for track in self.tracks:
-            columns, cells = self.table(track)
-            table = Table(title=self.title(track))
-            for column in columns:
-                table.add_column(column, justify="left" if column in ("trained on", "labels", "differs in") else "right")
-            for line in cells:
-                table.add_row(*line)
-            console.print(table)
-        console.print(self.note(), highlight=False)
+            print_table(self.title(track), *self.table(track), ("trained on", "labels", "differs in"), console)
+        print_note(self.note(), console)
 
     def picture(self) -> bytes:
         """A PNG: accuracy against images per class and against stored bytes, a line for each method, bars of one std.
@@ -195,16 +204,18 @@ class Comparison:
         height = 3.4 * len(rows) + 0.22 * -(-len(labels) // 2)
         figure = Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
+        found: dict[str, Any] = {}
         for (track, student), pair in zip(rows, panels, strict=True):
             for axes, along in zip(pair, ("images per class", "stored bytes"), strict=True):
-                self._draw(axes, track, student, along, colours)
+                found |= self._draw(axes, track, student, along, colours)
             pair[0].set_ylabel("accuracy in %")
-            pair[0].set_title(f"{TRACKS[track]}, {student}", loc="left", fontsize=10)
-        found = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+            pair[0].set_title(for_plot(f"{TRACKS[track]}, {student}"), loc="left", fontsize=10)
+        figure.legend(found.values(), map(for_plot, found), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
         return figure_png(figure)
 
-    def _draw(self, axes: Any, track: str, student: str, along: str, colours: Mapping[str, str]) -> None:
+    def _draw(self, axes: Any, track: str, student: str, along: str, colours: Mapping[str, str]) -> dict[str, Any]:
+        """Draw one panel; returns what the legend shows, by label. (matplotlib's leaves out labels that begin with _.)"""
+        found: dict[str, Any] = {}
         lines: dict[str, list[tuple[float, Score]]] = {}
         for row in self._of(track):
             score = row.scores.get(student)
@@ -212,13 +223,16 @@ class Comparison:
             if score is not None and x is not None:
                 lines.setdefault(_label(row), []).append((x, score))
         for label, points in lines.items():
-            points = sorted(points, key=lambda point: point[0])
+            points = sorted([point for point in points if point[1].mean is not None], key=lambda point: point[0])
+            if not points:
+                continue
             x, means, spread = zip(*[(x, score.mean, score.std or 0) for x, score in points], strict=True)
-            axes.errorbar(x, means, yerr=spread, label=label, color=colours[label], marker="o", markersize=4, capsize=3)
+            style = {"label": label, "color": colours[label], "marker": "o", "markersize": 4, "capsize": 3}
+            found[label] = axes.errorbar(x, means, yerr=spread, **style)
         for row in self._of("full"):
-            if student in row.scores:
+            if student in row.scores and row.scores[student].mean is not None:
                 label = f"{row.first.name} ({row.first.steps:,} steps)"
-                axes.axhline(row.scores[student].mean, label=label, color="grey", linestyle="--", linewidth=1)
+                found[label] = axes.axhline(row.scores[student].mean, label=label, color="grey", linestyle="--", linewidth=1)
         axes.set_xscale("log")
         if along == "images per class":
             ticks = sorted({x for points in lines.values() for x, _ in points})
@@ -226,14 +240,15 @@ class Comparison:
             axes.minorticks_off()
         axes.set_xlabel(along)
         axes.grid(alpha=0.3)
+        return found
 
     def page(self) -> str:
         """A self-contained HTML page: the tables, the picture if there is something to draw, and the protocol."""
-        parts = [f"<h2>{html.escape(self.title(track))}</h2>\n{html_table(*self.table(track))}" for track in self.tracks]
+        parts = [f"<h2>{for_html(self.title(track))}</h2>\n{html_table(*self.table(track))}" for track in self.tracks]
         if self.tracks != ["full"]:
             parts.append(f"<h2>Accuracy against size</h2>\n{html_image(self.picture(), 'accuracy against size')}")
         protocol = json.dumps({**to_dict(self.reference), "students": self.students}, indent=2)
-        parts.append(f"<h2>Protocol</h2>\n<p>{html.escape(self.note())}</p>\n<pre>{html.escape(protocol)}</pre>")
+        parts.append(f"<h2>Protocol</h2>\n<p>{for_html(self.note())}</p>\n<pre>{for_html(protocol)}</pre>")
         return html_page(f"{self.scores[0].data['name']}: a comparison", "\n".join(parts))
 
 

@@ -17,7 +17,7 @@ def require_controls(names: Sequence[str]) -> None:
     """Raise InputError if one is unknown, naming the nearest. Coresets of somebody's own are known once they are admitted."""
     for name in names:
         if ":" in name:
-            CORESETS.require(name)
+            CORESETS.load(name)
         elif name not in control_names():
             raise InputError(f"unknown control {name!r}. {nearest(name, control_names())}")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dim import rng
-from dim.data.real import RealData
+from dim.data.real import RealData, real_data_of
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.distances import (
@@ -32,7 +32,6 @@ from dim.nets.generator import Generator
 from dim.pictures import grid
 from dim.provenance import hardware, versions
 from dim.sampler import sample_set
-from dim.score.evaluate import real_data_of
 from dim.spec import as_unit_range, require_same_data
 
 SAMPLES = 5000
@@ -173,7 +172,7 @@ class Coverage:
             expected={"density": 1.0, "coverage": expected_coverage(len(real), len(generated))},
             per_class=tuple(per_class),
             seconds=round(time.perf_counter() - began, 2),
-            data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+            data=self.data.about(),
             hardware=hardware(self.features.device),
             versions=versions(),
         )

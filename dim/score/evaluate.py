@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from dim import rng
-from dim.config import DataConfig, ProtocolConfig, from_dict, to_dict
-from dim.config.data import located, reads_files
-from dim.data.loader import GeneratedLoader
-from dim.data.real import EpochBatches, RealData, load_data
+from dim.config import ProtocolConfig, from_dict, to_dict
+from dim.data.loader import GeneratedLoader, Positions
+from dim.data.real import EpochBatches, RealData, real_data_of
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.features.classifier import Feed, accuracy, train_student
+from dim.features.classifier import DivergedError, Feed, accuracy, train_student
 from dim.features.coreset import End, Rule, Selector, row_name
 from dim.nets.generator import Generator
 from dim.nets.student import check_protocol
 from dim.nets.student_step import StudentStep, settled
+from dim.processes import ALONE, Processes
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
 from dim.score.record import FULL, ORACLE, REAL, Score, Track, label_kind, label_kind_of, production_seconds
@@ -64,6 +64,7 @@ class Evaluator:
         split: `test`, or `val` when something is to be chosen.
         report: called with every row when it is done.
         selector: chooses coresets. Default: `Selector(data)`, by features and scores with the default settings.
+        processes: those that share the seeds; all of them get all rows.
 
     Raises:
         InputError: for an unknown student or no seeds.
@@ -79,8 +80,9 @@ class Evaluator:
         split: Literal["test", "val"] = "test",
         report: Callable[[Score], None] = lambda score: None,
         selector: Selector | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.data, self.protocol, self.split, self.report = data, protocol, split, report
+        self.data, self.protocol, self.split, self.report, self._processes = data, protocol, split, report, processes
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
         if not self.seeds:
             raise InputError("no seeds: expected at least one")
@@ -173,11 +175,16 @@ class Evaluator:
             InputError: see `dim.features.coreset.select`.
         """
         self.require_coreset(ipc, method, end)
-        spec, about = self.data.spec, self._selector.about(method, end)
-        started = time.perf_counter()
-        chosen = {seed: self._selector.select(ipc, method, seed=seed, end=end) for seed in self.seeds}
-        if about["seconds"] is not None:
-            about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
+        spec = self.data.spec
+
+        def choose() -> tuple[dict[str, Any], dict[int, Tensor]]:
+            about, started = self._selector.about(method, end), time.perf_counter()
+            chosen = {seed: self._selector.select(ipc, method, seed=seed, end=end) for seed in self.seeds}
+            if about["seconds"] is not None:
+                about["seconds"] = round(about["seconds"] + (time.perf_counter() - started) / len(chosen), 3)
+            return about, chosen
+
+        about, chosen = self._processes.once(choose)
 
         def images(seed: int) -> Tensor:
             return self.data.train.batch(chosen[seed])[0]
@@ -255,7 +262,7 @@ class Evaluator:
         def feed(seed: int) -> Feed:
             own = (images(seed) if callable(images) else images).to(self.device)
             wanted = targets(seed).to(self.device)
-            order = EpochBatches(_Positions(count), batch, seed=seed, purpose="evaluate")
+            order = EpochBatches(Positions(count), batch, seed=seed, purpose="evaluate")
 
             def at(step: int) -> tuple[Tensor, Tensor]:
                 chosen = order.indices(step).to(self.device)
@@ -295,24 +302,31 @@ class Evaluator:
     # --- training --------------------------------------------------------------------------------------------------------
 
     def _score(self, source: _Source) -> list[Score]:
-        scores, spec = [], self.data.spec
+        scores = []
         for student in self.protocol.students:
             started = time.perf_counter()
-            accuracies = []
+            found: dict[int, tuple[float | None, int | None]] = {}  # by seed, the accuracy, or the step at which it diverged
             protocol = self.protocol_for(student, source.steps * source.batch_size)
             protocol = dataclasses.replace(protocol, lr=source.lr or protocol.lr)
-            for seed in self.seeds:
+            for seed in self._processes.part(self.seeds):
                 feed = self._as_seen(source.feed(seed))
-                net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                try:
+                    net = train_student(student, feed, source.steps, protocol, self._seen, seed, self.device)
+                except DivergedError as error:
+                    found[seed] = None, error.step
+                    continue
                 judge = StudentStep(net, protocol.precision, protocol.compile)
-                accuracies.append(accuracy(judge.logits, getattr(self._seen, self.split), self.device))
+                found[seed] = accuracy(judge.logits, getattr(self._seen, self.split), self.device), None
+            for own in self._processes.gather(found):
+                found |= own
+            accuracies, diverged = zip(*(found[seed] for seed in self.seeds), strict=True)
             score = Score(
                 name=source.name,
                 track=source.track,
                 ipc=source.ipc,
                 student=student,
                 labels=source.labels,
-                accuracies=tuple(accuracies),
+                accuracies=accuracies,
                 seeds=self.seeds,
                 steps=source.steps,
                 batch_size=source.batch_size,
@@ -323,25 +337,14 @@ class Evaluator:
                 split=self.split,
                 protocol=to_dict(protocol),
                 made=source.made,
-                data={"name": spec.name, "fingerprint": spec.fingerprint, "train_images": len(self.data.train)},
+                data=self.data.about(self.split),
                 hardware=hardware(self.device),
                 versions=versions(),
+                diverged=diverged if None in accuracies else (),
             )
             self.report(score)
             scores.append(score)
         return scores
-
-
-class _Positions:
-    """A stand-in for a split where only the number of images matters."""
-
-    streams = False
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def evaluate(
@@ -383,17 +386,3 @@ def evaluate(
     if ipc is None:
         raise InputError("a generator is scored on the stream track: give ipc, the images per class of the step budget")
     return evaluator.stream(subject, ipc)
-
-
-def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
-    """The real data that a set or a generator says it was made from.
-
-    Raises:
-        InputError: if it says nothing.
-    """
-    if not info.get("data"):
-        raise InputError("this set or generator does not say which data it was made from: give the real data")
-    config = from_dict(DataConfig, info["data"])
-    if root and reads_files(config.dataset):
-        config = dataclasses.replace(config, root=root)
-    return load_data(located(config), device)

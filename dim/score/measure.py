@@ -201,6 +201,7 @@ def _found(wanted: _Wanted, evaluator: Evaluator, known: Sequence[Score]) -> lis
             score.labels == wanted.labels
             and (score.made.get("digest", score.name), score.track, score.ipc) == (wanted.key, wanted.track, wanted.ipc)
             and (score.split, score.data.get("fingerprint")) == (evaluator.split, evaluator.data.spec.fingerprint)
+            and score.data.get("scored") in (None, evaluator.data.digest(evaluator.split))
             and wanted.steps in (None, score.steps)
             and set(evaluator.seeds) <= set(score.seeds)
             and score.student in evaluator.protocol.students

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from dim.config import ProtocolConfig, from_dict, to_dict
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
-from dim.io import read_json
+from dim.io import read_document, reading
 from dim.nets.generator import Generator
 from dim.teacher import Teacher
 
@@ -30,8 +31,8 @@ class Score:
     student: str
     labels: str
     """`hard`, or `soft` with its teacher."""
-    accuracies: tuple[float, ...]
-    """Test accuracy in percent after the last step, one per seed."""
+    accuracies: tuple[float | None, ...]
+    """Test accuracy in percent after the last step, one per seed; None of a student that diverged."""
     seeds: tuple[int, ...]
     steps: int
     """SGD steps."""
@@ -48,23 +49,26 @@ class Score:
     """Part of the real data that the accuracy is of."""
     protocol: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    """Name and fingerprint of the real data."""
+    """What `dim.data.real.RealData.about` says of the real data and the part that the accuracy is of."""
     made: dict[str, Any] = field(default_factory=dict)
     """How the images came about: `method`; the `seconds` it took to produce them, None if that is not known; for sets and
     generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
     stood in for; for coresets what `dim.features.coreset.Selector.about` says."""
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    diverged: tuple[int | None, ...] = ()
+    """For every seed the step at which its student's loss or weights stopped being finite, None where they did not; empty if no
+    student diverged."""
 
     @property
-    def mean(self) -> float:
-        """Mean accuracy over seeds, in percent."""
-        return statistics.fmean(self.accuracies)
+    def mean(self) -> float | None:
+        """Mean accuracy over seeds, in percent; None if a student diverged."""
+        return None if None in self.accuracies else statistics.fmean(self.accuracies)
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for a single seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        """Sample standard deviation over seeds; None for a single seed, or if a student diverged."""
+        return None if None in self.accuracies or len(self.accuracies) < 2 else statistics.stdev(self.accuracies)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and mean, std and n."""
@@ -72,9 +76,34 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Score":
-        """Inverse of `to_dict`, from parsed JSON."""
+        """Inverse of `to_dict`, from parsed JSON.
+
+        Raises:
+            TypeError, ValueError: for a field that is missing, unknown, or of another type.
+        """
         values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        score = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        score.check()
+        return score
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError for a field of another type, a percentage that is none, or lists that disagree."""
+        kinds = {"name": str, "student": str, "labels": str, "split": str, "steps": int, "batch_size": int, "images_seen": int}
+        kinds |= {"distinct_images": int, "seeds": tuple, "accuracies": tuple, "diverged": tuple, "ipc": int | None}
+        kinds |= dict.fromkeys(("bytes", "protocol", "data", "made", "hardware", "versions"), dict) | {"seconds": int | float}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} is {str(getattr(self, name))[:60]!r}")
+        if self.track not in typing.get_args(Track):
+            raise ValueError(f"track is {str(self.track)[:60]!r}")
+        if not self.seeds or len(self.seeds) != len(self.accuracies) or len(self.diverged) not in (0, len(self.seeds)):
+            raise ValueError(f"{len(self.accuracies)} accuracies of {len(self.seeds)} seeds")
+        for value, diverged in zip(self.accuracies, self.diverged or (None,) * len(self.seeds), strict=True):
+            fits = diverged is not None if value is None else isinstance(value, int | float) and 0 <= value <= 100
+            if not fits:
+                raise ValueError(f"accuracy is {value!r}")
+        if not all(isinstance(size, int) and size >= 0 for size in self.bytes.values()):
+            raise ValueError(f"bytes is {str(self.bytes)[:60]!r}")
 
 
 def label_kind(teacher: Teacher | None) -> str:
@@ -111,15 +140,11 @@ def read_scores(path: Path | str) -> list[Score]:
     Raises:
         InputError: if it is missing, damaged, or holds something else.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("kind") != "scores" or not isinstance(content.get("scores"), list):
+    content = read_document(path)
+    if content.get("kind") != "scores" or not isinstance(content.get("scores"), list):
         raise InputError(f"{path} holds no scores: expected a file written by 'dim evaluate --json'")
-    if content.get("format", 0) > 1:
-        raise InputError(f"{path} has format {content['format']}: this version reads up to 1; upgrade dim-distill")
-    try:
+    with reading(path, "a row is no score"):
         scores = [Score.from_dict(row) for row in content["scores"]]
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: a row is no score ({error}); make it again with 'dim evaluate --json'") from None
     if not scores:
         raise InputError(f"{path} holds no row: expected at least one")
     return scores

@@ -1,9 +1,10 @@
 """Tables for the terminal, and one self-contained HTML page per run."""
 
 import base64
-import html
+import contextlib
 import io
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dim.data.real import RealData
+from dim.errors import InputError
 from dim.features.distances import METRICS
-from dim.io import read_json, write_bytes, write_json
+from dim.io import read_document, reading, write_document
+from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
 from dim.run_folder import read_metrics, read_run
 from dim.score.coverage import CoverageScore, Nearest
 from dim.score.record import Score, arithmetic_note
+from dim.text import for_html, for_plot, for_rich
 
 
 def format_bytes(count: int) -> str:
@@ -31,7 +35,10 @@ def format_bytes(count: int) -> str:
 
 
 def format_accuracy(score: Score) -> str:
-    """'93.1 ± 0.4', or a bare mean for one seed."""
+    """'93.1 ± 0.4', or a bare mean for one seed; if students diverged, how many and from which step."""
+    if score.mean is None:
+        steps = [step for step in score.diverged if step is not None]
+        return f"{len(steps)} of {len(score.seeds)} diverged (step {min(steps)})"
     return f"{score.mean:.1f}" if score.std is None else f"{score.mean:.1f} ± {score.std:.1f}"
 
 
@@ -64,20 +71,36 @@ def rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 def print_scores(scores: Sequence[Score], console: Console | None = None) -> None:
     """Print the score table. Every row says its track, labels, steps and bytes; accuracies are of the last epoch."""
-    console = console or Console(width=None if Console().is_terminal else 160)
     first = scores[0]
-    table = Table(title=f"{first.data['name']}: {first.split} accuracy, last epoch, mean ± std over n seeds")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("source", "track", "student", "labels") else "right")
-    for row in rows(scores):
-        table.add_row(*row)
-    console.print(table)
-    console.print(arithmetic_note(scores), highlight=False, markup=False)
+    title = f"{first.data['name']}: {first.split} accuracy, last epoch, mean ± std over n seeds"
+    print_table(title, _COLUMNS, rows(scores), ("source", "track", "student", "labels"), console)
+    print_note(arithmetic_note(scores), console)
+
+
+def print_table(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], left: Sequence[str], console: Console | None = None
+) -> None:
+    """Print a table; what is in it is text and no markup. The columns named in `left` are aligned there, others right."""
+    table = Table(title=for_rich(title))
+    for column in columns:
+        table.add_column(for_rich(column), justify="left" if column in left else "right")
+    for line in cells:
+        table.add_row(*map(for_rich, line))
+    (console or _console()).print(table)
+
+
+def print_note(text: str, console: Console | None = None) -> None:
+    """Print a line below tables, as text."""
+    (console or _console()).print(for_rich(text))
+
+
+def _console() -> Console:
+    return Console(width=None if Console().is_terminal else 160)
 
 
 def scores_to_json(scores: Sequence[Score]) -> dict[str, Any]:
     """What `--json` writes."""
-    return {"format": 1, "kind": "scores", "scores": [score.to_dict() for score in scores]}
+    return {"kind": "scores", "scores": [score.to_dict() for score in scores]}
 
 
 _COVERAGE_COLUMNS = ("source", "images", "FID", "precision", "recall", "density", "coverage", "coverage to expect")
@@ -102,18 +125,12 @@ def _coverage_title(score: CoverageScore) -> str:
 
 def print_coverage(scores: Sequence[CoverageScore], console: Console | None = None) -> None:
     """Print the coverage table. Every row says its images; the title says the features."""
-    console = console or Console(width=None if Console().is_terminal else 160)
-    table = Table(title=_coverage_title(scores[0]))
-    for column in _COVERAGE_COLUMNS:
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for row in coverage_rows(scores):
-        table.add_row(*row)
-    console.print(table)
+    print_table(_coverage_title(scores[0]), _COVERAGE_COLUMNS, coverage_rows(scores), ("source",), console)
 
 
 def coverage_to_json(scores: Sequence[CoverageScore]) -> dict[str, Any]:
     """What `dim coverage --json` writes."""
-    return {"format": 1, "kind": "coverage", "scores": [score.to_dict() for score in scores]}
+    return {"kind": "coverage", "scores": [score.to_dict() for score in scores]}
 
 
 def write_report(
@@ -165,9 +182,9 @@ def write_report(
         sections.append(("Training", html_image(_curves(metrics, losses), "loss curves")))
     for title, key in (("Configuration", "config"), ("Versions and hardware", "versions")):
         content = description[key] if key == "config" else {**description["versions"], **description["hardware"]}
-        sections.append((title, f"<pre>{html.escape(json.dumps(content, indent=2))}</pre>"))
+        sections.append((title, f"<pre>{for_html(json.dumps(content, indent=2))}</pre>"))
     title = f"{description['spec']['name']}: {description['config']['about']['title'] or run.name}"
-    body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{content}" for name, content in sections)
+    body = "\n".join(f"<h2>{for_html(name)}</h2>\n{content}" for name, content in sections)
     write_bytes(run / "report.html", html_page(title, body).encode())
     return run / "report.html"
 
@@ -190,7 +207,13 @@ def _keep(
 ) -> dict[str, Any]:
     """What the report shows of later commands, by section, with the step of training that it was measured at."""
     path = run / "report.json"
-    kept = read_json(path) if path.is_file() else {"format": 1, "kind": "report"}
+    kept: dict[str, Any] = {"kind": "report"}
+    with contextlib.suppress(InputError), reading(path):  # damaged, or none: what was measured is shown when measured again
+        found = read_document(path)
+        for section, kind in (("scores", Score), ("coverage", CoverageScore)):
+            for row in found.get(section, {"rows": [], "step": None})["rows"]:
+                kind.from_dict(row)
+        kept |= {section: {"step": None, **found[section]} for section in ("scores", "coverage") if section in found}
     if scores:
         kept["scores"] = {"step": step, "rows": [score.to_dict() for score in scores]}
     if coverage:
@@ -199,23 +222,23 @@ def _keep(
             kept["coverage"]["nearest"] = nearest.to_dict()
             save_png(run / "samples" / "nearest.png", nearest.panel())
     if scores or coverage:
-        write_json(path, kept)
+        write_document(path, kept)
     return kept
 
 
 def _stale(measured: int | None, step: int | None) -> str:
-    return "" if measured == step else f"<p>Measured at step {measured}; the run is now at step {step}.</p>"
+    return "" if measured == step else f"<p>Measured at step {for_html(measured)}; the run is now at step {for_html(step)}.</p>"
 
 
 def _score_table(scores: Sequence[Score]) -> str:
     note = "Accuracy of the last epoch, mean and sample standard deviation over n seeds."
-    return f"{html_table(_COLUMNS, rows(scores))}<p>{note} {html.escape(arithmetic_note(scores))}</p>"
+    return f"{html_table(_COLUMNS, rows(scores))}<p>{note} {for_html(arithmetic_note(scores))}</p>"
 
 
 def html_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table; what is in the cells is escaped."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells]
+    head = "".join(f"<th>{for_html(column)}</th>" for column in columns)
+    lines = ["".join(f"<td>{for_html(cell)}</td>" for cell in row) for row in cells]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><tr>{head}</tr>\n{body}</table>"
 
@@ -225,7 +248,7 @@ def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
     scores = [CoverageScore.from_dict(row) for row in kept["rows"]]
     classes = [(row["class"], f"{row['images']:,}", *_metric_cells(row)) for row in scores[0].per_class]
     parts = [
-        f"<p>{html.escape(_coverage_title(scores[0]))}.</p>",
+        f"<p>{for_html(_coverage_title(scores[0]))}.</p>",
         html_table(_COVERAGE_COLUMNS, coverage_rows(scores)),
         f"<details><summary>By class</summary>{html_table(('class', *_COVERAGE_COLUMNS[1:-1]), classes)}</details>",
         _stale(kept["step"], step),
@@ -237,8 +260,7 @@ def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
         panel = _figure(run / "samples" / "nearest.png", f"{caption}its class, of any")
         part = 100 * kept["nearest"]["nearer_than_1_percent"]
         note = f"{part:.1f} % of the images are nearer to a training image than 99 % of held-out real ones (without copies: 1 %)"
-        url = _data_url(_distance_curves(kept["nearest"]))
-        curve = f'<figure><img src="{url}" alt="distances"><figcaption>{note}</figcaption></figure>'
+        curve = _captioned(_distance_curves(kept["nearest"]), "distances", note)
         parts.append(f'<div class="pair">{panel}{curve}</div>')
     return "\n".join(parts)
 
@@ -272,15 +294,17 @@ def _curves(metrics: list[dict[str, Any]], names: Sequence[str]) -> bytes:
         axes = figure.add_subplot(lines, columns, position + 1)
         points = [(record["step"], record[name]) for record in metrics if name in record]
         axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(for_plot(name), fontsize=9)
         axes.tick_params(labelsize=7)
     return figure_png(figure)
 
 
 def figure_png(figure: Any) -> bytes:
-    """A matplotlib figure as PNG."""
+    """A matplotlib figure as PNG. Letters that its font lacks are boxes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
@@ -290,16 +314,20 @@ def _data_url(content: bytes) -> str:
 
 def html_image(content: bytes, text: str) -> str:
     """A PNG inside the page, with the text that stands for it."""
-    return f'<img src="{_data_url(content)}" alt="{text}">'
+    return f'<img src="{_data_url(content)}" alt="{for_html(text)}">'
 
 
 def _figure(path: Path, caption: str) -> str:
-    return f'<figure><img src="{_data_url(path.read_bytes())}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+    return _captioned(path.read_bytes(), caption, caption)
+
+
+def _captioned(content: bytes, text: str, caption: str) -> str:
+    return f"<figure>{html_image(content, text)}<figcaption>{for_html(caption)}</figcaption></figure>"
 
 
 def html_page(title: str, body: str) -> str:
     """A page that needs no other file: the title, which is escaped, and the body, which is not."""
-    return _PAGE.format(title=html.escape(title), body=body)
+    return _PAGE.format(title=for_html(title), body=body)
 
 
 _PAGE = """<!doctype html>

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dim.chunks import FORWARD, chunk_size
+from dim.chunks import FORWARD, JUDGED, chunk_size
 from dim.config.trajectory import Precision
 from dim.errors import InputError
 from dim.nets.layers import arrange, channels_last
@@ -105,9 +105,9 @@ class FlatNetwork:
         return F.cross_entropy(self._logits_in_training(theta, images), targets.softmax(1))
 
     @torch.no_grad()
-    def predict(self, theta: Tensor, images: Tensor, batch_size: int = 1000) -> Tensor:
-        """Logits of many images, (N, classes), without a graph: at most `batch_size` at a time, fewer if they are large."""
-        size = chunk_size(4 * images[:1].numel(), batch_size, FORWARD)
+    def predict(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits of many images, (N, classes), without a graph."""
+        size = chunk_size(4 * images[:1].numel(), JUDGED, FORWARD)
         return torch.cat([self.logits(theta, part.to(self.device)) for part in images.split(size)])
 
     def tensor_norms(self, theta: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Recording experts: ordinary training on real data, with the weights kept along the way.
 
 Weights are flat vectors, so that several experts train at once as the rows of one matrix, and plain SGD and GSAM are a few
-lines each. Everything is a function of (seed, expert, step): a recording that was killed continues bit by bit (on the CPU).
+lines each. Everything is a function of (seed, expert, step): a recording that was killed continues bit by bit (on the CPU), and
+processes that share the experts record those of one process.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +17,34 @@ from torch.func import grad_and_value, vmap
 
 from dim import rng
 from dim.augment import Augment
-from dim.chunks import FORWARD
+from dim.chunks import FORWARD, JUDGED
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
+from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData, Split, in_chunks
 from dim.data.whiten import Whitening
-from dim.io import load_tensors
-from dim.loop import Loop, continues
-from dim.run_folder import MAY_CHANGE, read_metrics, run_description
+from dim.errors import InputError
+from dim.loop import Loop
+from dim.outputs import sole_writer
+from dim.processes import ALONE, Processes
+from dim.run_folder import MAY_CHANGE, open_run, read_metrics, run_description
 from dim.trajectory.flat import FlatNetwork
-from dim.trajectory.store import LAYOUT, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
+from dim.trajectory.parts import collect, collect_all, part_folder, parts, set_apart
+from dim.trajectory.store import LAYOUT, STATE, ExpertRecord, ExpertStore, Layout, needed, smoothed, waypoint_moments
 
-STATE = "state.safetensors"
+_SHARED = "while the processes were recording experts"  # where a run is interrupted, for all of them
 _JUDGED = 2000  # images that the accuracy along the way is measured on
 _MAY_CHANGE = (*MAY_CHANGE, "experts.checkpoint_minutes", "experts.device")
 
 
 def record(
-    config: RecordConfig, data: RealData, out: Path | str, *, resume: bool = False, device: torch.device | str = "cpu"
+    config: RecordConfig,
+    data: RealData,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> ExpertStore:
     """Train experts and leave a store.
 
@@ -41,6 +54,8 @@ def record(
         out: the store's folder.
         resume: continue the recording that lies there.
         device: where to train.
+        processes: those that share the experts: expert k is recorded by process k mod their number (with `experts.together`, the
+            k-th group of experts). All see the folder `out`.
 
     Returns:
         The finished store.
@@ -50,17 +65,22 @@ def record(
         NonFiniteError: if an expert's loss is not finite.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    return _Recorder(config, data, Path(out), resume=resume, device=torch.device(device)).run()
+    return _Recorder(config, data, Path(out), resume=resume, device=torch.device(device), processes=processes).run()
 
 
 class _Recorder:
     """One recording: groups of experts, one after another."""
 
-    def __init__(self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device) -> None:
-        self.config, self.settings, self.out, self.device = config, config.experts, out, device
+    def __init__(
+        self, config: RecordConfig, data: RealData, out: Path, *, resume: bool, device: torch.device, processes: Processes
+    ) -> None:
+        # Of a recipe that says more, what a recording depends on.
+        config = RecordConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RecordConfig)})
+        self.config, self.settings, self.out, self.device, self.processes = config, config.experts, out, device, processes
         self.natural_spec = data.spec
-        rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT}
-        resume = continues(out, config, data.spec, resume=resume, **rules)
+        rules = {"kind": "experts", "may_change": _MAY_CHANGE, "holds": LAYOUT, "processes": processes}
+        self._continuation = continues(out, config, data.spec, resume=resume, **rules)
+        resume = self._continuation.resumes
         self.data = Whitening.fit(data.train, data.spec, device=device).data(data) if config.zca else data
         last = round(self.settings.epochs / self.settings.every)
         self.per_moment = max(1, round(self.settings.every * len(data.train) / self.settings.batch_size))
@@ -73,38 +93,94 @@ class _Recorder:
         self.augment = Augment(self.settings.augment, self.data.spec)
         self._judged = self.data.val if len(self.data.val) else self.data.train
         self.store = ExpertStore.open(out) if resume else None
+        self._folder, self._first = out, 0  # where the store lies that is written, and its first expert
+        self._going = self._continuation  # and how that goes on
         gradient = grad_and_value(self.network.loss)
         self._gradient_of = gradient if self.settings.together == 1 else vmap(gradient)
         self._update = compiled(self._updated) if compile else self._updated
 
     def run(self) -> ExpertStore:
         """Record what is missing."""
+        if self.processes.world > 1 or not self._one_after_another():
+            return self._share()
+        self._record(self.settings.count)
+        return self.store
+
+    def _one_after_another(self) -> bool:
+        """Whether the finished experts are the first ones, and none has been begun by several processes."""
+        return self.store is None or (not parts(self.out) and sorted(self.store.records) == [*range(len(self.store.records))])
+
+    def _share(self) -> ExpertStore:
+        """Record with other processes: every group of experts in a folder of its own, from which the main process takes what is
+        finished into the store, which nobody else writes."""
+        processes = self.processes
+        with contextlib.ExitStack() as stack:
+            whole = processes.once(lambda: self._prepare(stack))  # its records change in the main process only
+            if not all(processes.gather((self.out / LAYOUT).is_file())):
+                raise InputError(f"not all processes see {self.out}: expected --out on a file system that all machines share")
+            missing = [group for group in self._groups() if not set(group) <= whole.records.keys()]
+            for group in processes.part(missing):
+                self._folder, self._first = part_folder(self.out, group[0]), group[0]
+                self._going = self._continuation.elsewhere(self._folder)
+                self.store = ExpertStore.open(self._folder) if self._going.resumes else None
+                self._record(group[-1] + 1)
+                if processes.main:
+                    collect(whole)
+            processes.wait()
+            return processes.once(lambda: collect_all(whole))
+
+    def _groups(self) -> list[list[int]]:
+        """Experts that are trained side by side."""
         together, count = self.settings.together, self.settings.count
-        first = 0 if self.store is None else len(self.store.records) // together * together
+        return [list(range(start, min(count, start + together))) for start in range(0, count, together)]
+
+    def _prepare(self, stack: contextlib.ExitStack) -> ExpertStore:
+        """The store with all that is finished, locked until the stack is closed. A group that one process had begun in it gets a
+        folder of its own."""
+        every = len(self._groups()) * self.total
+        stack.enter_context(sole_writer(self.out))
+        self._continuation.require_unchanged()
+        # All metrics are kept: those of the finished experts.
+        open_run(self.out, self._continuation.opening(self._description(), every), every)
+        whole = ExpertStore.create(self.out, self.layout) if self.store is None else self.store
+        set_apart(whole)
+        collect(whole)
+        return whole
+
+    def _description(self) -> dict[str, Any]:
+        return run_description(self.config, self.natural_spec, self.device, "experts", processes=self.processes)
+
+    def _record(self, stop: int) -> None:
+        """Record the experts of the present store that are missing, up to expert `stop`, one group after another."""
+        together = self.settings.together
+        first = self._first + (0 if self.store is None else len(self.store.records) // together * together)
         if self.store is not None and self.store.complete:
-            first = -(-count // together) * together  # the last group may be smaller
+            first = -(-stop // together) * together  # the last group may be smaller
         state = self._load_state(first) if self.store is not None else None
         step = 0 if state is None else state[0]
         self.loop = Loop(
             self,
-            self.out,
+            self._folder,
             name="experts",
-            total=-(-count // together) * self.total,
+            total=len(self._groups()) * self.total,
             step=first // together * self.total + step,
-            seconds=max((entry.get("seconds", 0.0) for entry in read_metrics(self.out)), default=0.0),
-            description=run_description(self.config, self.natural_spec, self.device, "experts"),
+            seconds=max((entry.get("seconds", 0.0) for entry in read_metrics(self._folder)), default=0.0),
+            description=self._description(),
+            continuation=self._going,
             settings=self.settings,
             device=self.device,
             file=STATE,
+            shown=self.processes.main,
+            called=self.out,
         )
-        if self.store is None:
-            self.store = ExpertStore.create(self.out, self.layout)
         with self.loop:
-            for start in range(first, count, together):
-                self._group(list(range(start, min(count, start + together))), state)
+            if self.store is None:
+                layout = dataclasses.replace(self.layout, experts=stop - self._first)
+                self.store = ExpertStore.create(self._folder, layout)
+            for start in range(first, stop, together):
+                self._group(list(range(start, min(stop, start + together))), state)
                 state = None
-        (self.out / STATE).unlink(missing_ok=True)
-        return self.store
+            (self._folder / STATE).unlink(missing_ok=True)
 
     def _group(self, members: list[int], state: tuple[int, dict[str, Tensor]] | None) -> None:
         """Train some experts side by side."""
@@ -122,16 +198,17 @@ class _Recorder:
             if step % self.per_moment == 0:
                 self._end_moment(members, step, loss, tensors)
             if step < self.total:
-                loop.between(f"in expert {members[0]}, step {step} of {self.total}")
+                loop.between(f"in expert {members[0]}, step {step} of {self.total}" if self.processes.world == 1 else _SHARED)
         tests = self._accuracies(tensors["theta"], self.data.test, torch.arange(len(self.data.test)))
         for row, member in enumerate(members):
             lengths = tuple(tuple(float(f"{value:.7g}") for value in moment) for moment in tensors["lengths"][row].tolist())
             accuracies = tuple(round(value, 3) for value in tensors["accuracies"][row].tolist())
             record = ExpertRecord(lengths=lengths, accuracies=accuracies, test_accuracy=round(float(tests[row]), 3))
-            self.store.finish(member, record)
-        (self.out / STATE).unlink(missing_ok=True)
+            self.store.finish(member - self._first, record)
+        (self._folder / STATE).unlink(missing_ok=True)
         if members[-1] + 1 < settings.count:
-            loop.stop_if_asked(f"after {members[-1] + 1} of {settings.count} experts")
+            done = f"after {members[-1] + 1} of {settings.count} experts"
+            loop.stop_if_asked(done if self.processes.world == 1 else _SHARED)
 
     def _begin(self, members: list[int]) -> tuple[int, dict[str, Tensor]]:
         """The state of experts that have not begun."""
@@ -169,7 +246,7 @@ class _Recorder:
             if waypoint in moments and max(needed(waypoint, last, smooth)) == moment:
                 theta = smoothed(around, waypoint, last) if smooth and waypoint > 0 else around[waypoint]
                 for row, member in enumerate(members):
-                    self.store.write(member, moments.index(waypoint), theta[row])
+                    self.store.write(member - self._first, moments.index(waypoint), theta[row])
 
     # --- training ------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +305,7 @@ class _Recorder:
     def _accuracies(self, theta: Tensor, split: Split, indices: Tensor) -> Tensor:
         """Accuracy of every expert on images of a split, in percent, on the CPU."""
         correct = torch.zeros(len(theta), device=self.device)
-        for _, images, labels in in_chunks(split, indices, largest=1000, budget=FORWARD):
+        for _, images, labels in in_chunks(split, indices, largest=JUDGED, budget=FORWARD):
             images, labels = images.to(self.device), labels.to(self.device)
             for row, weights in enumerate(theta):
                 correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()
@@ -236,7 +313,8 @@ class _Recorder:
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 
-    remedy = "The finished experts are kept. Try a lower learning rate (--experts.lr)"
+    remedy = "All experts are trained alike: record them in a new folder with a lower learning rate (--experts.lr)"
+    departs = ""
 
     def check(self) -> None:
         """See `dim.loop.Run`: weights are checked at every moment."""
@@ -254,11 +332,16 @@ class _Recorder:
 
     def _load_state(self, first: int) -> tuple[int, dict[str, Tensor]] | None:
         """The state of the group that begins with expert `first`, if it was saved."""
-        if not (self.out / STATE).is_file():
+        if not (self._folder / STATE).is_file():
             return None
-        tensors, metadata = load_tensors(self.out / STATE)
-        if metadata["first"] != first:
+        tensors, metadata = self._going.load(file=STATE)
+        if metadata.get("first") != first:
             return None  # a kill left it behind after its group was finished
+        rows = min(self.settings.together, self.settings.count - first)
+        if not {"theta", "lengths", "accuracies"} <= tensors.keys() or tensors["theta"].shape != (rows, self.layout.parameters):
+            raise InputError(
+                f"{self._folder / STATE} is damaged: it does not hold {rows} experts; remove it, and they begin again"
+            )
         on_host = ("lengths", "accuracies")
         return metadata["step"], {k: v if k in on_host else v.to(self.device) for k, v in tensors.items()}
 

@@ -8,7 +8,7 @@ lengths from which `dim.trajectory.path` fills in the rest (MCT).
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from dim.config import RecordConfig
 from dim.errors import InputError
-from dim.io import atomic_folder, read_json, write_json
+from dim.io import read_document, reading, write_document
+from dim.outputs import atomic_folder
 from dim.run_folder import load_run_config, read_run
 from dim.spec import DataSpec
 
 LAYOUT = "experts.json"
 WEIGHTS = "weights.bin"
-_VERSION = 1
+STATE = "state.safetensors"
+"""Of the experts that are being recorded."""
 _DTYPES = {"float32": (torch.float32, np.float32), "bfloat16": (torch.bfloat16, np.uint16)}
 
 
@@ -47,6 +49,16 @@ class Layout:
     def parameters(self) -> int:
         """P."""
         return sum(size for _, size in self.tensors)
+
+    def check(self) -> None:
+        """Raise ValueError for a layout that no store has."""
+        whole = [self.experts, *self.moments, *(size for _, size in self.tensors)]
+        if not all(isinstance(value, int) and value >= 0 for value in whole) or self.experts < 1 or self.parameters < 1:
+            raise ValueError("a number of experts, moments or weights is none")
+        if self.moments[0] != 0 or list(self.moments) != sorted(set(self.moments)) or not self.every > 0:
+            raise ValueError(f"moments {self.moments[:5]} ... do not ascend from 0")
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}")
 
     @property
     def last(self) -> int:
@@ -74,6 +86,19 @@ class ExpertRecord:
     """Accuracy in percent at every moment, on 2,000 validation images; on as many training images if nothing is held out."""
     test_accuracy: float
     """At the last moment, in percent; nothing is chosen by it."""
+    digests: tuple[str, ...] = ()
+    """BLAKE2b digest of every checkpoint as it is stored. Experts of earlier versions have none."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], layout: Layout) -> "ExpertRecord":
+        """Inverse of `dataclasses.asdict`, from parsed JSON; ValueError or TypeError for what does not fit the layout."""
+        lengths = tuple(tuple(map(float, moment)) for moment in values["lengths"])
+        accuracies, digests = tuple(map(float, values["accuracies"])), tuple(map(str, values.get("digests", ())))
+        if len(lengths) != layout.last or any(len(moment) != len(layout.tensors) for moment in lengths):
+            raise ValueError("path lengths do not fit the layout")
+        if len(accuracies) != layout.last + 1 or len(digests) not in (0, len(layout.moments)):
+            raise ValueError("accuracies or digests do not fit the layout")
+        return cls(**{**values, "lengths": lengths, "accuracies": accuracies, "digests": digests})
 
 
 def waypoint_moments(last: int, count: int, *, smooth: bool = False) -> tuple[int, ...]:
@@ -130,24 +155,13 @@ class ExpertStore:
         folder = Path(folder)
         if not (folder / LAYOUT).is_file():
             raise InputError(f"{folder} holds no experts: expected a folder made by 'dim experts' (it has no {LAYOUT})")
-        values = read_json(folder / LAYOUT)
-        try:
-            if values["format"] > _VERSION:
-                newer = values["format"]
-                raise InputError(f"{folder} has format {newer}: this version reads up to {_VERSION}; upgrade dim-distill")
+        values = read_document(folder / LAYOUT)
+        with reading(folder / LAYOUT):
             layout = values["layout"]
             tensors = tuple((name, size) for name, size in layout["tensors"])
             layout = Layout(**{**layout, "moments": tuple(layout["moments"]), "tensors": tensors})
-            if layout.dtype not in _DTYPES:
-                raise ValueError(f"unknown dtype {layout.dtype!r}")
-            records = {}
-            for number, record in values["records"].items():
-                record["lengths"] = tuple(map(tuple, record["lengths"]))
-                records[int(number)] = ExpertRecord(**{**record, "accuracies": tuple(record["accuracies"])})
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{folder / LAYOUT} is damaged ({error}): restore it or record the experts again") from None
+            layout.check()
+            records = {int(number): ExpertRecord.from_dict(record, layout) for number, record in values["records"].items()}
         size = (folder / WEIGHTS).stat().st_size if (folder / WEIGHTS).is_file() else 0
         if size != layout.bytes:
             raise InputError(
@@ -157,7 +171,7 @@ class ExpertStore:
 
     def _write_layout(self) -> None:
         records = {str(number): asdict(record) for number, record in sorted(self.records.items())}
-        write_json(self.folder / LAYOUT, {"format": _VERSION, "layout": asdict(self.layout), "records": records})
+        write_document(self.folder / LAYOUT, {"layout": asdict(self.layout), "records": records})
 
     # --- weights -----------------------------------------------------------------------------------------------------------
 
@@ -168,10 +182,21 @@ class ExpertStore:
 
     def weights(self, expert: int, position: int) -> Tensor:
         """Checkpoint number `position` of an expert, float32 (P,), a copy in memory that PyTorch aligned: kernels of some
-        processors round by alignment, and a slice of a file may lie anywhere."""
-        stored = self._array()[expert, position]
+        processors round by alignment, and a slice of a file may lie anywhere.
+
+        Raises:
+            InputError: if it is not what was recorded, or holds a value that is not finite.
+        """
         theta = torch.empty(self.layout.parameters, dtype=self._torch_dtype)
-        theta.view(torch.uint8).numpy()[:] = stored.view(np.uint8)
+        content = theta.view(torch.uint8).numpy()
+        content[:] = self._array()[expert, position].view(np.uint8)
+        digests = self.records[expert].digests if expert in self.records else ()
+        damaged = bool(digests) and _digest(content) != digests[position]
+        if damaged or not bool(theta.isfinite().all()):
+            what = "is damaged" if damaged else "holds values that are not finite"
+            moment = self.layout.moments[position]
+            remedy = "restore it or record the experts again"
+            raise InputError(f"{self.folder / WEIGHTS}: expert {expert} at moment {moment} {what}; {remedy}")
         return theta.float()
 
     def write(self, expert: int, position: int, theta: Tensor) -> None:
@@ -194,7 +219,8 @@ class ExpertStore:
         """Declare an expert finished, once all its checkpoints are safely on disk."""
         with open(self.folder / WEIGHTS, "r+b") as handle:
             os.fsync(handle.fileno())
-        self.records[expert] = record
+        digests = tuple(_digest(checkpoint.view(np.uint8)) for checkpoint in self._array()[expert])
+        self.records[expert] = replace(record, digests=digests)
         self._write_layout()
 
     def _array(self) -> np.ndarray:
@@ -232,6 +258,10 @@ class ExpertStore:
             "accuracy": mean,
             "test_accuracy": sum(tests) / len(tests) if tests else None,
         }
+
+
+def _digest(content: np.ndarray) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def open_experts_of(folder: Path | str, spec: DataSpec) -> tuple[ExpertStore, RecordConfig]:
@@ -279,9 +309,9 @@ def to_waypoints(
                 around = {near: store.weights(expert, near) for near in needed(moment, layout.last, smooth)}
                 made.write(expert, position, smoothed(around, moment, layout.last) if smooth else around[moment])
             made.finish(expert, store.records[expert])
-        run = read_json(store.folder / "run.json")
+        run = read_run(store.folder, "experts")
         run["config"]["experts"] |= {"waypoints": count, "smooth": smooth, "storage": dtype}
-        write_json(folder / "run.json", run)
+        write_document(folder / "run.json", run)
     return ExpertStore.open(out)
 
 

@@ -1,6 +1,7 @@
 """The command line: what it prints, and one clear line for every mistake."""
 
 import dataclasses
+import io
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -22,38 +24,24 @@ from dim.config import (
     FORMATS,
     AboutConfig,
     DataConfig,
-    DiscriminatorConfig,
     DistillConfig,
     ExpertsConfig,
-    FitConfig,
-    GeneratorConfig,
     ImagesConfig,
-    PoolConfig,
     ProtocolConfig,
     RecordConfig,
     ScoringConfig,
-    StageConfig,
-    TrainConfig,
     TrajectoryConfig,
     TrajectoryRecipe,
     to_toml,
 )
+from dim.data.real import load_data
+from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.recipes.load import load_recipe, load_recipe_for, recipe_names
 from dim.runs.distill import Distiller
 from dim.trajectory import record
 from dim.trajectory.store import ExpertStore
 
-TINY = TrainConfig(
-    about=AboutConfig(title="tiny"),
-    generator=GeneratorConfig(width=4, latent_dim=6),
-    discriminator=DiscriminatorConfig(width=4),
-    stage_one=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
-    stage_two=StageConfig(epochs=0.02, batch_size=8, lr=1e-3),
-    pool=PoolConfig(students=("convnet:width=4",), members=2),
-    fit=FitConfig(trackers=(), device="cpu", log_steps=1, sample_steps=0, checkpoint_minutes=0.0),
-    protocol=ProtocolConfig(students=("convnet:width=4",), epochs=1, augment="crop"),
-)
 TINY_TRAJECTORY = TrajectoryRecipe(
     about=AboutConfig(title="tiny"),
     student="convnet:width=8,depth=2",
@@ -76,21 +64,6 @@ def surroundings():
         patch.delenv("DIM_DATA_ROOT", raising=False)
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(to_toml(TINY))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def run(recipe, tmp_path_factory):
-    """A trained run."""
-    path = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--recipe", recipe, "--out", str(path)]) == 0
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +140,21 @@ def test_help_of_every_command(command, capsys):
     for option in options.get(command, ()):
         assert option in text
     assert ("--experts.count" in text) == (command == "experts")
+
+
+@pytest.mark.parametrize("arguments", [["train", "--recipe", "{}", "--help"], ["recipes", "{}"]])
+def test_texts_of_a_recipe_do_not_steer_the_terminal(arguments, capsys, tmp_path):
+    recipe = tmp_path / "from-a-stranger.toml"
+    recipe.write_text('[about]\ntitle = "before \\u001b[2Jafter \\u202e"\n[protocol]\naugment = "crop\\u001b"\n')
+    status = 0
+    try:
+        status = main([text.format(recipe) for text in arguments])
+    except SystemExit as stop:
+        status = stop.code or 0
+    output, errors = capsys.readouterr()
+    assert (status, errors) == (0, "")
+    assert "before" in output
+    assert not {"\x1b", "\u202e"} & set(output)
 
 
 def test_no_command_prints_the_overview(capsys):
@@ -261,6 +249,24 @@ def test_coresets_beside_a_set(small_set, tmp_path, capsys, monkeypatch):
         assert score["name"] in table
     assert scores[2]["made"]["features"]["accuracy"] > 90
     assert scores[4]["made"]["scoring"]["student"] == "convnet:width=4"
+
+
+@pytest.mark.parametrize("name", ["x[/red]y", "a[b]c $x^{$", "_\x1b[31m\nline", "<b>bold</b>"])
+def test_names_of_sets_are_text(small_set, name, tmp_path, capsys, monkeypatch):
+    """After training, too, when a table, a picture and a page are made."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_set, name)
+    quick = ["--seeds", "1", "--protocol.epochs", "1"]
+    assert main(["evaluate", name, *quick, "--json", "scores.json"]) == 0
+    output, told = capsys.readouterr()
+    shown = name.encode("unicode_escape").decode() if "\x1b" in name else name
+    assert shown in output
+    assert told.startswith(f"{shown}, fixed IPC 2, ")
+    assert main(["compare", name, *quick, "--ipc", "1", "--picture", "all.png", "--html", "all.html"]) == 0
+    output, told = capsys.readouterr()
+    assert shown in output
+    assert "\x1b" not in output + told
+    assert "<b>" not in Path("all.html").read_text()
 
 
 def test_compare_sets_runs_and_scores(run, small_set, tmp_path, capsys):
@@ -403,6 +409,24 @@ def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
     assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed)]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
+
+
+def test_shards_from_training_to_scores(recipe, photos, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        for number, file in enumerate(sorted(photos.rglob("*.png"))):
+            archive.add(file, f"{number}.png")
+            label = file.parent.name.encode()
+            member = tarfile.TarInfo(f"{number}.cls")
+            member.size = len(label)
+            archive.addfile(member, io.BytesIO(label))
+    (tmp_path / "classes.txt").write_text("\n".join(sorted(folder.name for folder in photos.iterdir())))
+    data = ["--dataset", "webdataset", "--data-root", str(tmp_path), "--resolution", "8", "--data.memory-gib", "0"]
+    path, scores = tmp_path / "run", tmp_path / "scores.json"
+    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert main(["train", "--out", str(path), "--resume"]) == 0
+    evaluate = ["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--controls", "random", "--data-root", str(tmp_path)]
+    assert main([*evaluate, "--json", str(scores)]) == 0
+    assert {row["data"]["name"] for row in json.loads(scores.read_text())["scores"]} == {"webdataset"}
 
 
 # --- trajectory matching -----------------------------------------------------------------------------------------------------
@@ -746,11 +770,12 @@ def test_experts_that_diverge(wrong, trajectory_recipe, tmp_path):
     assert "--experts.lr" in message
 
 
-def test_a_distillation_that_diverges(wrong, trajectory_recipe, store, tmp_path):
-    arguments = ["distill", "--recipe", trajectory_recipe, "--experts", store, "--out", tmp_path / "set"]
+def test_a_distillation_that_diverges(wrong, trajectory_recipe, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["distill", "--recipe", trajectory_recipe, "--experts", store, "--out", "set"]
     message = wrong(*arguments, "--step-size.initial", "1e30", "--distill.iterations", "120", "--trajectory.steps", "2")
     assert "--step-size.initial" in message
-    assert str(tmp_path / "set" / "failed.safetensors") in message
+    assert "set/failed.safetensors" in message
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------------
@@ -782,11 +807,24 @@ def test_an_unknown_recipe_as_a_process(tmp_path):
         ("[generator]\nwidth = 0\n", "at least 1"),
         ('[generator]\nwidth = "wide"\n', "generator.width"),
         ("[generator\n", "not valid TOML"),
+        ("", "is empty: expected tables of settings"),
+        ("# nothing but a remark\n", "is empty: expected tables of settings"),
+        (b"[about]\ntitle = '\xff'\n", "is not text in UTF-8 (byte 17): save it so"),
+        ("[generator]\nwidth = " + "9" * 5000, "is not valid TOML"),
+        ("x = " + "[" * 100_000, "is nested too deeply"),
+        ("[fit]\nseed = " + "9" * 25, "fit.seed is 1.000e+25: expected a whole number of at most"),
+        ('[about]\ntitle = "\\u0000"', "about.title is '\\x00': expected text without a NUL character"),
+        ("#" * (2**20 + 1), "has more than 1 MiB"),
     ],
 )
 def test_a_recipe_with_a_mistake(wrong, tmp_path, content, said):
-    (tmp_path / "mine.toml").write_text(content)
+    (tmp_path / "mine.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert said in wrong("train", "--recipe", tmp_path / "mine.toml", "--out", tmp_path / "run")
+
+
+def test_a_title_with_bytes_that_are_no_text_is_no_recipe(wrong):
+    """As the system gives the name of a file that is not UTF-8."""
+    assert "which TOML cannot hold" in wrong("train", "--recipe", "digits-dim", "--about.title", "\udcff", "--dry-run")
 
 
 @pytest.mark.parametrize(
@@ -887,7 +925,7 @@ def test_no_images_per_class(wrong, run, tmp_path, ipc):
     assert not (tmp_path / "set").exists()
 
 
-def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
+def test_what_cannot_be_compared(wrong, run, small_set, tmp_path, tiny):
     scores, other = tmp_path / "scores.json", tmp_path / "run"
     assert main(["evaluate", str(small_set), "--seeds", "1", "--split", "val", "--json", str(scores)]) == 0
     assert "nothing to compare" in wrong("compare")
@@ -903,7 +941,7 @@ def test_what_cannot_be_compared(wrong, run, small_set, tmp_path):
     scores.write_text("{")
     assert "damaged" in wrong("compare", scores)
     # Digits too, but another part of them for training.
-    (tmp_path / "other.toml").write_text(to_toml(dataclasses.replace(TINY, data=DataConfig(split_seed=1))))
+    (tmp_path / "other.toml").write_text(to_toml(dataclasses.replace(tiny, data=DataConfig(split_seed=1))))
     assert main(["train", "--recipe", str(tmp_path / "other.toml"), "--out", str(other)]) == 0
     message = wrong("compare", small_set, other, "--ipc", "1")
     assert "was made from digits" in message
@@ -957,12 +995,77 @@ def test_a_run_folder_that_is_no_run(wrong, tmp_path):
 
 
 def test_a_relative_name_that_is_nothing_as_a_process(tmp_path):
-    """It has the form of a Hub id."""
-    done = dim_process("sample", "runs/nothing", "--ipc", 1, "--out", "set", cwd=tmp_path)
+    """It has the form of a repository of the Hub, which is not asked."""
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = dim_process("sample", "runs/digts", "--ipc", 1, "--out", "set", cwd=tmp_path, env=environment)
     assert done.returncode == 2
-    assert done.stderr.startswith("dim: no folder 'runs/nothing' here")
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    expected = (
+        "dim: no run, folder or file 'runs/digts': expected a set, or a run made by 'dim train'. Did you mean 'runs/digits'?"
+    )
+    assert done.stderr == f"{expected}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_classes_that_are_named_twice(wrong, run, tmp_path):
+    given = ["sample", run, "--out", tmp_path / "set"]
+    assert "counts has '3=1' and '3=2', which are one class" in wrong(*given, "--counts", "3=1", "4=1", "3=2")
+    # Its name and its number.
+    assert "classes has '3' and '03', which are one class" in wrong(*given, "--ipc", 1, "--classes", "3", "03")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ipc", 10**9], "10,000,000,000 images"),
+        (["--ipc", 10**17], "1,000,000,000,000,000,000 images"),
+        (["--counts", f"3={10**11}"], "100,000,000,000 images"),
+        (["--ipc", 1, "--policy.steps", "graded", "--policy.candidates", 10**12], "1,000,000,000,000 candidates of a class"),
+    ],
+)
+def test_more_images_than_memory_holds(wrong, run, tmp_path, options, said, store):
+    """Refused before memory is asked for; a kernel may kill the process otherwise."""
+    teacher = ["--teacher.folder", store] * ("--policy.steps" in options)
+    message = wrong("sample", run, "--out", tmp_path / "set", *options, *teacher)
+    assert message.startswith(said)
+    assert "GiB are needed" in message
+    assert "of memory are free; " in message
+    assert not (tmp_path / "set").exists()
+
+
+def test_data_at_a_resolution_that_memory_does_not_hold(tmp_path):
+    with pytest.raises(InputError, match=r"1,797 images of 99999x99999 pixels: .* GiB are needed, .* lower --resolution"):
+        load_data(DataConfig(resolution=99999))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_one_line_that_says_what_to_lower(wrong, recipe, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("dim.runs.train.Trainer.train_step", fail)
+    message = wrong("train", "--recipe", recipe, "--out", tmp_path / "run")
+    assert message.startswith("not enough memory (")
+    assert "lower the batch size, the resolution (--resolution) or --data.memory-gib" in message
+
+
+def test_an_error_that_is_a_fault_of_the_program_keeps_its_traceback(recipe, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("dim.runs.train.Trainer.train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train", "--recipe", recipe, "--out", str(tmp_path / "run")])
 
 
 def copy_with(run: Path, to: Path, change) -> Path:
@@ -1030,13 +1133,34 @@ def test_a_folder_that_may_not_be_written(wrong, run, tmp_path):
     assert str(tmp_path / "file") in wrong("sample", run, "--ipc", 1, "--out", tmp_path / "file" / "set")
 
 
-def test_scores_that_cannot_be_written_are_still_printed(small_set, tmp_path, capfd):
+@pytest.mark.parametrize("name", ["folder", "file/scores.json"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("evaluate", "json"), ("compare", "json"), ("compare", "html"), ("coverage", "json"), ("coverage", "panel")],
+)
+def test_places_that_cannot_be_written_are_refused_before_any_work(small_set, wrong, tmp_path, command, option, name):
+    name = f"{name}.png" if option == "panel" else name
     (tmp_path / "folder").mkdir()
-    assert main(["evaluate", str(small_set), "--seeds", "1", "--json", str(tmp_path / "folder")]) != 0
-    output, errors = capfd.readouterr()
-    assert "convnet:width=4" in output
-    assert errors.splitlines()[-1].startswith(f"dim: {tmp_path}")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    assert wrong(command, small_set, f"--{option}", tmp_path / name).startswith(f"{option} is '{tmp_path / name}', ")
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_command(run, recipe, tmp_path, capfd, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "report.html")
+
+    monkeypatch.setattr("dim.score.report.write_report", refuse)
+    done = main(["evaluate", str(run), "--ipc", "1", "--seeds", "1", "--json", str(tmp_path / "scores.json")])
+    output, errors = capfd.readouterr()
+    assert (done, read_json(tmp_path / "scores.json")["kind"]) == (0, "scores")
+    assert "convnet:width=4" in output
+    assert errors.splitlines()[-1] == "dim: no report: report.html: Permission denied"
+    assert main(["train", "--recipe", recipe, "--out", str(tmp_path / "run")]) == 0
+    output, errors = capfd.readouterr()
+    assert f"generator: {tmp_path / 'run'}" in output
+    assert errors.splitlines()[-1] == "dim: no report: report.html: Permission denied"
 
 
 # --- no space left -----------------------------------------------------------------------------------------------------------
@@ -1056,7 +1180,7 @@ def require_no_space(done: subprocess.CompletedProcess) -> None:
 def test_no_space_left_for_a_run(recipe, run, tmp_path):
     done = dim_process("train", "--recipe", recipe, "--out", tmp_path / "run", preexec_fn=limit_files(20_000))
     require_no_space(done)
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["metrics.jsonl", "run.json"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "metrics.jsonl", "run.json"]
     assert main(["train", "--recipe", recipe, "--out", str(tmp_path / "run"), "--resume"]) == 0
     first, second = (load_tensors(folder / "generator.safetensors")[0] for folder in (run, tmp_path / "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -1069,7 +1193,47 @@ def test_no_space_left_for_a_set(run, tmp_path, format, limit):
     assert list(tmp_path.iterdir()) == []
 
 
+def shell(command: str, cwd: Path, **environment) -> subprocess.CompletedProcess:
+    """Run a line of bash in which `dim` is the command."""
+    line = f'dim() {{ "{sys.executable}" -m dim.commands.cli "$@"; }}; {command}'
+    surroundings = {**os.environ, "PYTHONPATH": str(Path(dim.__file__).parents[1]), **environment}
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=240, env=surroundings, cwd=cwd, check=False)
+
+
+EVALUATE = "evaluate two --seeds 2 --protocol.epochs 1 --json scores.json"
+
+
+@pytest.fixture
+def beside_a_set(small_set, tmp_path):
+    shutil.copytree(small_set, tmp_path / "two")
+    return tmp_path
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
-    command = f"{sys.executable} -m dim.commands.cli train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, env=dict(os.environ))
-    assert (done.returncode, done.stderr) == (0, "")
+    done = shell("dim train --help | head -n 1; exit ${PIPESTATUS[0]}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("reader", ["2>&1 | true", "| true", "2>&1 >&- | true", ">&- 2>&-", ">&-"])
+def test_work_goes_on_without_a_reader(beside_a_set, reader):
+    """Its results are in files."""
+    done = shell(f"dim {EVALUATE} {reader}; exit ${{PIPESTATUS[0]}}", beside_a_set)
+    assert done.returncode == 0, done.stderr
+    assert len(read_json(beside_a_set / "scores.json")["scores"]) == 1
+
+
+def test_an_output_without_space_is_said_after_the_work(beside_a_set):
+    done = shell(f"dim {EVALUATE} > /dev/full", beside_a_set)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == b"dim: standard output could not be written: No space left on device"
+    assert len(read_json(beside_a_set / "scores.json")["scores"]) == 1
+
+
+def test_a_terminal_that_knows_ascii_only(beside_a_set):
+    (beside_a_set / "two").rename(beside_a_set / "zwölf")
+    command = f"dim {EVALUATE.replace('two', 'zwölf')}"
+    done = shell(command, beside_a_set, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert done.returncode == 0, done.stderr
+    assert b"mean +- std over n seeds" in done.stdout
+    assert b"zw\\xf6lf" in done.stdout
+    assert (done.stdout + done.stderr).isascii()

@@ -1,6 +1,5 @@
 """Real data: splits, statistics, batches, and every source that needs no download."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import dim
 from dim.config import DataConfig
 from dim.data.real import ArraySplit, EpochBatches, from_dataset, load_data, per_class_indices, stratified
 from dim.errors import InputError
+from dim.processes import Processes
 
 _PARTS = ("train", "val", "test")
 
@@ -171,9 +171,9 @@ def test_a_batch_is_a_function_of_seed_purpose_and_step():
 def test_shares_of_two_processes_are_the_batch_of_one():
     settings = {"seed": 0, "purpose": "x"}
     whole = EpochBatches(numbers(30), 8, **settings)
-    shares = [EpochBatches(numbers(30), 8, rank=rank, world=2, **settings) for rank in range(2)]
+    shares = [EpochBatches(numbers(30), 8, processes=Processes(rank, 2), **settings) for rank in range(2)]
     for step in range(9):
-        assert torch.equal(torch.cat([share.indices(step) for share in shares]), whole.indices(step))
+        assert torch.equal(torch.stack([share.indices(step) for share in shares], dim=1).flatten(), whole.indices(step))
 
 
 def test_a_batch_larger_than_the_data_repeats_it_evenly():
@@ -185,8 +185,8 @@ def test_a_batch_larger_than_the_data_repeats_it_evenly():
 
 
 def test_a_batch_must_divide_by_the_number_of_processes():
-    with pytest.raises(InputError, match=r"9 .*\(2\)"):
-        EpochBatches(numbers(30), 9, seed=0, purpose="x", world=2)
+    with pytest.raises(InputError, match=r"batch_size is 9 and there are 2 processes: expected a multiple"):
+        EpochBatches(numbers(30), 9, seed=0, purpose="x", processes=Processes(0, 2))
 
 
 def test_images_per_class_are_balanced_nested_and_drawn_by_seed(digits):
@@ -304,44 +304,11 @@ def test_a_streaming_data_set_is_the_same_data(folder, tmp_path, monkeypatch):
         assert all(map(torch.equal, walked.at(step), EpochBatches(held.train, 6, **settings).at(step)))
 
 
-def test_statistics_of_a_streaming_data_set_are_computed_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = load_data(folder_config(folder, memory_gib=0.0))
-    (cached,) = (tmp_path / "cache" / "dim").iterdir()
-    assert json.loads(cached.read_text()) == {"mean": list(first.spec.mean), "std": list(first.spec.std)}
-    cached.write_text(json.dumps({"mean": [0.25] * 3, "std": [0.5] * 3}))
-    assert load_data(folder_config(folder, memory_gib=0.0)).spec.mean == (0.25,) * 3
-
-
-def test_damaged_cached_statistics_are_computed_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first = load_data(folder_config(folder, memory_gib=0.0))
-    (cached,) = (tmp_path / "cache" / "dim").iterdir()
-    cached.write_text('{"mean": [0.')
-    assert load_data(folder_config(folder, memory_gib=0.0)).spec == first.spec
-
-
 def test_another_folder_has_another_fingerprint(folder):
     before = load_data(folder_config(folder)).spec.fingerprint
     assert load_data(folder_config(folder)).spec.fingerprint == before
     write_images(folder / "dog", 11, seed=2)
     assert load_data(folder_config(folder)).spec.fingerprint != before
-
-
-@pytest.mark.parametrize("memory_gib", [8.0, 0.0])
-def test_the_same_file_names_with_other_pixels_are_other_data(folder, memory_gib, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for file in folder.rglob("*.png"):  # uncompressed, so that every file has one size
-        Image.open(file).save(file.with_suffix(".bmp"))
-        file.unlink()
-    before = load_data(folder_config(folder, memory_gib=memory_gib)).spec
-    for file in folder.rglob("*.bmp"):
-        size = file.stat().st_size
-        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
-        assert file.stat().st_size == size
-    after = load_data(folder_config(folder, memory_gib=memory_gib)).spec
-    assert after.fingerprint != before.fingerprint
-    assert after.mean == pytest.approx([1 - value for value in before.mean], abs=1e-5)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------

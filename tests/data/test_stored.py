@@ -18,6 +18,7 @@ from dim.data.format import Format
 from dim.data.stored import require_libraries, write_into
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
+from dim.io import read_document, write_document
 from dim.spec import DataSpec
 
 _FILES = {
@@ -37,7 +38,7 @@ def make_set(*, classes: int = 12, ipc: int = 2, channels: int = 3, soft: bool =
     spec = DataSpec(name="toy", class_names=names, fingerprint="f", **shape)
     source = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (classes * ipc, channels, 8, 8), generator=source, dtype=torch.uint8)
-    weights = torch.rand(classes * ipc, classes, generator=source) if soft else None
+    weights = torch.rand(classes * ipc, classes, generator=source).softmax(1) if soft else None
     return SyntheticSet(images, torch.arange(classes * ipc) % classes, spec, soft=weights)
 
 
@@ -144,9 +145,9 @@ def test_a_format_of_somebodys_own(tmp_path, monkeypatch):
 
 def test_an_unknown_storage_is_refused_with_the_nearest(tmp_path):
     make_set().save(tmp_path / "set", "npz")
-    text = (tmp_path / "set" / "set.json").read_text()
-    for storage, said in (('"npy"', "Did you mean 'npz'"), ('["npz"]', "expected a format"), ('"../npz"', "expected a format")):
-        (tmp_path / "set" / "set.json").write_text(text.replace('"storage": "npz"', f'"storage": {storage}'))
+    values = read_document(tmp_path / "set" / "set.json")
+    for storage, said in (("npy", "Did you mean 'npz'"), (["npz"], "expected a format"), ("../npz", "expected a format")):
+        write_document(tmp_path / "set" / "set.json", {**values, "storage": storage})
         assert said in refused(tmp_path / "set")
 
 
@@ -221,7 +222,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, format,
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dim.data.stored, "write_json", full)  # the last thing to be written
+    monkeypatch.setattr(dim.data.stored, "write_document", full)  # the last thing to be written
     with pytest.raises(OSError, match="No space"):
         make_set().save(tmp_path / "set", format, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["set"] * existing
@@ -308,7 +309,7 @@ def test_a_reader_sees_the_old_set_or_the_new_one(run, monkeypatch, moment, exis
         if moment == "removal":
             patch.setattr(dim.data.stored.Path, "unlink", fault)
         else:
-            patch.setattr(dim.data.stored, {"data": "save_data", "description": "write_json"}[moment], fault)
+            patch.setattr(dim.data.stored, {"data": "save_data", "description": "write_document"}[moment], fault)
         if moment != "removal" or existing:
             with pytest.raises(Fault):
                 put(run, learned(1))

@@ -283,6 +283,14 @@ def test_the_cache_folder_is_the_users(digits, monkeypatch, tmp_path):
     assert [file.parent for file in tmp_path.rglob("*.safetensors")] == [tmp_path / "dim" / "coresets"]
 
 
+def test_a_cache_folder_that_cannot_be_written_costs_a_line(digits, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = select(digits, 1, "el2n", scoring=dataclasses.replace(SHORT, epochs=1))
+    assert len(found)
+    assert "not kept, so the next start does this work again" in capsys.readouterr().err
+
+
 def test_the_global_random_state_is_left_alone(digits, tmp_path):
     state = torch.get_rng_state()
     select(digits, 1, "forgetting", scoring=dataclasses.replace(SHORT, epochs=1), cache=tmp_path)

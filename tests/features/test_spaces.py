@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from dim.config import DataConfig, FeatureConfig
-from dim.data.real import load_data
+from dim.data.real import ArraySplit, RealData, load_data
 from dim.errors import InputError
 from dim.features import spaces as module
 from dim.features.spaces import inception_features, load_features, trained_features
@@ -81,6 +81,13 @@ def test_features_are_a_function_of_data_and_settings(digits, trained, tmp_path)
     assert all(name.startswith("digits-8x8x1-") and name.endswith(".safetensors") for name in names)
 
 
+def test_their_accuracy_is_of_the_held_out_images_that_there_are(digits, trained, folder):
+    val = ArraySplit(digits.val.images, digits.val.labels.roll(1), "cpu")
+    found = trained_features(RealData(digits.spec, digits.train, val, digits.test), SMALL, cache=folder)
+    assert found.digest == trained.digest
+    assert found.accuracy < trained.accuracy
+
+
 def test_the_global_random_state_is_left_alone(digits, tmp_path):
     state = torch.get_rng_state()
     trained_features(digits, dataclasses.replace(SMALL, max_steps=1), cache=tmp_path)
@@ -100,6 +107,15 @@ def test_the_cache_folder_is_the_users(digits, monkeypatch, tmp_path):
     settings = dataclasses.replace(SMALL, max_steps=1)
     trained_features(digits, settings)
     assert [file.parent for file in tmp_path.rglob("*.safetensors")] == [tmp_path / "dim" / "features"]
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_line(digits, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    settings = dataclasses.replace(SMALL, max_steps=1)
+    found = trained_features(digits, settings)
+    assert found.digest
+    assert "not kept, so the next start does this work again" in capsys.readouterr().err
 
 
 def test_an_impossible_architecture_is_refused(digits, tmp_path):

@@ -238,6 +238,7 @@ def no_hub(monkeypatch):
         raise AssertionError("asked the Hub")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", refuse)
     monkeypatch.setattr("diffusers.utils.hub_utils.hf_hub_download", refuse)
 
@@ -276,9 +277,10 @@ def test_weights_have_memory_of_their_own(pretrained, spec, tmp_path, kind):
 def test_a_hub_id_is_kept(folder, spec, tmp_path):
     net = build_generator(config_of(folder), spec(3, 8, 3), seed=0)
     path = tmp_path / "g.safetensors"
-    config = config_of("owner/name")
-    save_generator_file(path, net, config=config, data=DataConfig(), protocol=ProtocolConfig(), about={})
-    assert load_generator_file(path).info["generator"]["pretrained"] == "owner/name"
+    for name in ("owner/name", "hub:owner/name"):
+        config = config_of(name)
+        save_generator_file(path, net, config=config, data=DataConfig(), protocol=ProtocolConfig(), about={})
+        assert load_generator_file(path).info["generator"]["pretrained"] == name
 
 
 def test_a_transformer_under_its_former_name_is_read(pretrained, spec, tmp_path):
@@ -303,15 +305,21 @@ def refused(message, config, data):
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "nothing", "a/b/c", "~/nothing"])
 def test_a_folder_that_is_missing_is_refused_without_the_hub(spec, no_hub, name):
-    refused(f"no folder '{name}'; expected a diffusers pipeline's, or a Hub id owner/name", config_of(name), spec(3, 8, 3))
+    message = f"no run, folder or file '{name}': expected a folder of a diffusers pipeline .generator.pretrained."
+    refused(message, config_of(name), spec(3, 8, 3))
 
 
 def test_what_the_hub_does_not_give_is_refused(spec, monkeypatch):
     def fail(*_, **__):
         raise OSError("no such repository\nand much more")
 
-    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", fail)
-    refused(r"model_index.json of pipeline 'owner/name' cannot be used \(no such repository\)", config_of("owner/name"), spec())
+    for name in ("owner/name", "hub:owner/name"):
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+            refused(r"the Hub does not answer for pipeline 'owner/name' \(no such repository\)", config_of(name), spec())
+            patch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
+            patch.setattr("diffusers.DiffusionPipeline.load_config", fail)
+            refused(r"model_index.json of pipeline 'owner/name' cannot be used \(no such repository\)", config_of(name), spec())
 
 
 def test_a_pipeline_must_be_named(spec):

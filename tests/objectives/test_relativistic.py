@@ -10,6 +10,7 @@ from dim.config import AdversarialConfig, DiscriminatorConfig
 from dim.errors import InputError
 from dim.nets.discriminators import ProjectionDiscriminator, build_discriminator
 from dim.objectives.adversaries.relativistic import Relativistic
+from dim.processes import ALONE, Processes
 
 TARGETS = torch.tensor([0, 3, 1, 1, 2])
 
@@ -28,7 +29,7 @@ def net(spec):
     return net
 
 
-def make(net, spec, *, gamma=lambda step: 0.7, lr: float = 0.1, mean=lambda value: value, **settings) -> Relativistic:
+def make(net, spec, *, gamma=lambda step: 0.7, lr: float = 0.1, processes=ALONE, **settings) -> Relativistic:
     return Relativistic(
         net,
         torch.optim.SGD(net.parameters(), lr=lr),
@@ -37,7 +38,7 @@ def make(net, spec, *, gamma=lambda step: 0.7, lr: float = 0.1, mean=lambda valu
         seed=0,
         finish=lambda parameters: None,
         gamma=gamma,
-        mean=mean,
+        processes=processes,
     )
 
 
@@ -96,11 +97,22 @@ def test_gamma_is_that_of_the_step(net, spec):
     assert "penalty" in objective.advance(images, TARGETS, real=real, step=1)
 
 
+class Ranked(Processes):
+    """Processes whose mean over the signs of margins is known."""
+
+    def __init__(self, share):
+        super().__init__()
+        object.__setattr__(self, "share", share)
+
+    def mean(self, value):
+        return value * 0 + self.share
+
+
 @pytest.mark.parametrize(("target", "direction"), [(0.01, 1), (0.99, -1)])
 def test_probability_moves_towards_the_target_and_stays_in_range(net, spec, target, direction):
     images, real = batch()
-    objective = make(net, spec, augment="crop", augment_target=target, augment_images=20, lr=0.0)
-    objective._mean = lambda value: value * 0 + 0.5  # three pairs of four are ranked rightly
+    ranked = Ranked(0.5)  # three pairs of four are ranked rightly
+    objective = make(net, spec, augment="crop", augment_target=target, augment_images=20, lr=0.0, processes=ranked)
     for start, expected in ((0.5, 0.5 + direction / 4), (0.0, max(0, direction) / 4), (1.0, 1 + min(0, direction) / 4)):
         objective.probability = torch.tensor(start)
         objective.advance(images, TARGETS, real=real, step=0)
@@ -109,7 +121,8 @@ def test_probability_moves_towards_the_target_and_stays_in_range(net, spec, targ
 
 def test_probability_moves_by_images_over_augment_images(net, spec):
     images, real = batch()
-    objective = make(net, spec, augment="crop", augment_target=0.5, augment_images=20, lr=0.0, mean=lambda value: value * 0 + 1)
+    ranked = Ranked(1.0)
+    objective = make(net, spec, augment="crop", augment_target=0.5, augment_images=20, lr=0.0, processes=ranked)
     objective.advance(images, TARGETS, real=real, step=0)
     assert float(objective.probability) == pytest.approx(5 / 20)
     other = make(net, spec, augment="crop", augment_target=0.5)

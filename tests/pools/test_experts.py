@@ -1,7 +1,6 @@
 """The pool of recorded experts."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
@@ -15,6 +14,7 @@ from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.pool import build_pool
 from dim.pools.experts import ExpertPool
+from dim.run_folder import read_metrics
 from dim.runs.train import fit
 from dim.trajectory.store import ExpertStore, to_waypoints
 
@@ -129,7 +129,7 @@ def test_a_run_with_experts_resumes_and_refuses_other_experts(six_steps, digits_
         pool=PoolConfig(source="experts", experts=str(digits_experts), together=2),
     )
     run = fit(config, digits, tmp_path / "run")
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     assert [("matching" in entry, "pool" in entry) for entry in records] == [(False, False)] * 2 + [(True, False)] * 4
     moved = shutil.copytree(digits_experts, tmp_path / "moved")
     elsewhere = dataclasses.replace(config, pool=dataclasses.replace(config.pool, experts=str(moved)))

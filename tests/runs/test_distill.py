@@ -23,11 +23,12 @@ from dim.config import DataConfig, ExpertsConfig, GeneratorConfig, RecordConfig,
 from dim.data.real import ArraySplit, RealData, from_dataset, load_data
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.io import load_tensors, read_json
+from dim.io import load_tensors, read_document, write_document
 from dim.loop import Interrupted, NonFiniteError
 from dim.nets.generator import build_generator
 from dim.nets.student import build_student
 from dim.objectives.trajectory import TrajectoryMatching
+from dim.run_folder import read_metrics
 from dim.runs.distill import Distiller, distill
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.initial import confident_images, ensemble_logits
@@ -73,7 +74,7 @@ def network(digits):
 
 
 def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(out)
 
 
 def state(out: Path) -> dict[str, torch.Tensor]:
@@ -551,11 +552,11 @@ def test_a_run_leaves_all_that_is_promised(digits, experts, tmp_path):
     distill(recipe(distill={"iterations": 5, "sample_steps": 2, "log_steps": 2}), digits, experts, out)
     assert sorted(file.name for file in (out / "samples").iterdir()) == [f"step-{step:07d}.png" for step in (2, 4, 5)]
     assert [record["step"] for record in metrics(out)] == [2, 4, 5]
-    description = read_json(out / "run.json")
+    description = read_document(out / "run.json")
     assert description["kind"] == "distillation"
     assert description["experts"] == str(experts)
     (data_file,) = out.glob("data-*.safetensors")
-    names = {"run.json", "metrics.jsonl", "checkpoint.safetensors", "set.json", "samples", data_file.name}
+    names = {".lock", "run.json", "metrics.jsonl", "checkpoint.safetensors", "set.json", "samples", data_file.name}
     assert {file.name for file in out.iterdir()} == names
 
 
@@ -921,9 +922,9 @@ def test_experts_of_another_split(refused, data):
 
 def test_an_unfinished_store(refused, experts, tmp_path):
     shutil.copytree(experts, tmp_path / "store")
-    values = read_json(tmp_path / "store" / "experts.json")
+    values = read_document(tmp_path / "store" / "experts.json")
     del values["records"]["2"]
-    (tmp_path / "store" / "experts.json").write_text(json.dumps(values))
+    write_document(tmp_path / "store" / "experts.json", values)
     message = refused(store=tmp_path / "store")
     assert "2 of 3 experts" in message
     assert "--resume" in message

@@ -1,7 +1,6 @@
 """A run that is stopped in any way and resumed is, bit by bit, the run that was not."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.io import load_tensors
 from dim.loop import Interrupted
+from dim.run_folder import read_metrics
 from dim.runs.train import Trainer, fit
 
 ONE, TWO, BATCH = 12, 14, 8
@@ -77,7 +77,7 @@ def require_same_run(run: Path, whole: Path) -> None:
         assert own.keys() == expected.keys()
         different = [key for key in own if not torch.equal(own[key], expected[key])]
         assert not different, f"{name}: {different[:5]}"
-    records = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (run, whole)]
+    records = [read_metrics(path) for path in (run, whole)]
     for own, expected in zip(*records, strict=True):
         assert {**own, "seconds": 0} == {**expected, "seconds": 0}
     assert sorted(f.name for f in (run / "samples").iterdir()) == sorted(f.name for f in (whole / "samples").iterdir())
@@ -156,7 +156,7 @@ def test_every_generator_is_trained_stopped_resumed_and_emitted_from(name, shape
             fit(config, data, tmp_path / "run")
     fit(config, data, tmp_path / "run", resume=True)
     require_same_run(tmp_path / "run", whole)
-    losses = {key for line in (whole / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    losses = {key for record in read_metrics(whole) for key in record}
     assert losses >= {"flow", "mean_flow", "matching"} if name == "diffusion" else losses >= {"critic", "adversarial", "matching"}
     sample = dim.sample_set(dim.load_generator(whole), ipc=2)
     assert sample.images.shape == (2 * classes, *shape)

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch, results
 from PIL import Image
 from torch import nn
 
@@ -35,12 +33,12 @@ from dim.loop import NonFiniteError
 from dim.nets.discriminators import Discriminator
 from dim.objectives.adversaries.acgan_wgangp import Adversarial
 from dim.pool import TrainedPool
+from dim.recipes.load import load_recipe
+from dim.run_folder import read_metrics
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
 from dim.runs.train import Trainer, fit
 from dim.score.coverage import Coverage
-
-_ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,7 @@ def tiny(one: int = 3, two: int = 3, *, images: int = 48, **changes) -> TrainCon
 
 
 def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run)
 
 
 def weights(run: Path, part: str = "generator") -> dict[str, torch.Tensor]:
@@ -411,42 +409,26 @@ def test_an_unknown_device_is_refused(tmp_path, device):
 
 # --- two processes ---------------------------------------------------------------------------------------------------------
 
-_PROGRAM = """
-import sys
-import time
-from pathlib import Path
-import torch
-from dim.recipes.load import load_recipe
-from dim.data.real import load_data
-from dim.runs.train import Trainer
-from dim.runs.accelerator import make_accelerator
 
-config, out = load_recipe(sys.argv[1]), Path(sys.argv[2])
-accelerator = make_accelerator(config, out / "run")
-assert accelerator.num_processes == 2
-trainer = Trainer(config, load_data(config.data), out / "run", accelerator, resume=False)
-trainer.run()
-networks = [trainer.generator, trainer.discriminator, *(member.net for member in trainer.pool.slots.values())]
-values = torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
-(out / f"rank{accelerator.process_index}").write_bytes(values.numpy().tobytes())
-"""
+def _trained(recipe: str, out: str) -> torch.Tensor:
+    """All weights and running statistics that this process ends with."""
+    config = load_recipe(recipe)
+    accelerator = make_accelerator(config, Path(out))
+    trainer = Trainer(config, load_data(config.data), Path(out), accelerator, resume=False)
+    trainer.run()
+    networks = [trainer.generator, trainer.discriminator, *(member.net for member in trainer.pool.slots.values())]
+    return torch.cat([value.detach().float().flatten() for network in networks for value in network.state_dict().values()])
 
 
 def test_two_processes_end_with_the_same_weights(tmp_path):
+    """Batch norms of the generator and of the pool's models included, though each process sees other images."""
     images = len(load_data(DataConfig()).train)
-    config = tiny(2, 3, images=images)
+    config = tiny(2, 3, images=images, pool=PoolConfig(students=("convnet:width=4,norm=batch",), members=2))
     (tmp_path / "recipe.toml").write_text(to_toml(config))
-    (tmp_path / "program.py").write_text(_PROGRAM)
-    # What `accelerate launch` runs for several processes; on CPUs it does so only with MPI.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(tmp_path / "program.py"), str(tmp_path / "recipe.toml"), str(tmp_path)]
-    paths = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    first, second = ((tmp_path / f"rank{rank}").read_bytes() for rank in range(2))
+    both = launch(tmp_path / "launch", _trained, str(tmp_path / "recipe.toml"), str(tmp_path / "run"))
+    first, second = results(both)
     assert len(first) > 1000
-    assert first == second
+    assert torch.equal(first, second)
     assert len(metrics(tmp_path / "run")) == 5  # written once
     assert dim.load_generator(tmp_path / "run").info["about"]["step"] == 5
 
@@ -551,8 +533,8 @@ class OwnAdversary(Adversarial):
             assert len(images) > 1, "asked about a single image, which such a network need not take"
             return super().forward(images)
 
-    def __init__(self, *common, seed, finish, rank):
-        super().__init__(*common, seed=seed, finish=finish, rank=rank)
+    def __init__(self, *common, seed, finish, processes):
+        super().__init__(*common, seed=seed, finish=finish, processes=processes)
 
 
 def test_an_adversary_of_ones_own_need_not_compile(data, tmp_path):

@@ -1,6 +1,5 @@
 """Runs that start from a pretrained pipeline: both stages, stage two alone, resuming, and sets drawn from them."""
 
-import json
 import shutil
 
 import pytest
@@ -13,6 +12,7 @@ from dim.data.real import from_dataset
 from dim.data.synthetic import load_set
 from dim.io import load_tensors
 from dim.nets.generator import build_generator
+from dim.run_folder import read_metrics
 from dim.runs.train import Trainer, fit
 
 
@@ -43,7 +43,7 @@ def config_of(folder, one: int = 3, two: int = 3, *, generator=None, **fit_setti
 
 
 def metrics(run) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run)
 
 
 def weights(run) -> dict[str, torch.Tensor]:

@@ -69,10 +69,23 @@ def test_subjects_and_rows_must_be_of_the_real_data(digits, digits_gan):
     with pytest.raises(InputError, match=r"runs/b was made from digits .* expected digits .* same data and split"):
         require_made_from({"runs/b": digits_gan}, other.spec)
     row = score(data={"name": "digits", "fingerprint": digits.spec.fingerprint})
-    require_one_data([row], "runs/b", digits.spec, "test")
-    for spec, split in ((other.spec, "test"), (digits.spec, "val")):
+    require_one_data([row], "runs/b", digits, "test")
+    for data, split in ((other, "test"), (digits, "val")):
         with pytest.raises(InputError, match=r"row sets/mtt-10 is .* as runs/b"):
-            require_one_data([row], "runs/b", spec, split)
+            require_one_data([row], "runs/b", data, split)
+
+
+def test_rows_of_other_test_images_are_refused(digits):
+    facts = {"name": "digits", "fingerprint": digits.spec.fingerprint}
+    old, row = score(data=facts), score(data={**facts, "scored": digits.digest("test")})
+    changed = score("sets/other", data={**facts, "scored": "0" * 32})
+    Comparison([old, row])  # rows of earlier versions do not say it
+    require_one_data([old, row], "runs/b", digits, "test")
+    for rows in ([row, changed], [old, row, changed], [changed, row]):
+        with pytest.raises(InputError, match=r"row \S+ is of other test images of digits \(digest .*expected those with digest"):
+            Comparison(rows)
+    with pytest.raises(InputError, match=r"row sets/other is of other test images of digits \(digest 0{32}\): .* as runs/b;"):
+        require_one_data([old, changed], "runs/b", digits, "test")
 
 
 def test_files_of_scores(tmp_path):
@@ -87,9 +100,11 @@ def test_files_of_scores(tmp_path):
     assert Comparison(read_scores(tmp_path / "old.json")).table("fixed")[1][0][4] == "-"
     for content, said in (
         ({"kind": "coverage", "scores": []}, "holds no scores"),
-        ([], "holds no scores"),
+        ([], "expected a JSON object"),
+        ({"kind": "scores", "format": 2, "scores": [{}]}, "does not match its checksum"),
+        ({"kind": "scores", "checksum": "0", "scores": [{}]}, "does not match its checksum"),
         ({"kind": "scores", "scores": []}, "holds no row"),
-        ({"kind": "scores", "format": 2, "scores": [{}]}, "upgrade"),
+        ({"kind": "scores", "format": 3, "scores": [{}]}, "upgrade"),
         ({"kind": "scores", "scores": [{"name": "a"}]}, "is damaged"),
         ({"kind": "scores", "scores": ["a"]}, "is damaged"),
     ):
@@ -273,3 +288,24 @@ def test_the_page_is_self_contained():
     for text in ("<h2>toy, fixed track", "<h2>toy, stream track", "sets/&lt;a&gt;", "91.0 ± 1.4 (2)", "weight_decay"):
         assert text in page
     assert "<a>" not in page
+
+
+@pytest.mark.parametrize("name", ["x[/red]y", "a[b]c", "$x^{$", "_hidden", "sets/\x1b[31m\nx", "<b>x</b>"])
+def test_names_are_text_in_tables_pictures_and_pages(name, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = name.encode("unicode_escape").decode() if "\x1b" in name else name
+    legends, legend = [], Figure.legend
+    monkeypatch.setattr(Figure, "legend", lambda *args, **more: legends.append(legend(*args, **more)) or legends[-1])
+    comparison = Comparison([score(name), score(f"{name}2", track="full", ipc=None), score(name, track="stream")])
+    output = io.StringIO()
+    comparison.show(Console(file=output, width=400))
+    assert output.getvalue().count(shown) == 3
+    assert "\x1b" not in output.getvalue()
+    with Image.open(io.BytesIO(comparison.picture())) as picture:
+        picture.load()
+    labels = [text.get_text() for text in legends[0].get_texts()]
+    assert labels == [shown.replace("$", r"\$"), f"{shown.replace('$', chr(92) + '$')}2 (2,000 steps)"]
+    page = comparison.page()
+    assert "<b>" not in page
+    assert "\x1b" not in page

@@ -11,6 +11,7 @@ from torch import nn
 
 import dim
 from dim.config import CORESETS, GeneratorConfig, ProtocolConfig
+from dim.data.real import ArraySplit, RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.coreset import Rule
@@ -143,6 +144,20 @@ def test_what_was_measured_otherwise_is_measured_again(digits, generator, traine
     settings = {"protocol": PROTOCOL, "seeds": 2, **changed}
     rows = score_all(Evaluator(digits, **settings), subjects, controls=("random",), known=known)
     assert {row.name for row in rows} == {"sets/a", "random real"}
+
+
+def test_rows_of_other_test_images_are_measured_again(digits, generator, trained):
+    subjects = {"sets/a": dim.sample_set(generator, ipc=1)}
+    known = stored(score_all(Evaluator(digits, PROTOCOL, seeds=1), subjects))
+    assert {row.data["scored"] for row in known} == {digits.digest("test")}
+    of_val = stored(score_all(Evaluator(digits, PROTOCOL, seeds=1, split="val"), subjects))
+    assert {row.data["scored"] for row in of_val} == {digits.digest("val")}
+    unsaid = [dataclasses.replace(row, data={**row.data, "scored": None}) for row in known]  # rows of earlier versions
+    images = digits.test.images.clone()
+    images[-1] = 255 - images[-1]
+    other = RealData(digits.spec, digits.train, digits.val, ArraySplit(images, digits.test.labels, "cpu"))
+    for data, rows, again in ((digits, known, 0), (digits, unsaid, 0), (other, known, 2)):
+        assert len(score_all(Evaluator(data, PROTOCOL, seeds=1), subjects, known=rows)) == again
 
 
 def test_a_set_that_was_changed_is_measured_again(digits, generator, trained):

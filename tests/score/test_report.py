@@ -15,6 +15,7 @@ from dim.data.real import from_dataset, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.spaces import Features
+from dim.run_folder import append_metrics
 from dim.runs.train import fit
 from dim.score.coverage import CoverageScore, nearest_real
 from dim.score.record import Score
@@ -247,19 +248,15 @@ def test_a_later_report_keeps_what_was_measured(run, data, nearest):
 
 def test_a_run_that_was_trained_further_says_when_it_was_measured(run, data):
     write_report(run, data, [score(90.0)], coverage=[coverage_score()])
-    with open(run / "metrics.jsonl", "a") as handle:
-        handle.write('{"step": 99, "critic": 1.0}\n')
+    append_metrics(run, {"step": 99, "critic": 1.0})
     page = write_report(run, data).read_text()
     assert page.count("Measured at step 3; the run is now at step 99.") == 2
 
 
 def test_coverage_over_training_has_a_picture_of_its_own(run, data):
     before = pictures(write_report(run, data).read_text())
-    with open(run / "metrics.jsonl", "a") as handle:
-        for step in (1, 2):
-            handle.write(
-                json.dumps({"step": step, "stage": "one", "seconds": 1.0, "fid": 2.0 / step, "coverage": 0.1 * step}) + "\n"
-            )
+    for step in (1, 2):
+        append_metrics(run, {"step": step, "stage": "one", "seconds": 1.0, "fid": 2.0 / step, "coverage": 0.1 * step})
     page = write_report(run, data).read_text()
     assert pictures(page) == before + 1
     assert "coverage over training" in page

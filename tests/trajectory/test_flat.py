@@ -103,10 +103,11 @@ def test_losses(network, spec):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_predictions_do_not_depend_on_the_batch(network, spec, batch_size):
+def test_predictions_do_not_depend_on_the_batch(network, spec, batch_size, monkeypatch):
+    monkeypatch.setattr("dim.trajectory.flat.JUDGED", batch_size)
     images, _ = _batch(spec(3, 16, 4))
     theta = network.initial(0).requires_grad_()
-    logits = network.predict(theta, images, batch_size)
+    logits = network.predict(theta, images)
     assert not logits.requires_grad
     torch.testing.assert_close(logits, network.logits(theta, images).detach())
 

@@ -8,7 +8,7 @@ import torch
 
 from dim.config import RecordConfig, to_dict
 from dim.errors import InputError
-from dim.io import write_json
+from dim.io import write_document
 from dim.trajectory.path import ConvexPath, RecordedPath
 from dim.trajectory.store import ExpertRecord, ExpertStore, Layout, to_waypoints, waypoint_moments
 
@@ -45,7 +45,7 @@ def _store(folder, walks) -> ExpertStore:
             store.write(expert, moment, theta)
         record = ExpertRecord(lengths=_lengths(walk), accuracies=(50.0,) * (last + 1), test_accuracy=50.0)
         store.finish(expert, record)
-    write_json(folder / "run.json", {"format": 1, "kind": "experts", "config": to_dict(RecordConfig())})
+    write_document(folder / "run.json", {"kind": "experts", "config": to_dict(RecordConfig()), "spec": {}})
     return store
 
 

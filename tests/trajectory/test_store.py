@@ -10,7 +10,7 @@ import torch
 
 from dim.config import RecordConfig, to_dict
 from dim.errors import InputError
-from dim.io import write_json
+from dim.io import read_document, write_document
 from dim.trajectory.store import ExpertRecord, ExpertStore, Layout, to_waypoints, waypoint_moments
 
 LAYOUT = Layout(experts=2, moments=(0, 1, 2, 3, 4), every=0.5, tensors=(("conv.weight", 6), ("conv.bias", 2), ("head.weight", 3)))
@@ -36,15 +36,20 @@ def _filled(folder, layout: Layout = LAYOUT, finish: int = 2) -> ExpertStore:
             store.write(expert, position, _weights(expert, moment))
     for expert in range(finish):
         store.finish(expert, _record(expert))
-    write_json(folder / "run.json", {"format": 1, "kind": "experts", "config": to_dict(RecordConfig())})
+    write_document(folder / "run.json", {"kind": "experts", "config": to_dict(RecordConfig()), "spec": {}})
     return store
 
 
 def _edit(folder, change) -> None:
-    """Change the parsed experts.json in place."""
-    values = json.loads((folder / "experts.json").read_text())
+    """Change the parsed experts.json in place, with a checksum that fits."""
+    values = read_document(folder / "experts.json")
     change(values)
-    (folder / "experts.json").write_text(json.dumps(values))
+    write_document(folder / "experts.json", values)
+
+
+def _known(store: ExpertStore) -> dict[int, ExpertRecord]:
+    """Records without the digests of the weights."""
+    return {expert: dataclasses.replace(record, digests=()) for expert, record in store.records.items()}
 
 
 def test_a_layout_knows_its_size():
@@ -67,7 +72,9 @@ def test_round_trip(tmp_path, dtype, moments):
     written = _filled(tmp_path / "store", layout)
     store = ExpertStore.open(tmp_path / "store")
     assert store.layout == layout
-    assert store.records == written.records == {0: _record(0), 1: _record(1)}
+    assert store.records == written.records
+    assert _known(store) == {0: _record(0), 1: _record(1)}
+    assert all(len(record.digests) == len(moments) for record in store.records.values())
     assert all(type(record.lengths[0]) is tuple for record in store.records.values())
     stored = torch.float32 if dtype == "float32" else torch.bfloat16
     for expert in range(2):
@@ -169,21 +176,57 @@ def test_text_that_describes_no_store_is_refused(tmp_path, text):
         lambda values: values["records"]["0"].pop("lengths"),
         lambda values: values["records"]["0"].update(accuracies=3),
         lambda values: values["records"].update(first=values["records"]["0"]),
+        lambda values: values["records"]["0"]["lengths"].pop(),
+        lambda values: values["records"]["0"]["digests"].pop(),
+        lambda values: values["layout"].update(moments=[]),
+        lambda values: values["layout"].update(moments=[1, 2, 3, 4]),
+        lambda values: values["layout"].update(every=0),
+        lambda values: values["layout"].update(experts="2"),
         lambda values: values.update(records=[]),
     ],
 )
 def test_a_damaged_description_is_refused(tmp_path, change):
     store = _filled(tmp_path / "store", dataclasses.replace(LAYOUT, dtype="bfloat16"))
     _edit(store.folder, change)
-    with pytest.raises(InputError, match=r"experts\.json is damaged .*restore it or record the experts again") as caught:
+    with pytest.raises(InputError, match=r"experts\.json is damaged \(.*restore it or make it again") as caught:
         ExpertStore.open(store.folder)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path, dtype):
+    store = _filled(tmp_path / "store", dataclasses.replace(LAYOUT, dtype=dtype, moments=(0, 4)))
+    path = store.folder / "weights.bin"
+    whole = path.read_bytes()
+    for byte in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[byte] ^= 1 << byte % 8
+        path.write_bytes(flipped)
+        expert, position = divmod(byte * 4 // len(whole), 2)
+        with pytest.raises(InputError, match=rf"expert {expert} at moment {position * 4} is damaged; restore it") as caught:
+            ExpertStore.open(store.folder).weights(expert, position)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    assert torch.equal(ExpertStore.open(store.folder).weights(1, 1), store.weights(1, 1))
+
+
+def test_weights_that_are_not_finite_are_refused_also_where_no_digest_is_known(tmp_path):
+    """As in stores of earlier versions, and in those of somebody else."""
+    store = _filled(tmp_path / "store", finish=0)
+    store.write(0, 1, torch.full((SIZE,), float("nan")))
+    store.finish(0, _record(0))
+    for change in (lambda values: None, lambda values: values["records"]["0"].pop("digests")):
+        _edit(store.folder, change)
+        with pytest.raises(InputError, match="expert 0 at moment 1 holds values that are not finite"):
+            ExpertStore.open(store.folder).weights(0, 1)
+        assert ExpertStore.open(store.folder).weights(0, 2).isfinite().all()
+
+
 def test_a_newer_format_is_refused(tmp_path):
     store = _filled(tmp_path / "store")
-    _edit(store.folder, lambda values: values.update(format=2))
-    with pytest.raises(InputError, match="has format 2: this version reads up to 1; upgrade dim-distill"):
+    values = json.loads((store.folder / "experts.json").read_text())
+    (store.folder / "experts.json").write_text(json.dumps({**values, "format": 3}))
+    with pytest.raises(InputError, match="has format 3: this version reads up to 2; upgrade dim-distill"):
         ExpertStore.open(store.folder)
 
 
@@ -193,7 +236,7 @@ def test_finished_experts_persist_one_by_one(tmp_path):
         if count:
             store.finish(count - 1, _record(count - 1))
         again = ExpertStore.open(store.folder)
-        assert again.records == {expert: _record(expert) for expert in range(count)}
+        assert _known(again) == {expert: _record(expert) for expert in range(count)}
         assert again.complete == store.complete == (count == 2)
         if count < 2:
             with pytest.raises(InputError, match=rf"has {count} of 2 experts: finish it with 'dim experts .*--resume'"):
@@ -263,14 +306,14 @@ def test_to_waypoints(tmp_path, dtype, smooth):
     made = to_waypoints(store, tmp_path / "few", 3, smooth=smooth, dtype=dtype)
     assert made.folder == tmp_path / "few"
     assert made.layout == dataclasses.replace(LAYOUT, moments=(0, 2, 4), dtype=dtype)
-    assert made.records == store.records
+    assert _known(made) == _known(store)
     made.require_complete()
     for expert in range(2):
         whole = [_weights(expert, moment) for moment in range(LAST + 1)]
         expected = [whole[0], (whole[1] + whole[3]) / 2, (whole[3] + whole[4]) / 2] if smooth else whole[::2]
         for position, theta in enumerate(expected):
             torch.testing.assert_close(made.weights(expert, position), theta.to(getattr(torch, dtype)).float())
-    before, after = (json.loads((folder / "run.json").read_text()) for folder in (store.folder, made.folder))
+    before, after = (read_document(folder / "run.json") for folder in (store.folder, made.folder))
     changed = {"waypoints": 3, "smooth": smooth, "storage": dtype}
     assert after["config"]["experts"] == {**before["config"]["experts"], **changed}
     assert {key: value for key, value in after.items() if key != "config"} == {
@@ -292,6 +335,6 @@ def test_stores_that_cannot_be_converted_are_refused(tmp_path):
     with pytest.raises(InputError, match="few is not empty"):
         to_waypoints(store, tmp_path / "few", 3)
     (store.folder / "run.json").unlink()
-    with pytest.raises(InputError, match=r"no file .*run\.json"):
+    with pytest.raises(InputError, match=r"it has no run\.json"):
         to_waypoints(store, tmp_path / "fewer", 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "part", "store"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dim.data.format import Format
@@ -68,12 +67,8 @@ class ImageFolder(Format):
         def read(number: int, record: dict[str, Any]) -> None:
             file = folder / record["file_name"]
             try:
-                with Image.open(file) as image:
-                    array = pixels(image, spec)
-                    if array.shape[:2] != (spec.height, spec.width):
-                        raise ValueError(f"it has {array.shape[1]}x{array.shape[0]} pixels")
-                    images[number] = torch.from_numpy(array).view(spec.height, spec.width, -1).permute(2, 0, 1)
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+                images[number] = pixels(file, spec)
+            except ValueError as error:
                 raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
 
         with ThreadPoolExecutor() as pool:

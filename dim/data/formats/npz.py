@@ -1,6 +1,8 @@
 """`data.npz` with images, labels and soft labels, for NumPy."""
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,18 @@ class Npz(Format):
         path = folder / _FILE
         try:
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+                for member in arrays.zip.infolist():
+                    _require_filled(arrays.zip, member)
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path} is missing or damaged ({error}); make the set again") from None
+
+
+def _require_filled(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError if the header of an array asks for other bytes than the file has: memory is taken by the header."""
+    with archive.open(member) as handle:
+        version = np.lib.format.read_magic(handle)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(handle)
+        if math.prod(shape) * dtype.itemsize != member.file_size - handle.tell():
+            raise ValueError(f"{member.filename} claims {math.prod(shape) * dtype.itemsize:,} bytes")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dim.data.format import Format
+from dim.data.format import MOST_PACKED, Format
 from dim.data.png import from_pngs, to_png
 from dim.errors import InputError
 from dim.nets.generator import Generator
@@ -39,6 +39,10 @@ class Parquet(Format):
     def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
         path, parquet = folder / _FILE, self.library(_PARQUET)
         try:
+            parts = parquet.ParquetFile(str(path)).metadata
+            size = sum(parts.row_group(number).total_byte_size for number in range(parts.num_row_groups))
+            if parts.num_rows != description["count"] or size > MOST_PACKED * path.stat().st_size:
+                raise ValueError(f"it claims {parts.num_rows} rows of {size:,} bytes")
             columns = parquet.read_table(str(path)).to_pydict()
             content = {
                 "images": from_pngs([image["bytes"] for image in columns["image"]], spec),

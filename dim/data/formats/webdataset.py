@@ -43,7 +43,8 @@ class WebDataset(Format):
         try:
             for shard in sorted(folder.glob("data-*.tar")):
                 with tarfile.open(shard, "r:") as archive:
-                    files |= {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+                    members = [member for member in archive if member.isfile() and not member.issparse()]
+                    files |= {member.name: archive.extractfile(member).read() for member in members}
             keys = sorted(name.removesuffix(".png") for name in files if name.endswith(".png"))
             content = {
                 "images": from_pngs([files[f"{key}.png"] for key in keys], spec),

@@ -4,4 +4,4 @@ from dim.data.torchvision import torchvision_source
 
 __all__ = ["cifar10"]
 
-cifar10 = torchvision_source("CIFAR10")
+cifar10 = torchvision_source("CIFAR10", channels=3, size=32, classes=10)

@@ -4,4 +4,4 @@ from dim.data.torchvision import torchvision_source
 
 __all__ = ["cifar100"]
 
-cifar100 = torchvision_source("CIFAR100")
+cifar100 = torchvision_source("CIFAR100", channels=3, size=32, classes=100)

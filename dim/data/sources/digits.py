@@ -21,4 +21,5 @@ def digits(config: DataConfig) -> tuple[Items, None]:
 
 
 digits.Options = SplitOptions
+digits.shape = (1, 8, 10)  # channels, height and width, classes
 digits.reads_files = False

@@ -4,4 +4,4 @@ from dim.data.torchvision import torchvision_source
 
 __all__ = ["mnist"]
 
-mnist = torchvision_source("MNIST")
+mnist = torchvision_source("MNIST", channels=1, size=28, classes=10)

@@ -1,7 +1,9 @@
 """Tiny-ImageNet: RGB photographs of 64x64 pixels in 200 classes, in its own layout."""
 
+import os
+
 from dim.config import DataConfig
-from dim.data.files import class_folders, file_items, require_root
+from dim.data.files import Listing, class_folders, file_items, require_root
 from dim.data.items import Items
 from dim.errors import InputError
 
@@ -15,12 +17,17 @@ def tiny_imagenet(config: DataConfig) -> tuple[Items, Items]:
     annotations = root / "val" / "val_annotations.txt"
     if not (root / "train").is_dir() or not annotations.is_file():
         raise InputError(f"no Tiny-ImageNet under {config.root!r}: expected train/ and val/val_annotations.txt")
-    train = class_folders(root / "train", root, config)
+    train = class_folders(root / "train", config)
     position = {name: label for label, name in enumerate(train.names)}
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
     if unknown := [name for _, name in rows if name not in position]:
         raise InputError(f"{annotations} names class {unknown[0]!r} that train/ lacks")
-    files = [root / "val" / "images" / file for file, _ in rows]
-    if missing := [file for file in files if not file.is_file()]:
-        raise InputError(f"{annotations} names {missing[0].name}, which is missing from val/images")
-    return train, file_items(files, [position[name] for _, name in rows], train.names, root, config)
+    listing = Listing()
+    for file, _ in rows:
+        if not os.path.lexists(path := str(root / "val" / "images" / file)):
+            raise InputError(f"{annotations} names {file}, which is missing from val/images")
+        listing.add(path)
+    return train, file_items(listing, [position[name] for _, name in rows], train.names, config)
+
+
+tiny_imagenet.shape = (3, 64, 200)

@@ -1,6 +1,7 @@
 """Comes last: the latents of what was taken are moved by recorded experts (--refine), block by block, so that sets stay
 nested."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from dim.config import PolicyConfig, RefineConfig, to_dict
 from dim.emit.policy import Given, Ranking, Step
-from dim.emit.refine import build_objectives, refine
+from dim.emit.refine import Kept, build_objectives, refine
+from dim.io import digest
 from dim.nets.generator import Generator
+from dim.sampler import identity
 from dim.trajectory.store import open_experts_of
 
 __all__ = ["Refined"]
@@ -25,6 +28,7 @@ class Refined(Step):
 
     def __init__(self, config: PolicyConfig, given: Given) -> None:
         self._config, self._experts, self._data = given.refinement or RefineConfig(), given.experts, given.data
+        self._state = given.state
         self._mark = open_experts_of(self._experts, self._data.spec)[0].digest()
 
     def about(self) -> dict[str, Any]:
@@ -43,6 +47,11 @@ class Refined(Step):
         if earlier is not None:
             latents, done = earlier.latents, earlier.refined or count
         purposes = build_objectives(self._config, self._experts, self._data, seed=seed, device=generator.device)
-        moved = refine(generator, latents, purposes, self._config, wanted, done=done).cpu()
+        kept = None
+        if self._state is not None:
+            asked = {**self.about(), "generator": identity(generator), "seed": seed, "ipc": wanted, "done": done}
+            kept = Kept(self._state, digest({"latents": latents}, json.dumps(asked, sort_keys=True)))
+            self.seconds_before = kept.seconds
+        moved = refine(generator, latents, purposes, self._config, wanted, done=done, kept=kept).cpu()
         # The last block is the last that is ever refined, so what lies beyond it is final as well.
         return moved, next((end for end in blocks[:-1] if end >= wanted), None)

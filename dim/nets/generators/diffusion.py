@@ -17,6 +17,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 from dim.config import GeneratorConfig, require
+from dim.config.settings import MOST_BLOCKS
 from dim.nets.generator import Generator
 from dim.nets.generators.gan import channels_at, halvings
 from dim.spec import DataSpec
@@ -40,8 +41,9 @@ class DiffusionOptions:
     """`mean`: jumps by learned mean velocities, for few steps. `euler`, `heun`: diffusers' solvers of the flow."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "blocks", "steps"):
+        for name in ("width", "steps"):
             require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+        require(1 <= self.blocks <= MOST_BLOCKS, "generator.blocks", self.blocks, f"1 to {MOST_BLOCKS}")
         even = "an even number of channels for the generator 'diffusion'"
         require(self.width % 2 == 0, "generator.width", self.width, even)
         require(self.guidance >= 0, "generator.guidance", self.guidance, "0 or more")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dim.config import GeneratorConfig, require
+from dim.config.settings import MOST_BLOCKS
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.nets.layers import ImageConv2d
@@ -31,8 +32,9 @@ class GANOptions:
     """Residual blocks per resolution."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "blocks"):
+        for name in ("latent_dim", "width"):
             require(getattr(self, name) >= 1, f"generator.{name}", getattr(self, name), "at least 1")
+        require(1 <= self.blocks <= MOST_BLOCKS, "generator.blocks", self.blocks, f"1 to {MOST_BLOCKS}")
 
 
 MOST_CHANNELS = 4

@@ -15,6 +15,7 @@ from dim.config import GeneratorConfig, require
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.nets.pretrained import DENOISERS, Parts, open_pipeline
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
 __all__ = ["Pipeline"]
@@ -25,7 +26,7 @@ class PipelineOptions:
     """Of the generator `pipeline`."""
 
     pretrained: str | None = None
-    """What to start from: a local folder or a Hub id (owner/name), such as a DiTPipeline, in .safetensors files."""
+    """What to start from: a local folder, or hub:owner/name, such as a DiTPipeline, in .safetensors files."""
     pretrained_classes: tuple[int, ...] = ()
     """The pipeline's class that each class of the data starts from. Default: the same numbers, if there are as many classes."""
     steps: int = 1
@@ -81,6 +82,11 @@ class Pipeline(Generator):
     learns_by = "denoising"
     settings = ("flow.label_dropout",)
     sampler_options = ("steps", "guidance")
+
+    @staticmethod
+    def begins_from_files(config: GeneratorConfig) -> bool:
+        """See `Generator`; without a name it cannot begin at all."""
+        return config.pretrained is not None
 
     def __init__(self, spec: DataSpec, config: GeneratorConfig, architecture: dict[str, Any] | None = None) -> None:
         if architecture is None:
@@ -173,7 +179,12 @@ class Pipeline(Generator):
         return fit_images(images, self.spec.image_shape).clamp(-1, 1)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, source: torch.Generator) -> Tensor:
-        """Draws of the latents that the autoencoder gives for images: (B, C, H, W) in [-1, 1] -> float32 (B, c, h, w)."""
-        latents = self.vae.encode(fit_images(images, self._encoder_shape)).latent_dist.sample(source)
-        return latents.float() * self.vae.config.scaling_factor
+    def encode(self, images: Tensor, source: torch.Generator, processes: Processes = ALONE) -> Tensor:
+        """Draws of the latents that the autoencoder gives for images: (B, C, H, W) in [-1, 1] -> float32 (B, c, h, w).
+
+        `processes` share a larger batch, for all of which is drawn from `source`.
+        """
+        given = self.vae.encode(fit_images(images, self._encoder_shape)).latent_dist
+        shape = (processes.world * len(images), *given.mean.shape[1:])
+        noise = torch.randn(shape, generator=source, device=given.mean.device, dtype=given.mean.dtype)
+        return (given.mean + given.std * processes.part(noise)).float() * self.vae.config.scaling_factor

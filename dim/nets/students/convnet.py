@@ -4,6 +4,7 @@ import math
 
 from torch import nn
 
+from dim.config.settings import MOST_BLOCKS
 from dim.errors import InputError
 from dim.nets.student import Student, flat_features, norm_layer
 from dim.spec import DataSpec
@@ -17,19 +18,21 @@ def default_depth(spec: DataSpec) -> int:
     return max(1, min(max(3, round(math.log2(size)) - 2), int(math.log2(size))))
 
 
-def convnet(spec: DataSpec, *, width: int = 128, depth: int = 0, norm: str = "instance", pool: str = "avg") -> Student:
+def convnet(spec: DataSpec, *, width: int = 128, depth: int | None = None, norm: str = "instance", pool: str = "avg") -> Student:
     """ConvNet-D (Gidaris & Komodakis 2018): D blocks of conv 3x3, norm, ReLU, pool 2, then one linear layer.
 
     Args:
         width: channels of every block.
-        depth: number of blocks; 0: by resolution, see `default_depth`.
+        depth: number of blocks. Default: by resolution, see `default_depth`.
         norm: see `norm_layer`.
         pool: avg, max, or none.
     """
     pools = {"avg": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2), "none": nn.Identity}
     if pool not in pools:
         raise InputError(f"pool is {pool!r}: expected avg, max or none")
-    depth = depth or default_depth(spec)
+    depth = default_depth(spec) if depth is None else depth
+    if not 1 <= depth <= MOST_BLOCKS:
+        raise InputError(f"depth is {depth}: expected 1 to {MOST_BLOCKS} blocks")
     if pool != "none" and min(spec.height, spec.width) >> depth < 1:
         raise InputError(f"depth is {depth}: {spec.height}x{spec.width} images allow at most {default_depth(spec)} poolings")
     layers: list[nn.Module] = []

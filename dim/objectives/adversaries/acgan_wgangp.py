@@ -16,6 +16,7 @@ from dim.compiling import compiled_whole
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import Discriminator
 from dim.objectives import add_gradient, set_gradients, without_gradients
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
 __all__ = ["Adversarial"]
@@ -71,7 +72,7 @@ class Adversarial:
         seed: seed of the run.
         finish: called with the discriminator's parameters between backward and the optimiser's step (averaging over
             processes, clipping).
-        rank: number of this process, so that each makes its own draws.
+        processes: those that share every batch; draws are for all of it.
         compile: compile the discriminator's step, with the penalty and its derivatives in one graph.
     """
 
@@ -81,8 +82,8 @@ class Adversarial:
     compiles: ClassVar = True
 
     @classmethod
-    def of_run(cls, *common: Any, scheduled: Any, mean: Any, **shared: Any) -> Self:
-        """As a run makes it: nothing of it follows a schedule, and nothing is averaged over processes beside gradients."""
+    def of_run(cls, *common: Any, scheduled: Any, **shared: Any) -> Self:
+        """As a run makes it: nothing of it follows a schedule."""
         return cls(*common, **shared)
 
     def __init__(
@@ -94,26 +95,28 @@ class Adversarial:
         *,
         seed: int,
         finish: Callable[[Iterable[nn.Parameter]], Tensor | None],
-        rank: int = 0,
+        processes: Processes = ALONE,
         compile: bool = False,
     ) -> None:
         self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
-        self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
+        self._augment, self._seed, self._processes, self._finish = Augment(config.augment, spec), seed, processes, finish
         self._gradients = compiled_whole(self._judge) if compile else self._judge
 
     def _augmented(self, images: Tensor, step: int) -> Tensor:
         """Images under the step's augmentation."""
         if not self._augment.families:
             return images
-        return self._augment(images, rng.generator(self._seed, "adversarial-augment", step, self._rank, device=images.device))
+        source = rng.generator(self._seed, "adversarial-augment", step, 0, device=images.device)
+        return self._augment(images, source, self._processes)
 
     def advance(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """One step of the discriminator: fake - real + class losses + penalty. `images.grad` is left alone."""
         images = images.detach()
         both, mixture = self._augmented(torch.cat((real, images)), step), None
         if self.config.gradient_penalty > 0:
-            source = rng.generator(self._seed, "penalty", step, self._rank, device=real.device)
-            mixture = torch.rand(len(real), 1, 1, 1, generator=source, device=real.device)
+            source = rng.generator(self._seed, "penalty", step, 0, device=real.device)
+            drawn = torch.rand(self._processes.world * len(real), 1, 1, 1, generator=source, device=real.device)
+            mixture = self._processes.part(drawn)
         parameters = dict(self.discriminator.named_parameters())
         found = self._gradients(parameters, both, targets, real, images, mixture)
         set_gradients(parameters, found["gradients"])

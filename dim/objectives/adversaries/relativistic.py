@@ -17,6 +17,7 @@ from dim.compiling import compiled_whole
 from dim.config import AdversarialConfig, require
 from dim.nets.discriminators import ProjectionDiscriminator
 from dim.objectives import add_gradient, set_gradients
+from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
 __all__ = ["Relativistic"]
@@ -62,8 +63,7 @@ class Relativistic:
         seed: seed of the run.
         finish: called with the discriminator's parameters between backward and the optimiser's step.
         gamma: weight of the penalties at a step.
-        mean: averages a scalar over processes.
-        rank: number of this process, so that each makes its own draws.
+        processes: those that share every batch; draws are for all of it.
         compile: compile what either turn asks of the discriminator, penalty and all derivatives in one graph.
     """
 
@@ -103,13 +103,12 @@ class Relativistic:
         seed: int,
         finish: Callable[[Iterable[nn.Parameter]], Tensor | None],
         gamma: Callable[[int], float],
-        mean: Callable[[Tensor], Tensor] = lambda value: value,
-        rank: int = 0,
+        processes: Processes = ALONE,
         compile: bool = False,
     ) -> None:
         self.discriminator, self.optimizer, self.config = discriminator, optimizer, config
-        self._augment, self._seed, self._rank, self._finish = Augment(config.augment, spec), seed, rank, finish
-        self._gamma, self._mean = gamma, mean
+        self._augment, self._seed, self._processes, self._finish = Augment(config.augment, spec), seed, processes, finish
+        self._gamma = gamma
         wrap = compiled_whole if compile else (lambda function: function)
         self._gradients = {penalised: wrap(partial(self._judge, penalised)) for penalised in (False, True)}
         self._image_gradients = wrap(self._compare)
@@ -121,12 +120,12 @@ class Relativistic:
         """Images under this turn's augmentation, each with the present probability."""
         if not self._augment.families:
             return images
-        source = rng.generator(self._seed, f"relativistic-{turn}", step, self._rank, device=images.device)
-        changed = self._augment(images, source)
+        source = rng.generator(self._seed, f"relativistic-{turn}", step, 0, device=images.device)
+        changed = self._augment(images, source, self._processes)
         if self.config.augment_target is None:
             return changed
-        chosen = torch.rand(len(images), 1, 1, 1, generator=source, device=images.device) < self.probability
-        return torch.where(chosen, changed, images)
+        drawn = torch.rand(self._processes.world * len(images), 1, 1, 1, generator=source, device=images.device)
+        return torch.where(self._processes.part(drawn) < self.probability, changed, images)
 
     def advance(self, images: Tensor, targets: Tensor, *, real: Tensor, step: int) -> dict[str, Tensor]:
         """One step of the discriminator. `images.grad` is left alone."""
@@ -145,8 +144,9 @@ class Relativistic:
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()  # it holds casts of the weights as they were
         if self.config.augment_target is not None:
-            margin = self._mean(margins.sign().mean()) - self.config.augment_target
-            self.probability = (self.probability + margin.sign() * len(real) / self.config.augment_images).clamp(0, 1)
+            margin = self._processes.mean(margins.sign().mean()) - self.config.augment_target
+            seen = self._processes.world * len(real)
+            self.probability = (self.probability + margin.sign() * seen / self.config.augment_images).clamp(0, 1)
             losses["augment_probability"] = self.probability
         return losses
 
