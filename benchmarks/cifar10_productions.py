@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 from cifar10_shop import GAN, Workshop, run_for, step_seconds
 from common import changed, epochs, note_sources, train
 
-from dim.config import PolicyConfig, RecordConfig, TrainConfig, TrajectoryRecipe
+from dim.config import PolicyConfig, RecordConfig, TrainConfig, TrajectoryRecipe, to_dict
 from dim.data.stored import DESCRIPTION
 from dim.data.synthetic import load_set
 from dim.emit.policy import Policy
 from dim.errors import InputError
 from dim.features.spaces import trained_features
 from dim.hub import load_generator, save_pretrained
-from dim.io import atomic_file, read_json, write_json
+from dim.io import read_json, write_json
 from dim.nets.generator_file import FILE_NAME
-from dim.run_folder import CHECKPOINT, METRICS, RUN, load_run_config, read_metrics, run_description
+from dim.run_folder import CHECKPOINT, RUN, load_run_config, read_metrics
 from dim.runs.accelerator import make_accelerator
 from dim.runs.distill import distill
 from dim.runs.stages import plan
@@ -105,8 +105,12 @@ class Run(Production):
 
     def make(self, shop: Workshop, seconds: float) -> bool:
         config, out = self.config(shop), shop.folder(self.name)
+        self._clear(shop, config)
         accelerator = make_accelerator(config, out)
         return run_for(seconds, lambda: train(config, shop.data, out, accelerator, shop.sources, self.first(shop)))
+
+    def _clear(self, shop: Workshop, config: TrainConfig) -> None:
+        """Make place where what lies there cannot be continued with this configuration, although it is the beginning of it."""
 
 
 def stage_one_steps(config: TrainConfig, shop: Workshop) -> int:
@@ -137,21 +141,27 @@ class StageOne(Run):
     def done(self, shop: Workshop) -> bool:
         return self.part_done(shop) == 1
 
+    def _copy(self, shop: Workshop) -> Path:
+        """Where a copy of the whole run is put before this begins at its end."""
+        return shop.out / f"{self.name}.copy"
+
     def first(self, shop: Workshop) -> Path | None:
+        if (self._copy(shop) / CHECKPOINT).is_file():
+            return self._copy(shop)
         folder = shop.folder(self.of.name)
         if (folder / CHECKPOINT).is_file() and self.of.about(shop)["step"] <= stage_one_steps(self.of.config(shop), shop):
             return folder
         return None
 
-    def make(self, shop: Workshop, seconds: float) -> bool:
+    def _clear(self, shop: Workshop, config: TrainConfig) -> None:
         out = shop.folder(self.name)
-        if (out / RUN).is_file():  # perhaps a copy of the whole run, which has not come to its second stage
+        if (out / RUN).is_file():
             if self.part_done(shop) > 1:
                 raise InputError(
                     f"{out} is beyond the end of stage one: expected a run that is not; remove it, or restore an older copy"
                 )
-            write_json(out / RUN, run_description(self.config(shop), shop.data.spec, shop.device))
-        return super().make(shop, seconds)
+            if to_dict(load_run_config(out).stage_two) != to_dict(config.stage_two):  # a copy of the whole run
+                out.rename(self._copy(shop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +189,10 @@ class Whole(FromStageOne):
     def open_needs(self, shop: Workshop) -> tuple[str, ...]:
         return () if self.about(shop)["step"] > stage_one_steps(self.config(shop), shop) else self.needs
 
-    def make(self, shop: Workshop, seconds: float) -> bool:
-        out, first = shop.folder(self.name), shop.folder(self.needs[0])
-        if (out / RUN).is_file() and self.about(shop)["step"] < stage_one_steps(self.config(shop), shop):
-            for name in (METRICS, CHECKPOINT):  # `StageOne` took stage one over and ended it
-                with atomic_file(out / name) as temporary:
-                    shutil.copy(first / name, temporary)
-        return super().make(shop, seconds)
+    def _clear(self, shop: Workshop, config: TrainConfig) -> None:
+        out = shop.folder(self.name)
+        if (out / RUN).is_file() and self.about(shop)["step"] < stage_one_steps(config, shop):
+            shutil.rmtree(out)  # `StageOne` took it over and ended it; this begins at that end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -451,7 +451,7 @@ def test_a_trial_is_scored_on_the_validation_part_and_appended(call, tmp_path):
     # As long as was asked for, by what steps take here.
     stages = [plain["config"][stage]["epochs"] for stage in ("stage_one", "stage_two")]
     assert stages[0] > 0
-    with pytest.raises(InputError, match="trial 'wider' lies in .* with other settings"):
+    with pytest.raises(InputError, match=r"trial 'wider' lies in .* with other settings"):
         call(trial=("wider", "generator.width=8"), minutes=0.01)
 
 
