@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,8 @@ class Workshop:
 
 
 def run_for(seconds: float, run: Callable[[], Any]) -> bool:
-    """Call a long run, and ask it to stop after so many seconds as a signal would: it ends its step and saves its state.
+    """Call a long run, and ask it to stop after so many seconds as a signal would: it ends its step and saves its state. Seconds
+    count from when it listens to signals; before that there is nothing to save, and its own clock stands still, too.
 
     Returns:
         Whether it came to its end.
@@ -79,15 +81,22 @@ def run_for(seconds: float, run: Callable[[], Any]) -> bool:
     if math.isinf(seconds):
         run()
         return True
-    asked = []
+    asked: list[int] = []
+    began: float | None = None
+    before = signal.getsignal(signal.SIGTERM)
 
     def ask(number: int, frame: Any) -> None:
-        if not asked and callable(signal.getsignal(signal.SIGTERM)):  # the loop listens; before that there is nothing to save
+        nonlocal began
+        if signal.getsignal(signal.SIGTERM) == before:
+            return
+        began = time.monotonic() if began is None else began
+        if not asked and time.monotonic() - began >= seconds:
             asked.append(number)
             signal.raise_signal(signal.SIGTERM)
 
     previous = signal.signal(signal.SIGALRM, ask)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 1.0)
+    often = min(1.0, max(seconds / 20, 0.01))
+    signal.setitimer(signal.ITIMER_REAL, often, often)
     try:
         run()
     except Interrupted:

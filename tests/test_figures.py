@@ -107,9 +107,10 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
         return "row", (f"precision {node['precision']}",)
     if "losses" in node:
         return "row", (node["recipe"],)
-    if "peak_mib" in node:
+    if "peak_mib" in node and "images" in node:
         return "row", (node["name"], f"{node['images']} images")
-    measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "gflops", "images_per_second", "ratio", "standard_error"}
+    measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "seconds_per_image", "gflops", "images_per_second"}
+    measured |= {"ratio", "standard_error"}
     if measured & node.keys() and "name" in node:
         return "row", (node["name"],)
     return None
