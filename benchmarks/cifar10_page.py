@@ -7,6 +7,7 @@ says so. Published figures stand in a column of their own.
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,16 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}] (n = {len(values)})"
 
 
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """As Markdown."""
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]], *, facts: int = 1) -> str:
+    """As Markdown. Lines of which nothing was run, after `facts` columns that say what they are of, are named below the table."""
+    shown, left = [], []
+    for line in lines:
+        (left if all(cell in ("", NOT_RUN) for cell in line[facts:]) else shown).append(line)
     head = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    return "\n".join([*head, *(f"| {' | '.join(line)} |" for line in lines)])
+    parts = ["\n".join([*head, *(f"| {' | '.join(line)} |" for line in shown)])] if shown else []
+    if left:
+        parts.append(textwrap.fill(f"Not run: {'; '.join(line[0] for line in left)}.", 128, break_on_hyphens=False))
+    return "\n\n".join(parts)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------------
@@ -140,7 +147,7 @@ def by_size(
 def architectures(rows: Rows) -> str:
     """IPC 10, hard labels: a column for each architecture."""
     lines = []
-    for track, subjects in (("stream", STREAMS), ("fixed", {**SETS, **{name: DISTILLED[name] for name in METHODS}})):
+    for track, subjects in (("stream", STREAMS), ("fixed", {**SETS, **DISTILLED})):
         for key, title in subjects.items():
             names = [[f"{track}-{own}-ipc10-{student}-hard" for own in _seeds_of(key)] for student in STUDENTS]
             lines.append([f"{track}: {title}", *(figure(rows, each) for each in names)])
@@ -215,7 +222,7 @@ def took(rows: Rows) -> str:
         [f"`{name}`", ", ".join(f"`{need}`" for need in one.needs), f"{seconds[name] / 3600:.1f}" if name in seconds else NOT_RUN]
         for name, one in productions().items()
     ]
-    return table(["production", "made from", "hours"], lines)
+    return table(["production", "made from", "hours"], lines, facts=2)
 
 
 def headline(rows: Rows) -> str:
