@@ -16,7 +16,8 @@ from dim.config import (
     TrainConfig,
     TrajectoryRecipe,
 )
-from dim.data.real import ArraySplit, RealData, Split, per_class_indices
+from dim.data.real import RealData, per_class_indices
+from dim.data.splits import ArraySplit, Split
 
 STUDENTS = {
     "convnet": "convnet",

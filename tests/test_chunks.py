@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dim.chunks import DRAWN, FORWARD, IMAGES, JUDGED, chunk_size
-from dim.data.real import _look_at, in_chunks
+from dim.data.real import _look_at
+from dim.data.splits import in_chunks
 from dim.features.classifier import accuracy
 from dim.features.spaces import Features
 from dim.nets.generator import block_size

@@ -4,20 +4,28 @@ import hashlib
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from PIL import features
 from torch import Tensor
 
 from dim.config import DataConfig
 from dim.data.items import DECODE_THREADS, Items, fit_size
 from dim.data.pillow import read_picture, reason
 from dim.errors import InputError
+from dim.launch import say_once
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".webp", ".bmp", ".gif", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+    *([".avif"] if features.check("avif") else []),
+}
+"""Of files that are read as images; of an animation, its first picture."""
 
 _SETTLED_NS = 2 * 10**9
 """How long ago a file must have changed for its times to tell the next change: file systems count in up to two seconds."""
@@ -28,6 +36,8 @@ class Listing:
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self.others: Counter[str] = Counter()
+        """Files that are not read, by how their names end."""
         self._seen = hashlib.blake2b(digest_size=16)
         self._newest = 0
 
@@ -49,6 +59,7 @@ class Listing:
     def extend(self, other: "Listing") -> None:
         """Add all files of another list."""
         self.paths += other.paths
+        self.others += other.others
         self._seen.update(other._seen.digest())
         self._newest = max(self._newest, other._newest)
 
@@ -116,15 +127,49 @@ def _entries(folder: str) -> list[os.DirEntry]:
         raise InputError(f"folder {folder} cannot be read ({reason(error)}): give it read permission, or remove it") from None
 
 
+def _is_litter(name: str) -> bool:
+    """Whether a name is of what systems leave beside somebody's own files, such as the `._x.jpg` of archives made on a Mac."""
+    return name.startswith(("._", ".DS_Store")) or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
 def _images(folder: str) -> Listing:
     """Image files in a folder and in those below it, in the order of their paths' parts; links to folders are not followed."""
     listing = Listing()
     for entry in _entries(folder):
+        hidden, suffix = entry.name.startswith("."), os.path.splitext(entry.name)[1].lower()
+        if _is_litter(entry.name):
+            continue
         if entry.is_dir(follow_symlinks=False):
-            listing.extend(_images(entry.path))
-        elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            if not hidden:  # copies, as those of notebooks
+                listing.extend(_images(entry.path))
+        elif suffix in EXTENSIONS:
             listing.add(entry.path)
+        elif not hidden:
+            listing.others[suffix or "without an ending"] += 1
     return listing
+
+
+def subfolders(folder: Path | str) -> list[str]:
+    """Names of the folders in a folder that are not hidden, also of those that links lead to; sorted."""
+    entries = [entry for entry in _entries(str(folder)) if not (entry.name.startswith(".") or _is_litter(entry.name))]
+    return [entry.name for entry in entries if stat.S_ISDIR(_about(entry.path).st_mode)]
+
+
+def _counted(others: Counter[str]) -> str:
+    """Such files, as text: the commonest endings first."""
+    commonest = sorted(others.items(), key=lambda one: (-one[1], one[0]))[:5]
+    return ", ".join(f"{count} {suffix}" for suffix, count in commonest)
+
+
+def _few_classes(folder: Path, present: Sequence[str]) -> str:
+    """What to do about a folder with no class folder, or one."""
+    text = f"{folder} has {len(present)} class folder(s): expected at least 2, each holding images"
+    if present and len(subfolders(folder / present[0])) > 1:
+        return f"{text}; did you mean {folder / present[0]}?"
+    images = [entry for entry in _entries(str(folder)) if os.path.splitext(entry.name)[1].lower() in EXTENSIONS]
+    if not present and images:
+        return f"{text}; put its {len(images)} images into a folder for each class"
+    return text
 
 
 def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None = None) -> Items:
@@ -132,10 +177,9 @@ def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None 
 
     All files are listed at every start, with their sizes and times: nothing less shows that one was rewritten in its place.
     """
-    entries = [entry for entry in _entries(str(folder)) if not entry.name.startswith(".")]
-    present = [entry.name for entry in entries if stat.S_ISDIR(_about(entry.path).st_mode)]
+    present = subfolders(folder)
     if len(present) < 2:
-        raise InputError(f"{folder} has {len(present)} class folder(s): expected at least 2, each holding images")
+        raise InputError(_few_classes(folder, present))
     names = present if names is None else names
     if unknown := sorted(set(present) - set(names)):
         raise InputError(f"{folder} has class {unknown[0]!r} that the training part lacks: remove or rename it")
@@ -145,7 +189,13 @@ def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         for label, members in enumerate(pool.map(_images, [str(folder / name) for name in names])):
             if not members.paths:
-                raise InputError(f"class folder {folder / names[label]} holds no images ({', '.join(sorted(EXTENSIONS))})")
+                found = f" but {_counted(members.others)}" if members.others else ""
+                kinds = ", ".join(sorted(EXTENSIONS))
+                raise InputError(f"class folder {folder / names[label]} holds no images{found}: remove it, or add some ({kinds})")
             whole.extend(members)
             labels += [label] * len(members.paths)
+    if whole.others:
+        count = sum(whole.others.values())
+        files = "1 file is no image" if count == 1 else f"{count} files are no images"
+        say_once(f"dim: {folder}: {files} that can be read, left out: {_counted(whole.others)}")
     return file_items(whole, labels, names, config)

@@ -1,8 +1,9 @@
-"""Any map-style data set from Python as a source."""
+"""Any map-style data set from Python as a source: torchvision's, Hugging Face's, a list of pairs, one of somebody's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,41 +14,160 @@ from dim.data.pillow import shown
 from dim.data.survey import Reading
 from dim.errors import InputError
 
+IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels", "fine_label", "target")
+"""Where items that are mappings, as those of Hugging Face's data sets, have the image and the label: the first that is there."""
+_COMPARED = 16  # items whose own labels are compared with `targets` before these are believed
+
 
 def dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: DataConfig) -> Items:
     """One part of a data set from Python, decoded when asked for; see `dim.data.real.from_dataset`."""
+    labels = torch.tensor(_Labels(dataset, name, class_names).all(), dtype=torch.int64)
 
     def decode(index: int) -> tuple[Tensor, int]:
-        image, converted = dataset[index][0], 0
-        if isinstance(image, Image.Image):
-            try:
-                image, converted = shown(image, {1: "L", 3: "RGB"}.get(config.channels))
-            except ValueError as error:
-                raise InputError(f"item {index} of {name!r} cannot be read ({error}): replace or remove it") from None
-        image = torch.as_tensor(image)
-        if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise InputError(f"item {index} of {name!r} has shape {tuple(image.shape)}: expected (1 or 3, H, W)")
-        if image.is_floating_point():
-            if float(image.min()) < 0 or float(image.max()) > 1:
-                raise InputError(f"item {index} of {name!r} has values outside [0, 1]: leave out its normalisation")
-            image = (image * 255).round().to(torch.uint8)
-        if image.dtype != torch.uint8:
-            raise InputError(f"item {index} of {name!r} is {image.dtype}: expected uint8, or float in [0, 1]")
+        image, label = _pair(dataset[index], index, name)
+        found = class_number(label, class_names, f"item {index} of {name!r}")
+        if found != int(labels[index]):
+            before = f"had {int(labels[index])} before: expected labels that do not change"
+            raise InputError(f"item {index} of {name!r} has label {found} and {before}")
+        image, converted = _pixels(image, f"item {index} of {name!r}", config)
         return fit_size(image[None], config)[0], converted
 
-    if len(dataset) == 0:
-        raise InputError(f"a part of {name!r} is empty: expected images")
-    targets = getattr(dataset, "targets", None)
-    labels = torch.as_tensor(_labels(dataset, name) if targets is None else targets).long()
-    if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
-        raise InputError(f"{name!r} has labels {int(labels.min())} to {int(labels.max())}: expected 0 to {len(class_names) - 1}")
     return Items(labels, tuple(class_names), decode=decode)
 
 
-def _labels(dataset: Any, name: str) -> list[int]:
-    labels = []
-    with Reading(f"{name}, labels", len(dataset), "item") as reading:
-        for index in range(len(dataset)):
-            labels.append(int(dataset[index][1]))
-            reading.advance()
-    return labels
+def class_names_of(dataset: Any, name: str) -> tuple[str, ...]:
+    """The names of the classes that a data set says it has: its `classes`, or the ClassLabel of a Hugging Face data set.
+
+    Raises:
+        InputError: if it says nothing.
+    """
+    names = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if names is None and isinstance(features, Mapping):
+        key = next((key for key in LABEL_KEYS if key in features), None)
+        names = None if key is None else getattr(features[key], "names", None)
+    if not names or isinstance(names, str):
+        raise InputError(f"{name!r} does not say what its classes are: give class_names, a name for each class in label order")
+    return tuple(map(str, names))
+
+
+def class_number(label: Any, class_names: Sequence[str], what: str) -> int:
+    """The number of a class from whatever stands for it in an item.
+
+    Args:
+        label: an integer of any kind, a name, or a vector with a 1 in the place of the class.
+        class_names: the names.
+        what: the item, for messages.
+
+    Raises:
+        InputError: for anything else, and for numbers out of range.
+    """
+    count = len(class_names)
+    if isinstance(label, str):
+        if label not in class_names:
+            raise InputError(f"{what} has label {label!r}: expected one of class_names, {', '.join(class_names[:5])}, ...")
+        return list(class_names).index(label)
+    try:
+        values = np.asarray(label, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{what} has a label of type {type(label).__name__}: expected a number from 0 to {count - 1}") from None
+    if len(values) == 1 and float(values[0]).is_integer():
+        if not 0 <= values[0] < count:
+            raise InputError(f"{what} has label {int(values[0])}: expected 0 to {count - 1}")
+        return int(values[0])
+    if len(values) == count and sorted(values.tolist()) == [0.0] * (count - 1) + [1.0]:
+        return int(values.argmax())
+    raise InputError(f"{what} has label {str(label)[:60]}: expected a number from 0 to {count - 1}, a name, or one 1 among zeros")
+
+
+class _Labels:
+    """The labels of a data set, from what it keeps them in, if its items have the same; else from all items.
+
+    A `targets` is what files had: a `target_transform` or a wrapper may have made other labels of them.
+    """
+
+    def __init__(self, dataset: Any, name: str, class_names: Sequence[str]) -> None:
+        self._dataset, self._name, self._class_names = dataset, name, class_names
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            kind = type(dataset).__name__
+            raise InputError(f"{name!r} has a {kind}: expected a data set with a length, of pairs by index; list(...) makes one")
+        if len(dataset) == 0:
+            raise InputError(f"a part of {name!r} is empty: expected images")
+
+    def all(self) -> list[int]:
+        """int (N,)."""
+        kept, size = self._kept(), len(self._dataset)
+        if kept is not None and len(kept) == size:
+            compared = sorted({round(place * (size - 1) / (_COMPARED - 1)) for place in range(_COMPARED)})
+            if all(self._number(kept[index], index) == self._own(index) for index in compared):
+                return [self._number(label, index) for index, label in enumerate(kept)]
+        labels = []
+        with Reading(f"{self._name}, labels", size, "item") as reading:
+            for index in range(size):
+                labels.append(self._own(index))
+                reading.advance()
+        return labels
+
+    def _kept(self) -> Any:
+        """`targets`, or the column of a Hugging Face data set; None without either."""
+        columns = getattr(self._dataset, "column_names", None)
+        if isinstance(columns, list):
+            key = next((key for key in LABEL_KEYS if key in columns), None)
+            return None if key is None else self._dataset[key][:]
+        targets = getattr(self._dataset, "targets", None)
+        return targets.tolist() if isinstance(targets, Tensor | np.ndarray) else targets
+
+    def _number(self, label: Any, index: int) -> int:
+        return class_number(label, self._class_names, f"item {index} of {self._name!r}")
+
+    def _own(self, index: int) -> int:
+        return self._number(_pair(self._dataset[index], index, self._name)[1], index)
+
+
+def _pair(item: Any, index: int, name: str) -> tuple[Any, Any]:
+    """Image and label of an item.
+
+    Raises:
+        InputError: if it has another form.
+    """
+    if isinstance(item, Mapping):
+        keys = [next((key for key in wanted if key in item), None) for wanted in (IMAGE_KEYS, LABEL_KEYS)]
+        if None not in keys:
+            return item[keys[0]], item[keys[1]]
+        expected = f"{' or '.join(IMAGE_KEYS)}, and {' or '.join(LABEL_KEYS)}; rename its columns"
+        raise InputError(f"item {index} of {name!r} has {', '.join(map(str, item))[:80]}: expected {expected}")
+    if isinstance(item, Sequence) and not isinstance(item, str | bytes) and len(item) >= 2:
+        return item[0], item[1]
+    raise InputError(f"item {index} of {name!r} is a {type(item).__name__}: expected a pair of an image and a label")
+
+
+def _pixels(image: Any, what: str, config: DataConfig) -> tuple[Tensor, int]:
+    """An image of any form as uint8 (1 or 3, H, W), and what had to be done to it; see `dim.data.pillow.shown`."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 4:
+        image = Image.fromarray(image, "RGBA")
+    if isinstance(image, Image.Image):
+        try:
+            return shown(image, {1: "L", 3: "RGB"}.get(config.channels))
+        except ValueError as error:
+            raise InputError(f"{what} cannot be read ({error}): replace or remove it") from None
+    try:
+        tensor = torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"{what} has an image of type {type(image).__name__}: expected a PIL image, an array or a tensor"
+        ) from None
+    if isinstance(image, np.ndarray):  # grey, or channels last, as NumPy's users have them
+        if tensor.ndim == 2:
+            tensor = tensor[None]
+        elif tensor.ndim == 3 and tensor.shape[0] not in (1, 3) and tensor.shape[2] in (1, 3):
+            tensor = tensor.permute(2, 0, 1)
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise InputError(f"{what} has shape {tuple(tensor.shape)}: expected (1 or 3, H, W)")
+    if tensor.is_floating_point():
+        low, high = float(tensor.min()), float(tensor.max())
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"{what} has values outside [0, 1]: leave out its normalisation, or give 0 to 255 as uint8")
+        tensor = (tensor * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise InputError(f"{what} is {tensor.dtype}: expected uint8, or float in [0, 1]")
+    return tensor, 0

@@ -1,162 +1,24 @@
-"""Real data: any image classification data set as splits that give batches by index.
-
-A split either holds its images as one uint8 tensor on the device (the usual case; a batch is a gather), or, when they are too
-large for that, decodes them batch by batch. Both have the same interface, so nothing above knows which it has.
-"""
+"""Real data: any image classification data set as three parts that give batches by index (`dim.data.splits`)."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dim import rng
-from dim.chunks import IMAGES, chunk_size
 from dim.config import DATASETS, DataConfig, from_dict
 from dim.config.data import located, reads_files
-from dim.data.items import DECODE_THREADS, Items, decode
-from dim.data.pillow import count_converted
-from dim.data.python import dataset_items
+from dim.data.items import Items
+from dim.data.python import class_names_of, dataset_items
+from dim.data.splits import ArraySplit, HeldSplit, Split, StreamSplit, in_chunks
 from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
 from dim.processes import ALONE, Processes
-from dim.spec import DataSpec, to_unit_range
-
-
-class Split(Protocol):
-    """One part of a data set."""
-
-    labels: Tensor
-    """int64 (N,), on the CPU."""
-    streams: bool
-    """Whether a batch is decoded when asked for; a reader then does well to ask one batch ahead."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 (B,) -> float32 (B, C, H, W) images in [-1, 1] and int64 (B,) labels, on the device."""
-        ...
-
-
-class ArraySplit:
-    """A split held as one uint8 tensor (N, C, H, W) on the device."""
-
-    streams = False
-
-    def __init__(self, images: Tensor, labels: Tensor, device: torch.device | str) -> None:
-        self.images = images.to(device)
-        self.labels = labels.cpu()
-        self._labels = labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Split.batch`."""
-        indices = indices.to(self.images.device, non_blocking=True)
-        return to_unit_range(self.images[indices]), self._labels[indices]
-
-
-class StreamSplit:
-    """A split whose images are decoded by a pool of threads when a batch is asked for.
-
-    Args:
-        items: which can be decoded.
-        indices: int64 (N,), those of them that are the split.
-        shape: (C, H, W) of all images.
-        device: where batches are put.
-        key: by which a survey of the split is kept in the cache folder; see `dim.data.survey`. Empty: it is not.
-    """
-
-    streams = True
-
-    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
-        self._items, self._indices, self._shape, self._device, self.key = items, indices, shape, device, key
-        self.labels = items.labels[indices]
-        self._pool = ThreadPoolExecutor(DECODE_THREADS)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Split.batch`."""
-        indices = indices.cpu()
-        images = decode(self._items, self._indices[indices], self._shape, self._pool)
-        return to_unit_range(images).to(self._device), self.labels[indices].to(self._device)
-
-    def converted(self) -> dict[int, int]:
-        """What had to be done to the images that were decoded so far; see `dim.data.pillow.count_converted`."""
-        return count_converted(self._items.converted[self._indices])
-
-
-class HeldSplit(StreamSplit):
-    """A split whose images are decoded when they are first asked for, and then held as one uint8 tensor on the device. So a start
-    that knows the data from an earlier one need not wait for its images.
-    """
-
-    def __init__(self, items: Items, indices: Tensor, shape: tuple[int, ...], device: torch.device | str, key: str = "") -> None:
-        super().__init__(items, indices, shape, device, key)
-        self._held = ArraySplit(torch.empty(len(indices), *shape, dtype=torch.uint8, device=device), self.labels, device)
-        self._missing = torch.ones(len(indices), dtype=torch.bool)
-        self._lock = Lock()
-
-    @property
-    def streams(self) -> bool:
-        """See `Split.streams`: until all images are there."""
-        return self._missing is not None
-
-    @property
-    def images(self) -> Tensor:
-        """All images: uint8 (N, C, H, W) on the device."""
-        self._hold(torch.arange(len(self)))
-        return self._held.images
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Split.batch`."""
-        self._hold(indices)
-        return self._held.batch(indices)
-
-    def _hold(self, indices: Tensor) -> None:
-        """Decode those of the images that are not there."""
-        if self._missing is None:
-            return
-        with self._lock:  # a batch may be asked for ahead, by another thread
-            if self._missing is None:
-                return
-            indices = indices.cpu()
-            wanted = indices[self._missing[indices]].unique()
-            if len(wanted):
-                images = decode(self._items, self._indices[wanted], self._shape, self._pool)
-                self._held.images[wanted.to(self._held.images.device)] = images.to(self._held.images.device)
-                self._missing[wanted] = False
-            if not bool(self._missing.any()):
-                self._missing = None
-
-
-def in_chunks(
-    split: Split, indices: Tensor | None = None, *, largest: int = 4096, budget: int = IMAGES
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The images of a split, as many at a time as a budget of bytes allows.
-
-    Args:
-        split: the images; one is read before, for its size.
-        indices: int64 (N,), which images and in which order. Default: all.
-        largest: the most images at a time.
-        budget: bytes of float32 images at a time, see `dim.chunks`.
-
-    Yields:
-        int64 (B,) indices, float32 (B, C, H, W) images in [-1, 1] and int64 (B,) labels, the last two on the split's device.
-    """
-    indices = torch.arange(len(split)) if indices is None else indices
-    if len(indices):
-        one = split.batch(indices[:1])[0]
-        for part in indices.split(chunk_size(4 * one.numel(), largest, budget)):
-            yield part, *split.batch(part)
-
+from dim.spec import DataSpec
 
 Part = Literal["train", "val", "test"]
 
@@ -262,8 +124,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
         InputError: if the name is unknown, the root is missing or does not hold the data, there are fewer than two
             classes, a class is empty, or an image cannot be read.
     """
-    train, test = DATASETS.load(config.dataset)(config)
-    return _assemble(config, train, test, device)
+    return _assemble(config, *DATASETS.load(config.dataset)(config), device=device)
 
 
 def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
@@ -282,53 +143,50 @@ def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | 
 
 def from_dataset(
     train: Any,
-    test: Any,
+    test: Any = None,
     *,
     name: str,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | None = None,
     config: DataConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> RealData:
-    """Use any map-style Dataset of (image, label) pairs.
+    """Use any map-style data set, such as those of torchvision and Hugging Face, or a list of pairs.
 
-    It is recognised by all its images. So it is read once at every start, and without an attribute `targets` twice, as labels are
-    needed first. PIL images are used as a viewer shows them, see `dim.data.pillow.shown`.
+    It is recognised by all its images. So it is read once at every start, and twice where nothing in it keeps the labels alone
+    (`targets`, or a column), as these are needed first. PIL images are used as a viewer shows them, see `dim.data.pillow.shown`.
 
     Args:
-        train, test: objects with `__len__` and `__getitem__`; an image is a PIL image, a uint8 tensor or array
-            (C, H, W), or a float one in [0, 1]; a label an integer in [0, classes).
+        train: an object with `__len__` and `__getitem__`. Items are pairs, or mappings (see `dim.data.python.IMAGE_KEYS` and
+            `LABEL_KEYS`). An image is a PIL image, a tensor (C, H, W), or an array (C, H, W), (H, W, C) or (H, W), of uint8 or
+            of floats in [0, 1]. A label is an integer in [0, classes), a class name, or a vector with a 1 in the class's place.
+        test: the same. Default: a part of `train` of `config.test_fraction`.
         name: name of the data.
-        class_names: one per class, in label order.
-        config: resolution, channels, held-out fraction and memory limit; its `dataset` and `root` are not used.
+        class_names: one per class, in label order. Default: `train.classes`, or the names of its ClassLabel.
+        config: resolution, channels, held-out fractions and memory limit; its `dataset` and `root` are not used.
         device: where images are held.
 
     Raises:
-        InputError: if an item is of another form, or labels are out of range.
+        InputError: if an item is of another form, or labels are out of range or change.
     """
     config = config or DataConfig()
-    parts = [dataset_items(part, name, class_names, config) for part in (train, test)]
-    return _assemble(config, *parts, device, name=name)
+    class_names = class_names_of(train, name) if class_names is None else class_names
+    parts = [None if part is None else dataset_items(part, name, class_names, config) for part in (train, test)]
+    return _assemble(config, *parts, device=device, name=name)
 
 
 def _assemble(
-    config: DataConfig, train: Items, test: Items | None, device: torch.device | str, name: str | None = None
+    config: DataConfig,
+    train: Items,
+    test: Items | None,
+    val: Items | None = None,
+    *,
+    device: torch.device | str,
+    name: str | None = None,
 ) -> RealData:
-    """Split, place on the device, and describe."""
-    num_classes = len(train.names)
-    for label, count in enumerate(torch.bincount(train.labels, minlength=num_classes).tolist()):
-        if count < 2:
-            raise InputError(f"class {train.names[label]!r} has {count} training image(s): expected at least 2")
-    rest = torch.arange(len(train.labels))
-    if test is None:
-        held, rest = stratified(train.labels, getattr(config, "test_fraction", 0.2), rng.fold(config.split_seed, "test-split"))
-        test_source, test_indices = train, held
-    else:
-        test_source, test_indices = test, torch.arange(len(test.labels))
-    held, kept = stratified(train.labels[rest], config.val_fraction, rng.fold(config.split_seed, "val-split"))
-    val_indices, train_indices = rest[held], rest[kept]
-
+    """Divide, place on the device, and describe."""
+    divided = _divided(config, train, test, val)
     shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.image(0).shape)
-    total = (len(train.labels) + (len(test.labels) if test else 0)) * int(np.prod(shape))
+    total = sum(len(items.labels) for items in (train, test, val) if items is not None) * int(np.prod(shape))
     stream, name = total > config.memory_gib * 2**30, name or config.dataset
 
     def split(items: Items, indices: Tensor) -> Split:
@@ -337,11 +195,7 @@ def _assemble(
         key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
         return (StreamSplit if stream else HeldSplit)(items, indices, shape, device, key)
 
-    parts: dict[Part, Split] = {
-        "train": split(train, train_indices),
-        "val": split(train, val_indices),
-        "test": split(test_source, test_indices),
-    }
+    parts: dict[Part, Split] = {part: split(*own) for part, own in divided.items()}
     # Images that are held are read at the first start, so that a damaged one is not met in the middle of the work.
     wanted = [part for part, own in parts.items() if part == "train" or (isinstance(own, HeldSplit) and len(own))]
     looked = {part: _look_at(parts[part], f"{name}, {part} part") for part in wanted}
@@ -359,6 +213,33 @@ def _assemble(
     data = RealData(spec, **parts)
     data._digests.update({part: own.digest for part, own in looked.items()})
     return data
+
+
+def _divided(config: DataConfig, train: Items, test: Items | None, val: Items | None) -> dict[Part, tuple[Items, Tensor]]:
+    """Items of every part and int64 (N,) indices into them; a part that is not there is taken from the training part."""
+    num_classes = len(train.names)
+    for label, count in enumerate(torch.bincount(train.labels, minlength=num_classes).tolist()):
+        if count < 2:
+            raise InputError(f"class {train.names[label]!r} has {count} training image(s): expected at least 2")
+    rest, parts = torch.arange(len(train.labels)), {}
+    if test is None:
+        held, rest = stratified(train.labels, getattr(config, "test_fraction", 0.2), rng.fold(config.split_seed, "test-split"))
+        parts["test"] = train, held
+    else:
+        parts["test"] = test, torch.arange(len(test.labels))
+    if val is None:
+        held, kept = stratified(train.labels[rest], config.val_fraction, rng.fold(config.split_seed, "val-split"))
+        parts["val"], rest = (train, rest[held]), rest[kept]
+    else:
+        parts["val"] = val, torch.arange(len(val.labels))
+    left = torch.bincount(train.labels[rest], minlength=num_classes)
+    if not bool(left.all()):
+        label = int(left.argmin())
+        count = int((train.labels == label).sum())
+        taken = " and ".join(["test"] * (test is None) + ["validation"] * (val is None and config.val_fraction > 0))
+        remedy = f"expected at least {count + 1}, as every class has an image in the {taken} part"
+        raise InputError(f"class {train.names[label]!r} has {count} images, and none is left to train on: {remedy}")
+    return {"train": (train, rest), "val": parts["val"], "test": parts["test"]}
 
 
 def _look_at(split: Split, what: str) -> Survey:

@@ -9,7 +9,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dim.data.real import RealData, Split, in_chunks
+from dim.data.real import RealData
+from dim.data.splits import Split, in_chunks
 from dim.errors import InputError
 from dim.spec import DataSpec
 

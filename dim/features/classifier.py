@@ -10,7 +10,8 @@ from dim import rng
 from dim.augment import Augment
 from dim.chunks import FORWARD, JUDGED
 from dim.config import ProtocolConfig
-from dim.data.real import RealData, Split, in_chunks
+from dim.data.real import RealData
+from dim.data.splits import Split, in_chunks
 from dim.loop import NonFiniteError
 from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, settled

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dim import rng
 from dim.chunks import FORWARD, JUDGED
 from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
-from dim.data.real import EpochBatches, RealData, in_chunks, per_class_indices
+from dim.data.real import EpochBatches, RealData, per_class_indices
+from dim.data.splits import in_chunks
 from dim.errors import InputError
 from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_name, device_of, trained_features

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from dim import rng
 from dim.chunks import FORWARD, chunk_size
 from dim.config import FeatureConfig, ProtocolConfig, to_dict
-from dim.data.real import EpochBatches, RealData, Split, in_chunks
+from dim.data.real import EpochBatches, RealData
+from dim.data.splits import Split, in_chunks
 from dim.errors import InputError
 from dim.features.classifier import accuracy, train_student
 from dim.io import cache_folder, digest, keep_tensors, load_tensors, reading

@@ -21,7 +21,8 @@ from dim.chunks import FORWARD, JUDGED
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
 from dim.continuation import continues
-from dim.data.real import EpochBatches, RealData, Split, in_chunks
+from dim.data.real import EpochBatches, RealData
+from dim.data.splits import Split, in_chunks
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.loop import Loop

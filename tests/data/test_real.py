@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 
 import dim
 from dim.config import DataConfig
-from dim.data.real import ArraySplit, EpochBatches, from_dataset, load_data, per_class_indices, stratified
+from dim.data.real import EpochBatches, from_dataset, load_data, per_class_indices, stratified
+from dim.data.splits import ArraySplit
 from dim.errors import InputError
 from dim.processes import Processes
 

@@ -7,7 +7,8 @@ import safetensors.torch
 import torch
 
 from dim.config import DataConfig, FeatureConfig
-from dim.data.real import ArraySplit, RealData, load_data
+from dim.data.real import RealData, load_data
+from dim.data.splits import ArraySplit
 from dim.errors import InputError
 from dim.features import spaces as module
 from dim.features.spaces import inception_features, load_features, trained_features

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 import dim
 from dim import rng
 from dim.config import DataConfig, ExpertsConfig, GeneratorConfig, RecordConfig, TrajectoryRecipe, from_dict, to_dict, to_toml
-from dim.data.real import ArraySplit, RealData, from_dataset, load_data
+from dim.data.real import RealData, from_dataset, load_data
+from dim.data.splits import ArraySplit
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import load_tensors, read_document, write_document

@@ -11,7 +11,8 @@ from torch import nn
 
 import dim
 from dim.config import CORESETS, GeneratorConfig, ProtocolConfig
-from dim.data.real import ArraySplit, RealData
+from dim.data.real import RealData
+from dim.data.splits import ArraySplit
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.coreset import Rule

@@ -1,0 +1,280 @@
+"""Images as people have them: folders laid out in some way, and data sets of Python in some form."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dim
+from dim.config import DataConfig
+from dim.data.real import from_dataset, load_data
+from dim.errors import InputError
+
+_PARTS = ("train", "val", "test")
+
+
+def write(folder: Path, *places: str, count: int = 6, suffix: str = ".png") -> None:
+    """Image files of their own grey values in these class folders."""
+    for place, name in enumerate(places):
+        for number in range(count):
+            path = folder / name / f"{number}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), 10 * number + place, dtype=np.uint8)).save(path)
+
+
+def load(root: Path, **settings):
+    return load_data(DataConfig(dataset="folder", root=str(root), resolution=8, **settings))
+
+
+def sizes(data) -> list[int]:
+    return [len(getattr(data, part)) for part in _PARTS]
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# --- parts of a folder -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "test"), ("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation", "TEST"), ("train", "dev", "test")],
+)
+def test_parts_may_have_any_usual_name(tmp_path, names, capsys):
+    train, *val, test = names
+    write(tmp_path / "data", f"{train}/cat", f"{train}/dog", count=10)
+    write(tmp_path / "data", f"{test}/cat", f"{test}/dog", count=3)
+    for name in val:
+        write(tmp_path / "data", f"{name}/cat", f"{name}/dog", count=4)
+    data = load(tmp_path / "data")
+    assert data.spec.class_names == ("cat", "dog")
+    assert sizes(data) == ([20, 8, 6] if val else [18, 2, 6])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
+def test_a_validation_part_without_a_test_part_is_the_test_part_and_that_is_said(tmp_path, capsys, name):
+    write(tmp_path / "data", "train/cat", "train/dog", count=10)
+    write(tmp_path / "data", f"{name}/cat", f"{name}/dog", count=3)
+    assert sizes(load(tmp_path / "data")) == [18, 2, 6]
+    assert capsys.readouterr().err == f"dim: {tmp_path / 'data'}: {name}/ is taken as the test part, as there is no other\n"
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write(tmp_path / "data", "bus", "train", "test", count=10)
+    assert load(tmp_path / "data").spec.class_names == ("bus", "test", "train")
+
+
+def test_parts_that_are_not_clear_are_refused(tmp_path, capsys):
+    write(tmp_path / "two", "train/a", "train/b", "training/a", "training/b")
+    with pytest.raises(InputError, match=r"two has train/ and training/: expected one train part"):
+        load(tmp_path / "two")
+    write(tmp_path / "no", "Test/a", "Test/b")
+    with pytest.raises(InputError, match=r"no has Test/ with folders in it and no train/"):
+        load(tmp_path / "no")
+    write(tmp_path / "more", "train/a", "train/b", "extra/c", "unlabelled")
+    load(tmp_path / "more")
+    assert "more: left out, as they are beside train/: extra, unlabelled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "train/"])
+def test_one_folder_too_many_is_pointed_out(tmp_path, below):
+    write(tmp_path / "data", f"{below}inner/cat", f"{below}inner/dog")
+    with pytest.raises(InputError, match=r"1 class folder\(s\).*did you mean .*inner\?"):
+        load(tmp_path / "data")
+
+
+def test_images_without_class_folders_are_pointed_out(tmp_path):
+    write(tmp_path, "data", count=7)
+    with pytest.raises(InputError, match=r"0 class folder\(s\).*put its 7 images into a folder for each class"):
+        load(tmp_path / "data")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tested", [False, True])
+def test_classes_of_which_no_image_would_be_left_to_train_on_are_refused(tmp_path, count, tested):
+    write(tmp_path / "data", "train/cat", count=9)
+    write(tmp_path / "data", "train/dog", count=count)
+    if tested:
+        write(tmp_path / "data", "test/cat", "test/dog", count=2)
+    if tested and count == 2:
+        assert torch.bincount(load(tmp_path / "data").train.labels).tolist() == [8, 1]
+    else:
+        with pytest.raises(
+            InputError, match=r"class 'dog' has \d (training image|images, and none is left to train on: expected at least 3)"
+        ):
+            load(tmp_path / "data")
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".JPE", ".tga", ".jp2", ".pbm"])
+def test_more_kinds_of_images_are_read(tmp_path, suffix):
+    write(tmp_path / "data", "cat", "dog")
+    form = {".jfif": "jpeg", ".jpe": "jpeg", ".jp2": "jpeg2000", ".pbm": "ppm"}.get(suffix.lower(), suffix[1:])
+    for name in ("cat", "dog"):
+        Image.fromarray(np.full((8, 8, 3), 200, dtype=np.uint8)).save(tmp_path / "data" / name / f"more{suffix}", form)
+    data = load(tmp_path / "data", val_fraction=0.0)
+    assert sum(sizes(data)) == 14
+    assert max(int(images.max()) for images in (data.train.images, data.test.images)) >= 198
+
+
+def test_files_that_are_no_images_are_counted_and_said(tmp_path, capsys):
+    write(tmp_path / "data", "cat", "dog")
+    for name in ("a.heic", "b.heic", "notes.txt", "README", ".DS_Store", "._0.png", "Thumbs.db"):
+        (tmp_path / "data" / "cat" / name).write_text("x")
+    for folder in ("data/__MACOSX/cat", "data/cat/.ipynb_checkpoints"):
+        write(tmp_path, folder, count=1)
+    data = load(tmp_path / "data")
+    assert sum(sizes(data)) == 12
+    said = "4 files are no images that can be read, left out: 2 .heic, 1 .txt, 1 without an ending"
+    assert capsys.readouterr().err == f"dim: {tmp_path / 'data'}: {said}\n"
+
+
+def test_a_class_folder_with_other_files_only_says_which(tmp_path):
+    write(tmp_path / "data", "cat", "dog")
+    (tmp_path / "data" / "eel").mkdir()
+    (tmp_path / "data" / "eel" / "a.heic").touch()
+    with pytest.raises(InputError, match=r"eel holds no images but 1 \.heic: remove it, or add some"):
+        load(tmp_path / "data")
+
+
+# --- data sets of Python -----------------------------------------------------------------------------------------------------
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+NAMES = ("x", "y", "z")
+
+
+def expected() -> torch.Tensor:
+    return torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+
+
+FORMS = {
+    "array, channels last": lambda n: (PIXELS[n], n % 3),
+    "array, channels first": lambda n: (PIXELS[n].transpose(2, 0, 1).copy(), n % 3),
+    "floats, channels last": lambda n: (PIXELS[n].astype(np.float32) / 255, n % 3),
+    "opaque RGBA": lambda n: (np.concatenate((PIXELS[n], np.full((8, 8, 1), 255, dtype=np.uint8)), 2), n % 3),
+    "mapping": lambda n: {"image": Image.fromarray(PIXELS[n]), "label": n % 3},
+    "mapping with other keys": lambda n: {"id": n, "img": PIXELS[n], "fine_label": np.int32(n % 3)},
+    "names": lambda n: (PIXELS[n], NAMES[n % 3]),
+    "one-hot": lambda n: (PIXELS[n], torch.eye(3)[n % 3]),
+    "one-hot integers": lambda n: (PIXELS[n], np.eye(3, dtype=np.int64)[n % 3]),
+    "scalar tensor": lambda n: (PIXELS[n], torch.tensor(n % 3)),
+    "tensor of one": lambda n: (PIXELS[n], torch.tensor([n % 3])),
+    "float number": lambda n: [PIXELS[n], float(n % 3)],
+    "more than a pair": lambda n: (PIXELS[n], n % 3, "path"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_items_may_have_any_usual_form(form):
+    items = [FORMS[form](n) for n in range(24)]
+    data = from_dataset(items, items[:6], name="mine", class_names=NAMES, config=DataConfig(val_fraction=0.0))
+    assert torch.equal(data.train.images, expected())
+    assert data.train.labels.tolist() == [n % 3 for n in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((PIXELS[0], "w"), "item 3 of 'mine' has label 'w': expected one of class_names"),
+        ((PIXELS[0], 1.5), "item 3 of 'mine' has label 1.5: expected a number from 0 to 2"),
+        ((PIXELS[0], float("nan")), "has label nan"),
+        ((PIXELS[0], None), "has a label of type NoneType|has label None"),
+        ((PIXELS[0], [0.5, 0.5, 0.0]), "one 1 among zeros"),
+        ((PIXELS[0], [1, 1, 0]), "one 1 among zeros"),
+        ((PIXELS[0], {}), "has a label of type dict"),
+        ({"picture": PIXELS[0], "label": 0}, "has picture, label: expected image or img"),
+        (PIXELS[0], "is a ndarray: expected a pair"),
+        ("xy", "is a str: expected a pair"),
+        (("path.png", 0), "has an image of type str: expected a PIL image"),
+        ((None, 0), "has an image of type NoneType"),
+        ((np.full((8, 8, 3), np.nan), 0), r"outside \[0, 1\]"),
+        ((PIXELS[0].astype(np.float32), 0), r"outside \[0, 1\].*as uint8"),
+        ((PIXELS[0][:, :, :2], 0), r"shape \(8, 8, 2\)"),
+    ],
+)
+def test_items_of_no_usual_form_are_refused_in_one_line(item, message):
+    items = [(PIXELS[n], n % 3) for n in range(24)]
+    items[3] = item
+    with pytest.raises(InputError, match=message) as caught:
+        from_dataset(items, items, name="mine", class_names=NAMES)
+    assert "\n" not in str(caught.value)
+
+
+class Remapped:
+    """As torchvision's data sets are: `targets` are those of the files, and a transform makes others of them."""
+
+    def __init__(self, change):
+        self.targets, self._change = [n % 3 for n in range(24)], change
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return PIXELS[index], self._change(self.targets[index], index)
+
+
+def test_labels_are_those_that_items_have():
+    data = from_dataset(Remapped(lambda label, _: 2 - label), name="mine", class_names=NAMES, config=DataConfig(val_fraction=0.0))
+    every = torch.cat((data.train.labels, data.test.labels))
+    images = torch.cat((data.train.images, data.test.images))
+    for image, label in zip(images, every.tolist(), strict=True):
+        (number,) = [n for n in range(24) if torch.equal(expected()[n], image)]
+        assert label == 2 - number % 3
+    # One that no comparison of some items finds is met when all are read.
+    with pytest.raises(InputError, match="item 1 of 'mine' has label 0 and had 1 before"):
+        from_dataset(
+            Remapped(lambda label, n: 0 if n == 1 else label), Remapped(lambda label, _: label), name="mine", class_names=NAMES
+        )
+
+
+def test_kept_labels_spare_reading_the_items_twice():
+    class Counted(Remapped):
+        read = 0
+
+        def __getitem__(self, index):
+            Counted.read += 1
+            return super().__getitem__(index)
+
+    items = Counted(lambda label, _: label)
+    items.__class__.__len__ = lambda self: 24
+    from_dataset(items, [(PIXELS[n], n % 3) for n in range(3)], name="mine", class_names=NAMES)
+    assert Counted.read <= 24 + 16 + 1
+
+
+def test_without_a_test_part_one_is_taken():
+    items = [(PIXELS[n], n % 3) for n in range(24)]
+    data = dim.from_dataset(items, name="mine", class_names=NAMES)
+    assert sizes(data) == [15, 3, 6]
+
+
+def test_class_names_are_those_of_the_data_set():
+    items = Remapped(lambda label, _: label)
+    with pytest.raises(InputError, match="does not say what its classes are: give class_names"):
+        from_dataset(items, name="mine")
+    items.classes = ["cat", "dog", "eel"]
+    assert from_dataset(items, name="mine").spec.class_names == ("cat", "dog", "eel")
+
+
+def test_what_has_no_length_is_refused():
+    with pytest.raises(InputError, match="'mine' has a generator: expected a data set with a length"):
+        from_dataset(((PIXELS[n], n % 3) for n in range(24)), name="mine", class_names=NAMES)
+
+
+def test_a_hugging_face_data_set_is_a_source():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
+    content = {"image": [Image.fromarray(pixels) for pixels in PIXELS], "label": [n % 3 for n in range(24)]}
+    items = datasets.Dataset.from_dict(content, features=features)
+    data = from_dataset(items, items.select(range(6)), name="mine", config=DataConfig(val_fraction=0.0))
+    assert data.spec.class_names == NAMES
+    assert torch.equal(data.train.images, expected())
+    assert data.train.labels.tolist() == [n % 3 for n in range(24)]
+    with pytest.raises(InputError, match="has a IterableDataset: expected a data set with a length"):
+        from_dataset(items.to_iterable_dataset(), name="mine", class_names=NAMES)
