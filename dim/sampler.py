@@ -15,8 +15,9 @@ from einops import rearrange
 from torch import Tensor
 
 from dim.chunks import require_memory
+from dim.classes import whole_number
 from dim.data.synthetic import SyntheticSet
-from dim.errors import InputError
+from dim.errors import InputError, nearest
 from dim.io import digest
 from dim.nets.generator import Generator
 from dim.pictures import grid
@@ -48,15 +49,15 @@ def request(
     spec: DataSpec,
     *,
     ipc: int | None = None,
-    counts: Mapping[int, int] | None = None,
-    classes: Sequence[int] | None = None,
+    counts: Mapping[int | str, int] | None = None,
+    classes: Sequence[int | str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Labels and indices of a set, ordered by index and then by class, so that smaller sets are a beginning of larger ones.
 
     Args:
         spec: the data.
         ipc: images per class, 1 or more; or
-        counts: images by class.
+        counts: images by class, which are numbers or names.
         classes: only these classes (with `ipc`). Default: all.
 
     Returns:
@@ -68,18 +69,23 @@ def request(
     if (ipc is None) == (counts is None):
         raise InputError("give either a number of images per class (ipc) or counts by class, and not both")
     if counts is None:
-        if ipc < 1:
+        wanted = [(label, ipc) for label in (range(spec.num_classes) if classes is None else classes)]
+        if whole_number(ipc, "ipc") < 1:
             raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
-        counts = dict.fromkeys(range(spec.num_classes) if classes is None else classes, ipc)
     elif classes is not None:
         raise InputError("give either counts by class or a list of classes, and not both")
-    if not counts:
+    else:
+        wanted = list(counts.items())
+    if not wanted:
         raise InputError("no class was asked for: name at least one")
-    for label, count in counts.items():
-        if not 0 <= label < spec.num_classes:
-            raise InputError(f"class {label} is unknown: {spec.name} has classes 0 to {spec.num_classes - 1}")
+    counts = {}
+    for given, number in wanted:
+        label, count = _class_of(given, spec), whole_number(number, f"the count of class {given!r}")
+        if label in counts:
+            raise InputError(f"class {given!r} is there twice: expected each class once")
         if count < 1:
-            raise InputError(f"class {label} has count {count}: expected 1 or more images")
+            raise InputError(f"class {given} has count {count}: expected 1 or more images")
+        counts[label] = count
     total = sum(counts.values())
     require_memory(total * (spec.image_bytes + _BESIDE_IMAGE), f"{total:,} images", "ask for fewer (--ipc, --counts)")
     labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
@@ -88,12 +94,24 @@ def request(
     return labels[order], indices[order]
 
 
+def _class_of(given: int | str, spec: DataSpec) -> int:
+    """The number of a class that is given by number or by name."""
+    if isinstance(given, str):
+        if given not in spec.class_names:
+            raise InputError(f"unknown class {given!r}: expected a number or a name. {nearest(given, spec.class_names)}")
+        return spec.class_names.index(given)
+    label = whole_number(given, "a class")
+    if not 0 <= label < spec.num_classes:
+        raise InputError(f"class {label} is unknown: {spec.name} has classes 0 to {spec.num_classes - 1}")
+    return label
+
+
 def sample_set(
     generator: Generator,
     *,
     ipc: int | None = None,
-    counts: Mapping[int, int] | None = None,
-    classes: Sequence[int] | None = None,
+    counts: Mapping[int | str, int] | None = None,
+    classes: Sequence[int | str] | None = None,
     seed: int = 0,
     ranking: Ranked | None = None,
     latents: bool = False,

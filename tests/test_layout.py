@@ -19,6 +19,7 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 FLOORS = (
     ("text",),
     ("errors", "rng", "provenance", "launch", "signals"),
+    ("classes",),
     ("outputs",),
     ("spec", "config", "io", "processes", "repository", "chunks"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,6 +190,12 @@ def test_order_is_by_index_and_then_by_class():
         ({}, "either"),
         ({"ipc": 1, "counts": {1: 1}}, "not both"),
         ({"counts": {1: 1}, "classes": [1]}, "not both"),
+        ({"ipc": 2.5}, r"ipc is 2\.5: expected a whole number"),
+        ({"ipc": "many"}, "ipc is 'many': expected a whole number"),
+        ({"counts": {1: float("inf")}}, "the count of class 1 is inf"),
+        ({"ipc": 1, "classes": ["ten"]}, "unknown class 'ten': expected a number or a name"),
+        ({"ipc": 1, "classes": [3, "3"]}, "class '3' is there twice"),
+        ({"ipc": 1, "classes": [1.5]}, r"a class is 1\.5"),
     ],
 )
 def test_impossible_requests_are_refused(generator, settings, message):
@@ -196,6 +203,14 @@ def test_impossible_requests_are_refused(generator, settings, message):
         request(SPEC, **settings)
     with pytest.raises(InputError, match=message):
         sample_set(generator, **settings)
+
+
+def test_classes_may_have_names_and_counts_be_whole_floats():
+    for own, other in (
+        ({"ipc": 2.0, "classes": ["3", np.int64(1)]}, {"ipc": 2, "classes": [3, 1]}),
+        ({"counts": {"3": 2.0, 1: np.int32(1)}}, {"counts": {3: 2, 1: 1}}),
+    ):
+        assert all(map(torch.equal, request(SPEC, **own), request(SPEC, **other)))
 
 
 def test_an_impossible_batch_size_is_refused(generator):

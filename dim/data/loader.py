@@ -1,14 +1,16 @@
 """A generator in place of a data set: endless fresh images with exactly balanced labels, for any training loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dim import rng
 from dim.chunks import chunk_size, require_memory
+from dim.classes import whole_number
 from dim.errors import InputError
 from dim.nets.generator import Generator
 
@@ -29,7 +31,7 @@ class GeneratedDataset(Dataset):
         generator: on the CPU if the DataLoader has workers.
         length: number of images.
         seed: names the stream.
-        start: place in the stream of item 0; `epoch * length` gives every epoch fresh images.
+        start: place in the stream of item 0. `set_epoch` moves on from there, so that every epoch has fresh images.
         transform: applied to an item's image.
         relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`; items give these in place of the class.
 
@@ -52,7 +54,12 @@ class GeneratedDataset(Dataset):
         if start < 0:
             raise InputError(f"start is {start}: expected 0 or more")
         self.generator, self.length, self.seed, self.start = generator, length, seed, start
-        self.transform, self.relabel = transform, relabel
+        self.transform, self.relabel, self._first = transform, relabel, start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the images of an epoch; each has its own. Call it before a DataLoader is iterated again. Workers that are kept
+        (`persistent_workers=True`) have a copy of the data set and do not notice."""
+        self.start = self._first + whole_number(epoch, "epoch") * self.length
 
     def __len__(self) -> int:
         return self.length
@@ -74,26 +81,34 @@ class GeneratedDataset(Dataset):
         return list(zip(items, targets, strict=True))
 
 
+_STREAM = ("seed", "batch_size", "steps", "shuffle", "rank", "world")  # settings that a place in the stream depends on
+
+
 class GeneratedLoader:
     """An iterable of `steps` batches, generated on the device in this process when they are asked for.
 
     Every image of an epoch is new, labels are exactly balanced over the epoch (each class differs by one at most), and
-    with `shuffle` the order within it is random. Iterating again gives the next epoch; `set_epoch` goes to any.
+    with `shuffle` the order within it is random. Iterating again gives the next epoch; `set_epoch` goes to any, and
+    `state_dict` says where to go on after a restart, to the batch. Several processes have batches of their own: together, those
+    that one process would have with so many times the batch size.
 
     Args:
         generator: moved to `device`.
-        batch_size: images per batch.
-        steps: batches per epoch.
+        batch_size: images per batch, in each process.
+        steps: batches per epoch, in each process.
         seed: names the stream and its order.
         device: where images appear. Default: where the generator is.
         shuffle: mix classes within windows of about a thousand images (of large ones, 64 MiB); off: classes take turns.
+        transform: applied to the images of a batch, after `relabel` has seen them.
         relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`, in place of classes.
+        rank, world: number of this process among so many. Default: as `torch.distributed` has them when the loader is made, if it
+            is initialised; else there is one.
 
     Yields:
         float32 (batch_size, C, H, W) in [-1, 1], and int64 (batch_size,) or float (batch_size, K), on the device.
 
     Raises:
-        InputError: if `batch_size` or `steps` is below 1.
+        InputError: if `batch_size` or `steps` is below 1, or `rank` is not among `world`.
     """
 
     def __init__(
@@ -105,15 +120,27 @@ class GeneratedLoader:
         seed: int = 0,
         device: torch.device | str | None = None,
         shuffle: bool = True,
+        transform: Callable[[Tensor], Any] | None = None,
         relabel: Callable[[Tensor], Tensor] | None = None,
+        rank: int | None = None,
+        world: int | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("steps", steps)):
             if value < 1:
                 raise InputError(f"{name} is {value}: expected 1 or more")
+        if (rank is None) != (world is None):
+            raise InputError(f"rank is {rank} and world is {world}: expected both, or none")
+        if world is None:
+            together = dist.is_available() and dist.is_initialized()
+            rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        if not 0 <= rank < world:
+            raise InputError(f"rank is {rank}: expected 0 to {world - 1}, as there are {world} processes")
         require_memory(batch_size * (4 * generator.spec.image_bytes + 64), f"batch_size {batch_size:,}", "lower it")
         self.generator = generator if device is None else generator.to(device)
         self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
-        self.epoch, self.relabel = 0, relabel
+        self.epoch, self.transform, self.relabel, self.rank, self.world = 0, transform, relabel, rank, world
+        self._step = 0  # of the epoch that is, or is to be, iterated
+        self._within: int | None = None  # that epoch, once it is begun
         # Batches of one window are generated together: the generator's blocks stay full, and the window can be shuffled.
         self._window = max(1, chunk_size(4 * generator.spec.image_bytes, 1024) // batch_size)
 
@@ -121,24 +148,51 @@ class GeneratedLoader:
         return self.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which epoch the next iteration gives."""
-        self.epoch = epoch
+        """Choose which epoch the next iteration gives, from its first batch."""
+        self.epoch, self._step, self._within = whole_number(epoch, "epoch"), 0, None
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream is: after the last batch that it gave. Given to `load_state_dict` of a loader that is made alike, the
+        next iteration of that goes on there."""
+        state = {"epoch": self.epoch if self._within is None else self._within, "step": self._step}
+        return {**state, **{name: int(getattr(self, name)) for name in _STREAM}}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where `state_dict` was.
+
+        Raises:
+            InputError: if that was of another stream.
+        """
+        for name in _STREAM:
+            if state[name] != int(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}: the state is of a stream with {state[name]}; make them alike")
+        self.epoch, self._step, self._within = state["epoch"], state["step"], None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        first = epoch * self.steps * self.batch_size
-        num_classes = self.generator.spec.num_classes
-        for window_start in range(0, self.steps, self._window):
-            batches = min(self._window, self.steps - window_start)
-            start = first + window_start * self.batch_size
-            labels, numbers = stream_position(torch.arange(start, start + batches * self.batch_size), num_classes)
-            if self.shuffle:
-                source = rng.generator(self.seed, "stream-order", epoch, window_start)
-                order = torch.randperm(len(labels), generator=source)
-                labels, numbers = labels[order], numbers[order]
-            images = self.generator.images(labels, numbers, seed=self.seed)
-            targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
-            yield from zip(images.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        epoch, skipped = self.epoch, self._step if self._within is None else 0  # one that was left begins no other in its midst
+        self.epoch, self._within, self._step = epoch + 1, epoch, skipped
+        for window in range(skipped // self._window, -(-self.steps // self._window)):
+            images, targets = self._made(epoch, window * self._window)
+            for step, (own, target) in enumerate(zip(images, targets, strict=True), start=window * self._window):
+                if step < skipped:
+                    continue
+                # An epoch that has given its last batch is over.
+                self._step, self._within = (step + 1, epoch) if step + 1 < self.steps else (0, None)
+                yield own if self.transform is None else self.transform(own), target
+
+    def _made(self, epoch: int, first: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The batches of a window, which begins with step `first`: their images and their targets."""
+        batches = min(self._window, self.steps - first)
+        place = ((epoch * self.steps + first + torch.arange(batches)) * self.world + self.rank) * self.batch_size
+        positions = (place[:, None] + torch.arange(self.batch_size)).flatten()
+        labels, numbers = stream_position(positions, self.generator.spec.num_classes)
+        if self.shuffle:
+            source = rng.generator(self.seed, "stream-order", epoch, first, *([self.rank] if self.world > 1 else []))
+            order = torch.randperm(len(labels), generator=source)
+            labels, numbers = labels[order], numbers[order]
+        images = self.generator.images(labels, numbers, seed=self.seed)
+        targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
+        return images.split(self.batch_size), targets.split(self.batch_size)
 
 
 class Positions:

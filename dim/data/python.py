@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dim.classes import class_number
 from dim.config import DataConfig
 from dim.data.items import Items, fit_size
 from dim.data.pillow import shown
@@ -49,35 +50,6 @@ def class_names_of(dataset: Any, name: str) -> tuple[str, ...]:
     if not names or isinstance(names, str):
         raise InputError(f"{name!r} does not say what its classes are: give class_names, a name for each class in label order")
     return tuple(map(str, names))
-
-
-def class_number(label: Any, class_names: Sequence[str], what: str) -> int:
-    """The number of a class from whatever stands for it in an item.
-
-    Args:
-        label: an integer of any kind, a name, or a vector with a 1 in the place of the class.
-        class_names: the names.
-        what: the item, for messages.
-
-    Raises:
-        InputError: for anything else, and for numbers out of range.
-    """
-    count = len(class_names)
-    if isinstance(label, str):
-        if label not in class_names:
-            raise InputError(f"{what} has label {label!r}: expected one of class_names, {', '.join(class_names[:5])}, ...")
-        return list(class_names).index(label)
-    try:
-        values = np.asarray(label, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{what} has a label of type {type(label).__name__}: expected a number from 0 to {count - 1}") from None
-    if len(values) == 1 and float(values[0]).is_integer():
-        if not 0 <= values[0] < count:
-            raise InputError(f"{what} has label {int(values[0])}: expected 0 to {count - 1}")
-        return int(values[0])
-    if len(values) == count and sorted(values.tolist()) == [0.0] * (count - 1) + [1.0]:
-        return int(values.argmax())
-    raise InputError(f"{what} has label {str(label)[:60]}: expected a number from 0 to {count - 1}, a name, or one 1 among zeros")
 
 
 class _Labels:

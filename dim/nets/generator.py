@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.chunks import DRAWN, chunk_size
+from dim.classes import class_numbers
 from dim.config import GENERATORS, GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.spec import DataSpec, to_uint8
@@ -149,16 +150,17 @@ class Generator(nn.Module):
         """Generate one image per label: the first image of a class is number 0 of that class, the next number 1, ...
 
         Args:
-            labels: int64 (B,), in [0, classes).
+            labels: (B,) in [0, classes): integers of any kind, class names, or one-hot vectors (B, classes). One label gives one
+                image.
             seed: names the data set that the images belong to.
 
         Returns:
-            float32 (B, C, H, W) in [-1, 1], on the generator's device.
+            float32 (B, C, H, W) in [-1, 1], on the generator's device; also of a generator in half precision.
 
         Raises:
-            InputError: if a label is out of range.
+            InputError: if a label is out of range, or something else.
         """
-        labels = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
+        labels = class_numbers(labels, self.spec.class_names)
         return self.images(labels, occurrence(labels), seed=seed)
 
     def images(self, labels: Tensor, indices: Tensor, *, seed: int, latents: Tensor | None = None) -> Tensor:
@@ -208,8 +210,8 @@ class Generator(nn.Module):
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 y = label_table[number]
                 z = self.latents(y, index_table[number], seed=seed) if latent_table is None else latent_table[number]
-                own = places[number]
-                output[own.to(self.device)] = self(z, y).float()[rows[own].to(self.device)]
+                own, dtype = places[number], next(self.parameters()).dtype
+                output[own.to(self.device)] = self(z.to(dtype), y).float()[rows[own].to(self.device)]
 
         training = self.training
         self.eval()

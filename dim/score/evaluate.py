@@ -134,7 +134,8 @@ class Evaluator:
             stream_seed = rng.fold(seed, "evaluate-stream")
             relabel = None if teacher is None else teacher.labels
             batch = self.protocol.batch_size
-            loader = GeneratedLoader(generator, batch_size=batch, steps=steps, seed=stream_seed, relabel=relabel)
+            stream = {"batch_size": batch, "steps": steps, "seed": stream_seed, "rank": 0, "world": 1}
+            loader = GeneratedLoader(generator, relabel=relabel, **stream)
             batches = iter(loader)
             return lambda step: next(batches)
 

@@ -1,5 +1,7 @@
 """A generator in place of a data set: GeneratedDataset and GeneratedLoader."""
 
+import json
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -176,3 +178,92 @@ def test_unshuffled_stream_is_the_dataset(generator):
 def test_impossible_loaders_are_refused(generator, settings):
     with pytest.raises(InputError, match="is 0: expected 1"):
         GeneratedLoader(generator, **settings)
+
+
+# --- processes, epochs, restarts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_what_one_process_would_have(generator, world):
+    whole = GeneratedLoader(generator, batch_size=6 * world, steps=4, shuffle=False)
+    shares = [GeneratedLoader(generator, batch_size=6, steps=4, shuffle=False, rank=rank, world=world) for rank in range(world)]
+    for _ in range(2):
+        for batch, *parts in zip(whole, *shares, strict=True):
+            for tensors in zip(batch, zip(*parts, strict=True), strict=True):
+                assert torch.equal(tensors[0], torch.cat(tensors[1]))
+
+
+def test_shuffled_processes_have_images_and_an_order_of_their_own(generator):
+    shares = [walk(GeneratedLoader(generator, batch_size=30, steps=4, rank=rank, world=2)) for rank in range(2)]
+    whole = walk(GeneratedLoader(generator, batch_size=60, steps=4))
+    pairs = [[(bytes(i.numpy()), int(y)) for i, y in zip(*part, strict=True)] for part in (*shares, whole)]
+    assert sorted(pairs[0] + pairs[1]) == sorted(pairs[2])
+    assert shares[0][1].tolist() != shares[1][1].tolist()
+
+
+def test_a_process_group_is_noticed(generator, monkeypatch):
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    loader = GeneratedLoader(generator, batch_size=6, steps=2)
+    assert (loader.rank, loader.world) == (1, 3)
+    alone = GeneratedLoader(generator, batch_size=6, steps=2, rank=0, world=1)
+    assert (alone.rank, alone.world) == (0, 1)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
+def test_impossible_ranks_are_refused(generator, rank, world):
+    with pytest.raises(InputError, match=r"^rank is "):
+        GeneratedLoader(generator, batch_size=6, steps=2, rank=rank, world=world)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("batch_size", "given"), [(30, 0), (30, 3), (30, 5), (400, 3), (400, 7)])
+def test_a_stream_goes_on_after_a_restart(generator, shuffle, batch_size, given):
+    """Within a window of batches that are made together, at its end, and after an epoch."""
+    settings = {"batch_size": batch_size, "steps": 5, "seed": 3, "shuffle": shuffle}
+    straight = GeneratedLoader(generator, **settings)
+    expected = [batch for _ in range(3) for batch in straight]
+    loader, batches = GeneratedLoader(generator, **settings), []
+    while len(batches) < given:
+        for batch in loader:
+            batches.append(batch)
+            if len(batches) == given:
+                break
+    state = json.loads(json.dumps(loader.state_dict()))
+    again = GeneratedLoader(generator, **settings)
+    again.load_state_dict(state)
+    while len(batches) < 15:
+        batches += again
+    assert len(batches) == 15
+    for own, other in zip(batches, expected, strict=True):
+        assert all(map(torch.equal, own, other))
+
+
+def test_an_epoch_that_was_left_does_not_shorten_the_next(generator):
+    loader = GeneratedLoader(generator, batch_size=30, steps=4)
+    next(iter(loader))
+    assert len(list(loader)) == 4
+
+
+def test_the_state_of_another_stream_is_refused(generator):
+    state = GeneratedLoader(generator, batch_size=30, steps=4).state_dict()
+    with pytest.raises(InputError, match="batch_size is 20: the state is of a stream with 30"):
+        GeneratedLoader(generator, batch_size=20, steps=4).load_state_dict(state)
+
+
+def test_a_loader_takes_a_transform(generator):
+    settings = {"batch_size": 6, "steps": 2, "relabel": lambda images: images.mean((1, 2, 3))[:, None]}
+    plain, flipped = (walk(GeneratedLoader(generator, transform=each, **settings)) for each in (None, torch.neg))
+    assert torch.equal(plain[0], -flipped[0])
+    assert torch.equal(plain[1], flipped[1]), "labels are those of the images as they were made"
+
+
+def test_every_epoch_of_a_dataset_may_have_images_of_its_own(generator):
+    dataset = GeneratedDataset(generator, 20, seed=3, start=4)
+    first = epoch(dataset, batch_size=20)
+    dataset.set_epoch(1)
+    second = epoch(dataset, batch_size=20)
+    assert not any(torch.equal(image, other) for image in first[0] for other in second[0])
+    assert torch.equal(second[0], epoch(GeneratedDataset(generator, 20, seed=3, start=24), batch_size=20)[0])
+    dataset.set_epoch(0)
+    assert torch.equal(epoch(dataset, batch_size=20)[0], first[0])

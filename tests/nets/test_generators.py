@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -222,6 +223,47 @@ def test_sample_numbers_the_images_of_each_class(net):
     expected = net.images(torch.tensor(labels), torch.tensor([0, 0, 1, 2, 0]), seed=7)
     assert torch.equal(net.sample(torch.tensor(labels), seed=7), expected)
     assert torch.equal(net.sample(labels, seed=7), expected)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor(2), 2, np.int32(2), [2], (2.0,), ["class 2"], "class 2", torch.eye(5)[2:3], np.eye(5)[[2]], [[0, 0, 1, 0, 0]]],
+    ids=str,
+)
+def test_one_label_may_have_any_usual_form(net, labels):
+    assert torch.equal(net.sample(labels, seed=7), net.images(torch.tensor([2]), torch.tensor([0]), seed=7))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0.5]), r"image 0 has label .*0\.5.*: expected a number from 0 to 4"),
+        (torch.tensor([[0.5, 0.5, 0, 0, 0]]), "one 1 among zeros"),
+        (["class 1", "class 7"], "image 1 has label 'class 7'"),
+        (None, "label"),
+        (torch.tensor([4, 5]), "label 5 is out of range"),
+    ],
+    ids=str,
+)
+def test_labels_of_no_usual_form_are_refused(net, labels, message):
+    with pytest.raises(InputError, match=message):
+        net.sample(labels)
+
+
+@pytest.mark.parametrize("name", ["dim2023", "gan", "diffusion"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_generator_in_half_precision_makes_nearly_the_same_images(spec, name, dtype):
+    if name == "dim2023":
+        whole = _trained(spec(3, 16, 5), GeneratorConfig(name=name, width=24, latent_dim=6))
+    else:
+        whole = build_generator(GeneratorConfig(name=name, width=8), spec(3, 16, 5), seed=0).eval()
+    half = copy.deepcopy(whole).to(dtype)
+    labels, indices = _all(3)
+    images, close = (each.images(labels, indices, seed=0) for each in (whole, half))
+    assert close.dtype == torch.float32
+    # bfloat16 has eight bits, of which a network keeps the larger part.
+    assert (images - close).abs().mean() < (0.02 if dtype == torch.bfloat16 else 0.003)
+    assert half.pixels(labels, indices, seed=0).dtype == torch.uint8
 
 
 def test_nothing_asked_for_gives_nothing(net):
