@@ -133,7 +133,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def require_same_data(subject: DataSpec, data: DataSpec) -> None:
-    """Raise InputError if a set or a generator has other image sizes or another number of classes than the real data."""
+    """Raise InputError if a set or a generator has other image sizes, another number of classes, or the same classes in another
+    order than the real data."""
     if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
         made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
         raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")
+    if subject.class_names != data.class_names and set(subject.class_names) == set(data.class_names):
+        label = next(label for label, name in enumerate(subject.class_names) if name != data.class_names[label])
+        found = f"class {label} is {subject.class_names[label]!r} there and {data.class_names[label]!r} in {data.name!r}"
+        raise InputError(f"made for {subject.name!r} with its classes in another order: {found}; make it again from these data")

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from dim.errors import InputError, nearest
-from dim.spec import DataSpec, to_uint8, to_unit_range
+from dim.spec import DataSpec, require_same_data, to_uint8, to_unit_range
+
+
+def test_data_of_the_same_classes_in_another_order_are_other_data(spec):
+    data = spec(classes=3)
+    require_same_data(data, data)
+    require_same_data(dataclasses.replace(data, class_names=("x", "y", "z")), data)  # other names for what may be the same
+    with pytest.raises(InputError, match=r"class 0 is 'class 2' there and 'class 0' in 'toy'; make it again"):
+        require_same_data(dataclasses.replace(data, class_names=tuple(reversed(data.class_names))), data)
+    with pytest.raises(InputError, match="expected 'toy'"):
+        require_same_data(spec(classes=4), data)
 
 
 def test_every_pixel_value_survives_a_round_trip():

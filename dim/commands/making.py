@@ -76,7 +76,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     _require_used(parsed)
 
-    from dim.data.stored import require_libraries
+    from dim.data.stored import require_classes, require_libraries
     from dim.hub import load_generator, save_pretrained
     from dim.nets.generator import require_spread
     from dim.outputs import require_free
@@ -98,7 +98,9 @@ def sample(arguments: Sequence[str]) -> None:
     if parsed.classes:
         size["classes"] = [_class_number(text, generator.spec.class_names) for text in parsed.classes]
         _require_once("classes", parsed.classes, size["classes"])
-    request(generator.spec, **size)
+    wanted, _ = request(generator.spec, **size)
+    if parsed.format != GENERATOR:
+        require_classes(FORMATS.load(parsed.format), wanted, generator.spec)
     data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None

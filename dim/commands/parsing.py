@@ -137,6 +137,19 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
     return parsed, unknown
 
 
+def subjects_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with subjects in front that stand behind the values of an option, as in `--students convnet sets/ten`,
+    which would take them for values of its own: what is there on disk, or is on the Hub. One value is left to the option."""
+    arguments = list(arguments)
+    if not arguments or not arguments[0].startswith("-"):
+        return arguments
+    last = max(place for place, word in enumerate(arguments) if word.startswith("-"))
+    first = len(arguments)
+    while first > last + 2 and (os.path.exists(arguments[first - 1]) or arguments[first - 1].startswith("hub:")):
+        first -= 1
+    return arguments[first:] + arguments[:first]
+
+
 def _shown(value: Any) -> Any:
     """Settings as help shows them: a text of somebody's recipe must not steer the terminal."""
     if isinstance(value, tuple):

@@ -10,7 +10,7 @@ import tyro
 
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
 from dim.commands.pages import write_page
-from dim.commands.parsing import parse, parse_known
+from dim.commands.parsing import parse, parse_known, subjects_first
 from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
 from dim.config import ProtocolConfig, from_dict
 from dim.config.settings import require_default
@@ -20,6 +20,7 @@ from dim.text import say
 
 def evaluate(arguments: Sequence[str]) -> None:
     """`dim evaluate`."""
+    arguments = subjects_first(arguments)
     first, _ = parse_known(EvaluateArguments, arguments, "evaluate")
     if not first.subjects:
         raise InputError("nothing to evaluate: name sets, runs or generators")
@@ -58,6 +59,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def compare(arguments: Sequence[str]) -> None:
     """`dim compare`."""
+    arguments = subjects_first(arguments)
     first, _ = parse_known(CompareArguments, arguments, "compare")
     if not first.subjects:
         raise InputError("nothing to compare: name sets, runs, generators or files of scores")
@@ -112,7 +114,7 @@ def compare(arguments: Sequence[str]) -> None:
 
 def coverage(arguments: Sequence[str]) -> None:
     """`dim coverage`."""
-    parsed = parse(CoverageArguments, arguments, "coverage")
+    parsed = parse(CoverageArguments, subjects_first(arguments), "coverage")
     if not parsed.subjects:
         raise InputError("nothing to measure: name sets, runs or generators")
 

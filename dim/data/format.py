@@ -27,6 +27,8 @@ class Format:
     """Modules from the extra `export` that writing a set needs; `library` imports these and no others."""
     eight_bits: ClassVar[bool] = False
     """Whether images have 8 bits per channel here: sets of float32 images are then refused."""
+    by_folder: ClassVar[bool] = False
+    """Whether other readers number the class folders that they find, so that sets which lack a class are refused."""
     latents: ClassVar[bool] = False
     """Whether a latent for each image and the generator that makes images of latents are stored, in place of images."""
 

@@ -37,6 +37,17 @@ def require_libraries(choice: str) -> None:
             kind.library(module)
 
 
+def require_classes(kind: Format | type[Format], labels: Tensor, spec: DataSpec) -> None:
+    """Raise InputError if a set lacks a class in whose place other readers of the format would put the next one."""
+    present = len(labels.unique())
+    if kind.by_folder and present < spec.num_classes:
+        others = " or ".join(
+            name for name in FORMATS.names() if not FORMATS.load(name).by_folder and not FORMATS.load(name).latents
+        )
+        what = f"images of {present} of {spec.num_classes} classes in folders"
+        raise InputError(f"{what}: readers number the folders that they find, so labels would be others; use --format {others}")
+
+
 def write_folder(
     path: Path | str,
     content: Mapping[str, Tensor],
@@ -52,6 +63,7 @@ def write_folder(
         others = {name: FORMATS.load(name) for name in FORMATS.names()}
         use = " or ".join(name for name, other in others.items() if not other.eight_bits and not other.latents)
         raise InputError(f"format {kind.name!r} holds 8 bits per channel and these images are float32: use {use}")
+    require_classes(kind, content["labels"], spec)
     description = _describe(content, spec, info, kind.name)
     with atomic_folder(path, overwrite=overwrite) as folder:
         kind.write(folder, content, spec, generator=generator)

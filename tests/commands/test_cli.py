@@ -19,6 +19,7 @@ from PIL import Image
 
 import dim
 from dim.commands.cli import main
+from dim.commands.parsing import subjects_first
 from dim.config import (
     CORESETS,
     FORMATS,
@@ -364,6 +365,29 @@ def test_the_protocol_can_be_changed(small_set, tmp_path):
     assert [(score["student"], score["steps"]) for score in scores] == [("alexnet:width=2", 3), ("convnet:width=2", 3)]
 
 
+def test_subjects_may_stand_behind_an_option_that_takes_several_values(small_set, tmp_path):
+    scores = tmp_path / "scores.json"
+    arguments = ["--seeds", "1", "--json", str(scores), "--protocol.epochs", "1", "--students", "convnet:width=2", str(small_set)]
+    assert main(["evaluate", *arguments]) == 0
+    assert [score["name"] for score in read_json(scores)["scores"]] == [str(small_set)]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("--students convnet . hub:a/b", ". hub:a/b --students convnet"),
+        ("--students convnet", "--students convnet"),
+        ("--students .", "--students ."),
+        ("--json . .", ". --json ."),
+        (". --students convnet .", ". --students convnet ."),
+        ("--students convnet nowhere-at-all", "--students convnet nowhere-at-all"),
+        ("", ""),
+    ],
+)
+def test_only_what_is_there_is_taken_for_a_subject(given, wanted):
+    assert subjects_first(given.split()) == wanted.split()
+
+
 def test_counts_classes_seed_and_format(run, tmp_path):
     whole = dim.sample_set(dim.load_generator(run), ipc=5, seed=4)
     arguments = ["sample", str(run), "--seed", "4", "--format", "npz", "--batch-size", "3"]
@@ -375,6 +399,13 @@ def test_counts_classes_seed_and_format(run, tmp_path):
     assert len(counts) == 7
     assert main([*arguments, "--ipc", "5", "--classes", "0", "9", "--out", str(tmp_path / "classes")]) == 0
     assert dim.load_set(tmp_path / "classes").labels.tolist() == [0, 9] * 5
+
+
+def test_some_classes_in_folders_are_refused_before_any_is_drawn(wrong, run, tmp_path):
+    for size in (("--ipc", 2, "--classes", 2, 7), ("--counts", "3=2")):
+        message = wrong("sample", run, *size, "--out", tmp_path / "set")
+        assert "readers number the folders that they find, so labels would be others; use --format " in message
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_format_of_somebodys_own(run, tmp_path, monkeypatch):
@@ -406,7 +437,7 @@ def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
     data = ["--dataset", "folder", "--data-root", str(photos), "--resolution", "8"]
     path, fixed = tmp_path / "run", tmp_path / "set"
     assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
-    assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed)]) == 0
+    assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed), "--format", "npz"]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
 

@@ -33,7 +33,7 @@ def class_folders(spec: DataSpec) -> list[str]:
 class ImageFolder(Format):
     """See `dim.data.format.Format`: `<class>/<number>.png`, and a row for each image in the order of the set."""
 
-    eight_bits = True
+    eight_bits, by_folder = True, True
 
     def write(self, folder: Path, content: Mapping[str, Tensor], spec: DataSpec, *, generator: Generator | None = None) -> None:
         labels = content["labels"].tolist()
