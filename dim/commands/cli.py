@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
 }
 
 
+_PATIENCE = 3.0  # seconds in which a command that was asked to end has to come to its end before it is asked again
 # Commands that a launch of several processes shares; of the others, only the main process does anything.
 SHARED = ("train", "sample", "evaluate", "experts", "distill")
 
@@ -67,7 +69,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except _Ended as ended:
-        return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
+        return _leave_early(ended)
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail_late(error)
     return 0
@@ -80,6 +82,11 @@ class _Ended(BaseException):
         self.number = number
 
 
+def _leave_early(ended: _Ended) -> int:
+    heeded.append(ended.number)
+    return _fail(f"stopped by {signal.Signals(ended.number).name}", 128 + ended.number)
+
+
 def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: `main` in a process of its own."""
     codecs.register_error("dim.ascii", in_ascii)
@@ -88,14 +95,23 @@ def run(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # of pictures that are then refused in one line
 
+    raised = -_PATIENCE
+
     def note(number: int, frame: Any) -> None:
-        if not heeded:
-            heeded.append(number)
-            raise _Ended(number)
+        nonlocal raised
+        if heeded or time.monotonic() - raised < _PATIENCE:  # on its way out, where half-written files are removed
+            return
+        raised = time.monotonic()
+        if hasattr(signal, "setitimer"):  # a library may have caught it: it is raised until it arrives
+            signal.signal(signal.SIGALRM, lambda *_: note(number, None))
+            signal.setitimer(signal.ITIMER_REAL, 1.1 * _PATIENCE)
+        raise _Ended(number)
 
     handle(ENDING, note)
     try:
         status = main(arguments)
+    except _Ended as ended:
+        status = _leave_early(ended)
     except Exception:
         traceback.print_exc()
         status = 1

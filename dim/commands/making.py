@@ -176,7 +176,7 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
     whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
     if not whitened and not {"data", "features"} & _needs(parsed.policy):
         return generator.spec
-    return real_data(generator.info, parsed.data_root, [parsed.generator], generator.device)
+    return real_data(generator, parsed.data_root, [parsed.generator], generator.device)
 
 
 def experts(arguments: Sequence[str]) -> None:

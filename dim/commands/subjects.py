@@ -27,15 +27,18 @@ def load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) 
 
 def data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) -> Any:
     """The real data that the first subject says it was made from."""
-    return real_data(next(iter(subjects.values())).info, root, tuple(subjects), device)
+    return real_data(next(iter(subjects.values())), root, tuple(subjects), device)
 
 
-def real_data(info: dict[str, Any], root: str | None, subjects: Sequence[str], device: Any) -> Any:
-    """The real data that a set or a generator was made from, under a root that was given, or where it usually lies."""
+def real_data(subject: Any, root: str | None, subjects: Sequence[str], device: Any) -> Any:
+    """The real data that a set or a generator was made from, under a root that was given, or where it usually lies: that of
+    DIM_DATA_ROOT, of a run among the `subjects`, or where the same data were found before."""
     from dim.data.real import real_data_of
+    from dim.data.roots import known_root
 
+    info = subject.info
     if root is None and info.get("data") and reads_files(info["data"]["dataset"]):
-        root = os.environ.get("DIM_DATA_ROOT") or root_of_runs(subjects)
+        root = os.environ.get("DIM_DATA_ROOT") or root_of_runs(subjects) or known_root(subject.spec.fingerprint)
     return real_data_of(info, root, device)
 
 

@@ -14,6 +14,7 @@ from dim.config import DATASETS, DataConfig, from_dict
 from dim.config.data import located, reads_files
 from dim.data.items import Items
 from dim.data.python import class_names_of, dataset_items
+from dim.data.roots import keep_root
 from dim.data.splits import ArraySplit, HeldSplit, Split, StreamSplit, in_chunks
 from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
@@ -124,7 +125,10 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
         InputError: if the name is unknown, the root is missing or does not hold the data, there are fewer than two
             classes, a class is empty, or an image cannot be read.
     """
-    return _assemble(config, *DATASETS.load(config.dataset)(config), device=device)
+    data = _assemble(config, *DATASETS.load(config.dataset)(config), device=device)
+    if config.root is not None and reads_files(config.dataset):
+        keep_root(data.spec.fingerprint, config.root)
+    return data
 
 
 def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:

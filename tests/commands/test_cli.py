@@ -440,6 +440,10 @@ def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
     assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed), "--format", "npz"]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
+    # A set does not say where its data lie, and finds them where they were found before.
+    assert main(["sample", str(path), "--ipc", "2", "--out", str(tmp_path / "both")]) == 0
+    assert str(photos) not in (tmp_path / "both" / "set.json").read_text()
+    assert main(["evaluate", str(tmp_path / "both"), "--controls", "random", "--seeds", "1"]) == 0
 
 
 def test_shards_from_training_to_scores(recipe, photos, tmp_path):

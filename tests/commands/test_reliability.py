@@ -215,6 +215,28 @@ def asleep(process) -> bool:
         return "libtorch_cpu" in handle.read()
 
 
+_STUBBORN = """
+import os, signal, time
+from dim.commands import cli
+
+def stubborn(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    except BaseException:
+        pass
+    time.sleep(60)
+
+cli.COMMANDS["recipes"] = (stubborn, cli.COMMANDS["recipes"][1])
+cli.run(["recipes"])
+"""
+
+
+def test_a_library_that_catches_everything_does_not_keep_a_command_from_ending():
+    done = subprocess.run([sys.executable, "-c", _STUBBORN], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "dim: stopped by SIGTERM\n")
+
+
 def test_signals_after_the_first_change_nothing(recipe, tmp_path):
     """A run that is on its way out says how it goes on, however often a launcher asks it to end."""
     out = tmp_path / "run"

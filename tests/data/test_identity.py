@@ -14,6 +14,7 @@ import dim.data.survey
 import dim.loop
 from dim.config import DataConfig
 from dim.data.real import EpochBatches, from_dataset, load_data
+from dim.data.roots import known_root
 from dim.data.survey import recall
 
 ROOT = Path(dim.__file__).parents[1]
@@ -202,13 +203,13 @@ def test_other_settings_are_looked_at_anew(root):
 def test_a_file_that_has_just_changed_may_change_again_at_the_same_time(root, monkeypatch, tmp_path):
     monkeypatch.setattr(dim.data.files, "_SETTLED_NS", 10**9 * 3600)
     load(root)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "text"])
 def test_damaged_findings_are_made_again(root, tmp_path, damage, decoded):
     first = load(root)
-    (cached,) = (tmp_path / "cache" / "dim" / "data").iterdir()
+    (cached,) = (tmp_path / "cache" / "dim" / "data").glob("*.safetensors")
     assert recall(cached.stem).digest == first.spec.fingerprint
     content = bytearray(cached.read_bytes())
     content[-3] ^= 1
@@ -217,6 +218,19 @@ def test_damaged_findings_are_made_again(root, tmp_path, damage, decoded):
     assert load(root).spec == first.spec
     assert len(decoded) > len(first.train)
     assert recall(cached.stem).digest == first.spec.fingerprint
+
+
+def test_where_data_were_found_is_known_later(root, tmp_path):
+    fingerprint = load(root).spec.fingerprint
+    assert known_root(fingerprint) == str(root)
+    moved = root.rename(tmp_path / "moved")
+    assert known_root(fingerprint) is None
+    assert load(moved).spec.fingerprint == fingerprint
+    assert known_root(fingerprint) == str(moved)
+    assert known_root("other") is None
+    (note,) = (tmp_path / "cache" / "dim" / "data").glob("root-*.json")
+    note.write_text("{")
+    assert known_root(fingerprint) is None
 
 
 def test_a_cache_folder_that_cannot_be_written_costs_a_line(root, tmp_path, monkeypatch, capsys):

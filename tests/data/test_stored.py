@@ -171,11 +171,14 @@ def test_numpy_reads_npz_without_this_package(tmp_path):
         np.testing.assert_array_equal(arrays["soft"], subject.soft.numpy())
 
 
-def test_a_class_without_images_leaves_no_empty_folder(tmp_path):
+def test_a_set_that_lacks_a_class_is_stored_where_its_labels_stay_what_they_are(tmp_path):
     subject = make_set()
     keep = subject.labels != 3
-    SyntheticSet(subject.images[keep], subject.labels[keep], subject.spec).save(tmp_path / "set")
-    assert all(any(entry.iterdir()) for entry in (tmp_path / "set").iterdir() if entry.is_dir())
+    some = SyntheticSet(subject.images[keep], subject.labels[keep], subject.spec)
+    with pytest.raises(InputError, match=r"images of 11 of 12 classes in folders: .* use --format npz or parquet or "):
+        some.save(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    some.save(tmp_path / "set", "safetensors")
     assert torch.equal(load_set(tmp_path / "set").labels, subject.labels[keep])
 
 
