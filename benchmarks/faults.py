@@ -243,7 +243,8 @@ def works(folder: Path) -> Iterator[Work]:
 
 
 def try_kills(folder: Path, count: int, seed: int, only: Collection[str] = ()) -> Tally:
-    """Kill every command (or `only` some) again and again at random moments, let it end, and compare with one never killed."""
+    """Kill every command (or `only` some) again and again at random moments, let it end, and compare with one never killed. One
+    that ends before it is killed is compared, too, and begins anew."""
     tally, draw = Tally(), random.Random(seed)
     several = [work for work in works(folder) if not only or work.name in only]
     for work in several:
@@ -252,24 +253,36 @@ def try_kills(folder: Path, count: int, seed: int, only: Collection[str] = ()) -
         if _wait(dim(*_at(work.start, whole))):
             tally.add("did not run", work.name)
             continue
-        takes, resume = time.monotonic() - began, ()
-        for _ in range(-(-count // len(several))):
-            process = dim(*_at(work.start, killed), *resume)
+        takes, kills = time.monotonic() - began, 0
+        while kills < -(-count // len(several)):
+            process = dim(*_at(work.start, killed), *(work.resume if killed.exists() else ()))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=draw.uniform(0.3, 0.9) * takes)
             process.kill()
             process.communicate()
-            tally.add("killed" if process.returncode == -signal.SIGKILL else "had ended")
-            resume = work.resume if killed.exists() else ()
-        process = dim(*_at(work.start, killed), *resume)
-        errors = process.communicate()[1]
-        if process.returncode not in (0, 2) or (process.returncode == 2 and "not empty" not in errors):
-            tally.add("was not continued", f"{work.name}: {errors[-500:]}")
-        elif work.result(killed) != work.result(whole):
-            tally.add("ended otherwise", work.name)
+            if process.returncode == -signal.SIGKILL:
+                tally.add("killed")
+                kills += 1
+            elif not _ended_alike(work, killed, whole, tally):
+                break
         else:
-            tally.add("ended alike")
+            _ended_alike(work, killed, whole, tally)
     return tally
+
+
+def _ended_alike(work: Work, killed: Path, whole: Path, tally: Tally) -> bool:
+    """Let work that was killed come to its end, compare it with what was never killed, and remove it."""
+    process = dim(*_at(work.start, killed), *(work.resume if killed.exists() else ()))
+    errors = process.communicate()[1]
+    if process.returncode not in (0, 2) or (process.returncode == 2 and "not empty" not in errors):
+        tally.add("was not continued", f"{work.name}: {errors[-500:]}")
+        return False
+    if work.result(killed) != work.result(whole):
+        tally.add("ended otherwise", work.name)
+        return False
+    tally.add("ended alike")
+    shutil.rmtree(killed) if killed.is_dir() else killed.unlink()
+    return True
 
 
 def _at(arguments: tuple[Any, ...], out: Path) -> list[str]:

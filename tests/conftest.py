@@ -39,8 +39,11 @@ settings.load_profile("dim")
 
 
 def pytest_configure() -> None:
-    # A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send.
+    # A shell that starts the tests in the background, or `nohup`, lets them ignore signals which some of them send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
