@@ -1,6 +1,7 @@
 """Commands that make something: `dim train`, `dim sample`, `dim experts`, `dim distill`; and `dim recipes`."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
-from dim.recipes.load import load_recipe, read_recipe, recipe_names
+from dim.recipes.load import load_recipe, load_recipe_for, read_recipe, recipe_names
 from dim.text import say
+
+_FEW_STEPS = 2000  # about as many as the demo's digits take
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -39,9 +42,23 @@ def train(arguments: Sequence[str]) -> None:
     watch()
     processes = Processes(accelerator.process_index, accelerator.num_processes)
     data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
+    if processes.main and parsed.recipe is not None:
+        _tell_few_steps(parsed.recipe, config, len(data.train))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
         say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+
+
+def _tell_few_steps(recipe: str, config: TrainConfig, images: int) -> None:
+    """Say before it is trained that a recipe for other data has too few steps on these for images to come of them."""
+    from dim.runs.stages import plan
+
+    made_for = load_recipe_for("train", recipe).data.dataset
+    steps = plan(config, images)[-1].stop
+    if made_for != config.data.dataset and steps < _FEW_STEPS:
+        epochs = config.stage_one.epochs * _FEW_STEPS / steps
+        why = f"{steps} steps of training in all, as {recipe} was made for {made_for} and these are {images} images"
+        say(f"dim: {why}: too few for images to come of them; try --stage-one.epochs {epochs:.0f}", sys.stderr)
 
 
 def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:

@@ -85,6 +85,9 @@ def configured(
     if kept["data"].root is not None and not reads_files(kept["data"].dataset) and _values_of(arguments, "--data-root"):
         expected = f"none, as the data set {kept['data'].dataset!r} needs no files (--dataset folder: your own)"
         raise InputError(f"data.root is {kept['data'].root!r}: expected {expected}")
+    if recipe is not None and kept["data"].dataset != base.data.dataset and kept["about"] == base.about:
+        title = f"{kept['data'].dataset}, with the settings of {recipe}"  # what is said of the recipe is of other data
+        kept["about"] = dataclasses.replace(base.about, title=title, expect="")
     config = config_cls(**{**kept, "data": located(kept["data"])})
     if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
         raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")

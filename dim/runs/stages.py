@@ -39,11 +39,15 @@ def plan(config: TrainConfig, images: int) -> list[Stage]:
     """The stages of a run on so many training images.
 
     Raises:
-        InputError: if there is nothing to train.
+        InputError: if there is nothing to train, or a stage that is to be trained has no step.
     """
     stages, start = [], 0
     for name, settings, matching in (("one", config.stage_one, False), ("two", config.stage_two, True)):
         steps = round(settings.epochs * images / settings.batch_size)
+        if settings.epochs > 0 and steps == 0:
+            least = math.ceil(100 * settings.batch_size / images) / 100
+            what = f"stage_{name}.epochs is {settings.epochs:g}, which is no step for {images} images in batches of"
+            raise InputError(f"{what} {settings.batch_size}: expected {least:g} or more, or 0 to leave the stage out")
         stages.append(Stage(name, settings, start, start + steps, matching and config.matching.weight > 0))
         start += steps
     if start == 0:

@@ -37,7 +37,7 @@ from dim.config import (
 )
 from dim.data.real import load_data
 from dim.errors import InputError
-from dim.io import load_tensors, read_json
+from dim.io import load_tensors, read_document, read_json
 from dim.recipes.load import load_recipe, load_recipe_for, recipe_names
 from dim.runs.distill import Distiller
 from dim.trajectory import record
@@ -354,7 +354,9 @@ def test_coverage_of_a_run_and_a_set(run, small_set, tmp_path, capsys):
 def test_coverage_of_a_folder_of_photos(recipe, photos, tmp_path):
     data = ["--dataset", "folder", "--data-root", str(photos), "--resolution", "8"]
     path = tmp_path / "run"
-    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert (
+        main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1", "--stage-two.epochs", "1"]) == 0
+    )
     assert main(["coverage", str(path)]) == 0  # the run knows where its data lay
 
 
@@ -433,10 +435,18 @@ def test_a_run_resumes_by_its_own_configuration(recipe, run, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path):
+def test_a_folder_of_photos_from_training_to_scores(recipe, photos, tmp_path, capfd, wrong):
     data = ["--dataset", "folder", "--data-root", str(photos), "--resolution", "8"]
     path, fixed = tmp_path / "run", tmp_path / "set"
-    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    given = ["train", "--recipe", recipe, "--out", str(path), *data]
+    assert "stage_one.epochs is 0.02, which is no step for " in wrong(*given)
+    assert main([*given, "--stage-one.epochs", "1", "--stage-two.epochs", "0"]) == 0
+    said = capfd.readouterr().err
+    assert "steps of training in all, as " in said
+    assert "was made for digits and these are " in said
+    assert "try --stage-one.epochs " in said
+    about = read_document(path / "run.json")["config"]["about"]
+    assert about == {"title": f"folder, with the settings of {recipe}", "source": "", "expect": ""}
     assert main(["sample", str(path), "--classes", "dog", "--counts", "--ipc", "2", "--out", str(fixed), "--format", "npz"]) == 0
     assert dim.load_set(fixed).labels.tolist() == [1, 1]
     assert main(["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--data-root", str(photos)]) == 0
@@ -457,7 +467,9 @@ def test_shards_from_training_to_scores(recipe, photos, tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(sorted(folder.name for folder in photos.iterdir())))
     data = ["--dataset", "webdataset", "--data-root", str(tmp_path), "--resolution", "8", "--data.memory-gib", "0"]
     path, scores = tmp_path / "run", tmp_path / "scores.json"
-    assert main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1"]) == 0
+    assert (
+        main(["train", "--recipe", recipe, "--out", str(path), *data, "--stage-one.epochs", "1", "--stage-two.epochs", "1"]) == 0
+    )
     assert main(["train", "--out", str(path), "--resume"]) == 0
     evaluate = ["evaluate", str(path), "--ipc", "2", "--seeds", "1", "--controls", "random", "--data-root", str(tmp_path)]
     assert main([*evaluate, "--json", str(scores)]) == 0
