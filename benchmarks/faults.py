@@ -159,7 +159,9 @@ def try_commands(folder: Path, count: int, seed: int) -> Tally:
 
 
 def _nonsense(folder: Path, count: int, seed: int) -> Tally:
-    tally = Tally()
+    tally, place = Tally(), folder / "nonsense"
+    place.mkdir()
+    os.chdir(place)  # of this process alone: names that are no options may be those of files
     for arguments in commands(folder, count, random.Random(seed)):
         output, errors = io.StringIO(), io.StringIO()
         what, began = f"dim {' '.join(map(repr, arguments))}"[:500], time.process_time()
