@@ -110,7 +110,7 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
     if "peak_mib" in node and "images" in node:
         return "row", (node["name"], f"{node['images']} images")
     measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "seconds_per_image", "gflops", "images_per_second"}
-    measured |= {"ratio", "standard_error"}
+    measured |= {"ratio", "standard_error", "trials"}
     if measured & node.keys() and "name" in node:
         return "row", (node["name"],)
     return None
