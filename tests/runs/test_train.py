@@ -202,6 +202,14 @@ def test_a_stage_of_no_epochs_is_skipped(data, tmp_path):
         fit(tiny(0, 0), data, tmp_path / "none")
 
 
+def test_a_stage_whose_epochs_are_no_step_is_refused(data, tmp_path):
+    few = dataclasses.replace(tiny(2, 2), stage_two=StageConfig(epochs=0.01, batch_size=16, lr=1e-3))
+    message = r"stage_two\.epochs is 0\.01, which is no step for \d+ images in batches of 16: expected 0\.\d+ or more"
+    with pytest.raises(InputError, match=message):
+        fit(few, data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_stage_has_the_steps_of_its_epochs(data, tmp_path):
     config = dataclasses.replace(tiny(1, 1), stage_one=StageConfig(epochs=2.0, batch_size=16, lr=1e-3))
     records = metrics(fit(config, data, tmp_path / "run"))
