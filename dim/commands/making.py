@@ -1,5 +1,6 @@
 """Commands that make something: `dim train`, `dim sample`, `dim experts`, `dim distill`; and `dim recipes`."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def train(arguments: Sequence[str]) -> None:
     watch()
     processes = Processes(accelerator.process_index, accelerator.num_processes)
     data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
-    if processes.main and parsed.recipe is not None:
+    if processes.main and parsed.recipe is not None and not parsed.resume:
         _tell_few_steps(parsed.recipe, config, len(data.train))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
@@ -54,8 +55,10 @@ def _tell_few_steps(recipe: str, config: TrainConfig, images: int) -> None:
     from dim.runs.stages import plan
 
     made_for = load_recipe_for("train", recipe).data.dataset
-    steps = plan(config, images)[-1].stop
-    if made_for != config.data.dataset and steps < _FEW_STEPS:
+    steps = 0
+    with contextlib.suppress(InputError):  # which all processes meet when they train
+        steps = plan(config, images)[-1].stop
+    if made_for != config.data.dataset and 0 < steps < _FEW_STEPS:
         epochs = config.stage_one.epochs * _FEW_STEPS / steps
         why = f"{steps} steps of training in all, as {recipe} was made for {made_for} and these are {images} images"
         say(f"dim: {why}: too few for images to come of them; try --stage-one.epochs {epochs:.0f}", sys.stderr)
