@@ -15,6 +15,7 @@ import dim
 from dim.commands.cli import main
 from dim.io import load_tensors, read_document, save_tensors, write_document
 from dim.run_folder import read_metrics
+from dim.score.evaluate import Evaluator
 from dim.score.record import read_scores
 
 
@@ -141,20 +142,29 @@ def test_sets_are_checked_when_they_are_made(small_set):
 # --- rows are kept -----------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_killed_command_are_taken_over(small_set, run, tmp_path, capfd, monkeypatch):
-    from dim.score.evaluate import Evaluator
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Lets the measurement of some number be interrupted once; gives the names of all that are begun."""
 
+    def at(number: int) -> list[str]:
+        measured, original = [], Evaluator._score
+
+        def score(self, source):
+            measured.append(source.name)
+            if len(measured) == number:
+                raise KeyboardInterrupt
+            return original(self, source)
+
+        monkeypatch.setattr(Evaluator, "_score", score)
+        return measured
+
+    return at
+
+
+def test_rows_of_a_killed_command_are_taken_over(small_set, run, tmp_path, interrupted):
     arguments = [str(small_set), str(run), "--ipc", "1", "--seeds", "1", "--controls", "random", "oracle"]
     assert main(["evaluate", *arguments, "--json", str(tmp_path / "whole.json")]) == 0
-    measured, original = [], Evaluator._score
-
-    def score(self, source):
-        measured.append(source.name)
-        if len(measured) == 3:
-            raise KeyboardInterrupt
-        return original(self, source)
-
-    monkeypatch.setattr(Evaluator, "_score", score)
+    measured = interrupted(3)
     path = tmp_path / "scores.json"
     assert main(["evaluate", *arguments, "--json", str(path)]) == 130
     assert not path.exists()
@@ -173,21 +183,12 @@ def test_rows_of_a_killed_command_are_taken_over(small_set, run, tmp_path, capfd
     assert measured == [str(small_set)]
 
 
-def test_rows_of_other_test_images_are_measured_again(small_set, run, tmp_path, monkeypatch):
+def test_rows_of_other_test_images_are_measured_again(small_set, run, tmp_path, monkeypatch, interrupted):
     """The training images may be the same, and the accuracies of others."""
     from dim.data.real import RealData
-    from dim.score.evaluate import Evaluator
 
     arguments = ["evaluate", str(small_set), str(run), "--ipc", "1", "--seeds", "1", "--json", str(tmp_path / "scores.json")]
-    measured, original = [], Evaluator._score
-
-    def score(self, source):
-        measured.append(source.name)
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        return original(self, source)
-
-    monkeypatch.setattr(Evaluator, "_score", score)
+    measured = interrupted(2)
     assert main(arguments) == 130
     monkeypatch.setattr(RealData, "digest", lambda self, part: f"other {part} images")
     assert main(arguments) == 0
