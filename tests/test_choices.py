@@ -325,7 +325,7 @@ def test_examples_as_python_objects(tmp_path, monkeypatch):
         matching=MatchingConfig(distance=own_distance.Largest, weight=1.0),
         pool=PoolConfig(students=(own_student.hidden_layer,), members=1),
         objectives=(own_objective.Brightness,),
-        stage_one=StageConfig(epochs=0.02),
+        stage_one=StageConfig(epochs=0.05),
         stage_two=StageConfig(epochs=0.1),
         fit=FitConfig(trackers=(), device="cpu"),
     )
