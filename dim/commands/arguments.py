@@ -10,6 +10,7 @@ import tyro
 from dim.config import (
     CORESETS,
     FORMATS,
+    DataConfig,
     PolicyConfig,
     ProtocolConfig,
     RecordConfig,
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 
 MOST_SEEDS = 10_000
+MOST_MINUTES = 1_000_000
 
 GENERATOR = "generator"
 """What `dim sample --format` takes beside the formats of sets."""
@@ -43,13 +45,34 @@ def require_distinct(option: str, values: Sequence[Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainArguments(TrainConfig):
-    """Train a generator and leave a run folder. Start from a recipe (see `dim recipes`) and override any option."""
+class DataArguments(Settings):
+    """Look at real data: classes, parts, sizes, what is converted or left out. Every image is read once."""
 
+    folder: tyro.conf.Positional[str | None] = None
+    """Your own images: a folder of class folders, or of shards."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Other data, and how they are read."""
+    picture: str | None = None
+    """Also write training images of every class, as a PNG."""
+
+    def __post_init__(self) -> None:
+        require_png("picture", self.picture)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments(TrainConfig):
+    """Train a generator and leave a run folder: on a folder of your own images, with settings that are chosen for them, or by a
+    recipe (see `dim recipes`). Any option can be overridden."""
+
+    folder: tyro.conf.Positional[str | None] = None
+    """Your own images: a folder of class folders, or of shards."""
+    minutes: float | None = None
+    """Without a recipe: choose settings for the data, the device and so much time, from reading the data to the report. Default
+    with a folder: 30."""
     recipe: str | None = None
     """A recipe's name, or a path to a TOML file."""
     out: str | None = None
-    """The run folder to make."""
+    """The run folder to make. Default for a folder of your own: runs/ and its name."""
     resume: bool = False
     """Continue the run in the folder; its own configuration is used if no recipe is named."""
     depart: bool = False
@@ -60,6 +83,11 @@ class TrainArguments(TrainConfig):
     imported."""
     dry_run: bool = False
     """Print the resolved configuration as TOML and stop."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = self.minutes is None or 0 < self.minutes <= MOST_MINUTES
+        require(fits, "minutes", self.minutes, f"a positive number up to {MOST_MINUTES:,}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from dim.commands.arguments import (
     CompareArguments,
     CoverageArguments,
+    DataArguments,
     DistillArguments,
     EvaluateArguments,
     ExpertsArguments,
@@ -22,6 +23,7 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.looking import data
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.scoring import compare, coverage, evaluate
@@ -31,6 +33,7 @@ from dim.signals import ENDING, handle, heeded
 from dim.text import in_ascii, one_line
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
+    "data": (data, DataArguments),
     "train": (train, TrainArguments),
     "sample": (sample, SampleArguments),
     "evaluate": (evaluate, EvaluateArguments),

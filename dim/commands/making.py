@@ -15,6 +15,8 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.choosing import Automatic, with_own_experts
+from dim.commands.looking import read_data
 from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
@@ -29,11 +31,13 @@ _FEW_STEPS = 2000  # about as many as the demo's digits take
 
 def train(arguments: Sequence[str]) -> None:
     """`dim train`."""
-    parsed, config = configured(arguments, "train", TrainArguments, TrainConfig, "run", _check_training)
+    automatic = Automatic.asked(arguments)
+    options = {} if automatic is None else {"chosen": automatic.config, "finish": automatic.fill}
+    words = arguments if automatic is None else automatic.arguments
+    parsed, config = configured(words, "train", TrainArguments, TrainConfig, "run", _check_training, **options)
     if config is None:
         return
 
-    from dim.data.real import load_data
     from dim.launch import watch
     from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
@@ -42,7 +46,7 @@ def train(arguments: Sequence[str]) -> None:
     accelerator = make_accelerator(config, Path(parsed.out))
     watch()
     processes = Processes(accelerator.process_index, accelerator.num_processes)
-    data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
+    data = read_data(config.data, accelerator.device, processes) if automatic is None else automatic.data
     if processes.main and parsed.recipe is not None and not parsed.resume:
         _tell_few_steps(parsed.recipe, config, len(data.train))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
@@ -87,7 +91,7 @@ def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> N
 
 def sample(arguments: Sequence[str]) -> None:
     """`dim sample`."""
-    parsed = parse(SampleArguments, arguments, "sample")
+    parsed = with_own_experts(parse(SampleArguments, arguments, "sample"), arguments)
     if parsed.ipc is None and not parsed.counts:
         raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
     if parsed.format == GENERATOR and (not parsed.policy.steps or parsed.counts or parsed.classes):
@@ -228,7 +232,6 @@ def distill(arguments: Sequence[str]) -> None:
     if config is None:
         return
 
-    from dim.data.real import load_data
     from dim.run_folder import RUN, read_run
     from dim.runs.distill import distill as run
 
@@ -240,7 +243,7 @@ def distill(arguments: Sequence[str]) -> None:
         raise InputError("no experts: name the folder that 'dim experts' made with --experts")
 
     processes, device = work_together(config.distill.device)
-    data = processes.in_turn(lambda: load_data(config.data, device))
+    data = read_data(config.data, device, processes)
     generator = None
     if parsed.generator is not None:
         from dim.hub import load_generator

@@ -52,12 +52,22 @@ _UNFIT = re.compile(r"Error parsing (--\S+): no type matching (.*) could be inst
 
 
 def configured(
-    arguments: Sequence[str], command: str, cls: type[T], config_cls: type, kind: str, check: Callable[[T, Any], None]
+    arguments: Sequence[str],
+    command: str,
+    cls: type[T],
+    config_cls: type,
+    kind: str,
+    check: Callable[[T, Any], None],
+    *,
+    chosen: Any = None,
+    finish: Callable[[Any], Any] = lambda config: config,
 ) -> tuple[T, Any]:
     """Parse a command that makes a run: its options over a recipe, or over the run that is resumed.
 
     Args:
         check: refuses what the command would refuse later, as far as it is known without data; a dry run is checked as well.
+        chosen: a configuration to start from in place of a recipe.
+        finish: gives the configuration its last values.
 
     Returns:
         The parsed arguments, and the configuration; None in its place after a dry run.
@@ -66,10 +76,12 @@ def configured(
         InputError: for a wrong option or recipe, and if there is neither recipe nor run, or no folder.
     """
     _admit(arguments, _sections(cls))
-    recipe, out = (next(iter(_values_of(arguments, option)), None) for option in ("--recipe", "--out"))
+    recipe, out = (next(iter(values_of(arguments, option)), None) for option in ("--recipe", "--out"))
     resume = "--resume" in arguments
     if recipe is not None:
         base = load_recipe_for(command, recipe)
+    elif chosen is not None:
+        base = chosen
     elif resume and out is not None:
         from dim.run_folder import load_run_config
 
@@ -82,16 +94,17 @@ def configured(
     default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
     parsed = parse(cls, arguments, command, default=default)
     kept = {name: getattr(parsed if name in options else base, name) for name in names}
-    if kept["data"].root is not None and not reads_files(kept["data"].dataset) and _values_of(arguments, "--data-root"):
+    if kept["data"].root is not None and not reads_files(kept["data"].dataset) and values_of(arguments, "--data-root"):
         expected = f"none, as the data set {kept['data'].dataset!r} needs no files (--dataset folder: your own)"
         raise InputError(f"data.root is {kept['data'].root!r}: expected {expected}")
     if recipe is not None and kept["data"].dataset != base.data.dataset and kept["about"] == base.about:
         title = f"{kept['data'].dataset}, with the settings of {recipe}"  # what is said of the recipe is of other data
         kept["about"] = dataclasses.replace(base.about, title=title, expect="")
     config = config_cls(**{**kept, "data": located(kept["data"])})
-    if recipe is None and not resume and not getattr(parsed, "to_waypoints", None):
+    if recipe is None and chosen is None and not resume and not getattr(parsed, "to_waypoints", None):
         raise InputError("no recipe: name one with --recipe (see 'dim recipes'), or a TOML file of your own")
     check(parsed, config)
+    config = finish(config)
     if parsed.dry_run:
         print(to_toml(config), end="")
         return parsed, None
@@ -111,11 +124,15 @@ def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = N
             rest = unknown[unknown.index(option) + 1 :] if option in unknown else []
             raise InputError(owner.refusal(name, value if equals else next(iter(rest), "")))
         if not option.startswith("-"):
-            stray = f"{option}{equals}{value}"
-            raise InputError(f"{stray!r} belongs to no option of 'dim {command}': leave it out, or quote a value with spaces")
+            raise InputError(stray(f"{option}{equals}{value}", command))
         known = _option_names(type(parsed), parsed)
         raise InputError(f"unknown option {option!r} of 'dim {command}'. {nearest(option, known)}")
     return parsed
+
+
+def stray(word: str, command: str) -> str:
+    """What to say of a word that no option takes."""
+    return f"{word!r} belongs to no option of 'dim {command}': leave it out, or quote a value with spaces"
 
 
 def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> tuple[T, list[str]]:
@@ -219,7 +236,7 @@ def _sections(cls: type) -> dict[str, type[Section]]:
 def _chosen(arguments: Sequence[str], name: str, section: type[Section]) -> list[str]:
     """What the arguments choose for a section."""
     options = [f"--{name}.{section.selector}".replace("_", "-"), *_aliases(section, section.selector)]
-    return [text for option in options for text in _values_of(arguments, option)]
+    return [text for option in options for text in values_of(arguments, option)]
 
 
 def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None:
@@ -230,7 +247,7 @@ def _admit(arguments: Sequence[str], sections: dict[str, type[Section]]) -> None
                 _import_from_here()
             section.choices.admit(text)
     for option, tables in _NAMED.items():
-        for text in _values_of(arguments, option):
+        for text in values_of(arguments, option):
             if option == "--code" and not EXTERNAL.fullmatch(text):
                 raise InputError(f"code is {text!r}: expected package.module:Name")
             first, _, rest = text.partition(":")
@@ -255,7 +272,7 @@ def _aliases(cls: type, name: str) -> list[str]:
     return [alias for mark in getattr(hint, "__metadata__", ()) for alias in getattr(mark, "aliases", None) or ()]
 
 
-def _values_of(arguments: Sequence[str], option: str) -> list[str]:
+def values_of(arguments: Sequence[str], option: str) -> list[str]:
     """What follows an option before the next one, or stands behind its equals sign."""
     for position in reversed(range(len(arguments))):  # the last one counts
         text = arguments[position]

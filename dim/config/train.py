@@ -239,6 +239,9 @@ class FitConfig(Settings):
     0: never. They change nothing in the run, and their time is not counted as training time."""
     coverage_samples: int = 2000
     """Real and generated images that such a measure compares."""
+    experts: int = 0
+    """Experts (small ConvNets) to record in the run's folder when the generator is trained; 0: none. `dim sample` then refines a
+    set's images with them."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers of accelerate, beside metrics.jsonl. `--fit.trackers` without a value: none."""
 
@@ -248,6 +251,7 @@ class FitConfig(Settings):
         require(self.log_steps >= 1, "fit.log_steps", self.log_steps, "at least 1")
         for name in ("checkpoint_minutes", "checkpoint_steps", "sample_steps", "coverage_steps"):
             require(getattr(self, name) >= 0, f"fit.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.experts <= 1000, "fit.experts", self.experts, "0 to 1000")
         require(self.coverage_samples >= 6, "fit.coverage_samples", self.coverage_samples, "at least 6")
 
 

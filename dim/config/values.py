@@ -27,18 +27,27 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def to_toml(config: Any) -> str:
+def to_toml(config: Any, *, over: Any = None, why: Mapping[str, str] | None = None) -> str:
     """A configuration as TOML: a recipe that gives the same configuration again. Fields that are None are left out.
+
+    Args:
+        config: the configuration.
+        over: fields that equal those of this configuration are left out, too.
+        why: comments by section.
 
     Raises:
         InputError: if a text in it is undecodable, as a path may be.
     """
     single, tables = [], []
+    usual = {} if over is None else to_dict(over)
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
-            lines = [f"{key} = {_toml_value(item)}" for key, item in value.items() if item is not None]
-            tables.append("\n".join([f"[{name}]", *lines]))
-        elif value is not None:
+            known = usual.get(name, {})
+            kept = {key: item for key, item in value.items() if item is not None and (key not in known or known[key] != item)}
+            lines = [f"{key} = {_toml_value(item)}" for key, item in kept.items()]
+            reason = [f"# {why[name]}"] if name in (why or {}) else []
+            tables += ["\n".join([f"[{name}]", *reason, *lines])] if lines or over is None else []
+        elif value is not None and (name not in usual or usual[name] != value):
             single.append(f"{name} = {_toml_value(value)}")
     return "\n\n".join(["\n".join(single)] * bool(single) + tables) + "\n"
 

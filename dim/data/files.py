@@ -1,11 +1,12 @@
 """Image files: decoded when asked for, and folders with one folder per class."""
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dim.config import DataConfig
 from dim.data.items import DECODE_THREADS, Items, fit_size
-from dim.data.pillow import read_picture, reason
+from dim.data.pillow import read_header, read_picture, reason
 from dim.errors import InputError
 from dim.launch import say_once
 
@@ -94,7 +95,10 @@ def file_items(listing: Listing, labels: Sequence[int], names: Sequence[str], co
         path = listing.paths[index]
         return decode_picture(Path(path), lambda: path, config)
 
-    return Items(torch.tensor(labels), tuple(names), decode=decode, state=listing.state())
+    def header(index: int) -> tuple[int, int, str]:
+        return picture_header(Path(listing.paths[index]), lambda: listing.paths[index])
+
+    return Items(torch.tensor(labels), tuple(names), decode=decode, state=listing.state(), header=header)
 
 
 def decode_picture(source: Path | BinaryIO, name: Callable[[], str], config: DataConfig) -> tuple[Tensor, int]:
@@ -103,11 +107,23 @@ def decode_picture(source: Path | BinaryIO, name: Callable[[], str], config: Dat
     Raises:
         InputError: if it cannot be read, with its `name`.
     """
-    try:
+    with _named(name):
         image, converted = read_picture(source, "L" if config.channels == 1 else "RGB")
+    return fit_size(image[None], config)[0], converted
+
+
+def picture_header(source: Path | BinaryIO, name: Callable[[], str]) -> tuple[int, int, str]:
+    """See `dim.data.items.Items.header`; raises as `decode_picture` does."""
+    with _named(name):
+        return read_header(source)
+
+
+@contextlib.contextmanager
+def _named(name: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise InputError(f"image {name()} cannot be read ({error}): replace or remove it") from None
-    return fit_size(image[None], config)[0], converted
 
 
 def _about(path: str) -> os.stat_result:

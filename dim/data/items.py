@@ -29,6 +29,8 @@ class Items:
     """The image at an index, uint8 (C, H, W), and what had to be done to it; see `dim.data.pillow.shown`."""
     state: str = ""
     """Digest of the names, sizes and times of the files, which change whenever an image changes; empty: not known."""
+    header: Callable[[int], tuple[int, int, str]] | None = None
+    """Width, height and Pillow's mode of the image at an index as it lies in its file, without decoding it; None: not known."""
     converted: np.ndarray = field(init=False)
     """uint8 (N,): what had to be done to each image that was decoded so far."""
 

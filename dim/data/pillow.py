@@ -47,6 +47,16 @@ def read_picture(source: Path | BinaryIO, mode: str, *, size: tuple[int, int] | 
         return _shown(image, mode)
 
 
+def read_header(source: Path | BinaryIO) -> tuple[int, int, str]:
+    """Width, height and Pillow's mode of an image file, or of its content, which is not decoded.
+
+    Raises:
+        ValueError: saying why, if its header cannot be read.
+    """
+    with _decoders(), Image.open(source) as image:
+        return image.width, image.height, image.mode
+
+
 def reason(error: Exception) -> str:
     """What an error says, in one short line without the path that it is about."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

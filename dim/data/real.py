@@ -188,7 +188,7 @@ def _assemble(
     name: str | None = None,
 ) -> RealData:
     """Divide, place on the device, and describe."""
-    divided = _divided(config, train, test, val)
+    pieces = divided(config, train, test, val)
     shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.image(0).shape)
     total = sum(len(items.labels) for items in (train, test, val) if items is not None) * int(np.prod(shape))
     stream, name = total > config.memory_gib * 2**30, name or config.dataset
@@ -199,7 +199,7 @@ def _assemble(
         key = survey_key(items.state, f"{config.resolution} {config.channels}", indices, items.labels[indices])
         return (StreamSplit if stream else HeldSplit)(items, indices, shape, device, key)
 
-    parts: dict[Part, Split] = {part: split(*own) for part, own in divided.items()}
+    parts: dict[Part, Split] = {part: split(*own) for part, own in pieces.items()}
     # Images that are held are read at the first start, so that a damaged one is not met in the middle of the work.
     wanted = [part for part, own in parts.items() if part == "train" or (isinstance(own, HeldSplit) and len(own))]
     looked = {part: _look_at(parts[part], f"{name}, {part} part") for part in wanted}
@@ -219,8 +219,8 @@ def _assemble(
     return data
 
 
-def _divided(config: DataConfig, train: Items, test: Items | None, val: Items | None) -> dict[Part, tuple[Items, Tensor]]:
-    """Items of every part and int64 (N,) indices into them; a part that is not there is taken from the training part."""
+def divided(config: DataConfig, train: Items, test: Items | None, val: Items | None) -> dict[Part, tuple[Items, Tensor]]:
+    """Divide: items of every part and int64 (N,) indices into them; a part that is not there is taken from the training part."""
     num_classes = len(train.names)
     for label, count in enumerate(torch.bincount(train.labels, minlength=num_classes).tolist()):
         if count < 2:

@@ -5,14 +5,14 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dim.config import DataConfig
-from dim.data.files import EXTENSIONS, Listing, decode_picture
+from dim.data.files import EXTENSIONS, Listing, decode_picture, picture_header
 from dim.data.items import Items
 from dim.data.pillow import reason
 from dim.data.survey import Reading
@@ -75,14 +75,19 @@ def shard_items(paths: Sequence[Path], names: tuple[str, ...] | None, config: Da
             raise InputError(f"labels go up to {classes - 1} and there are {len(labels)} images: number the classes from 0")
         names = tuple(map(str, range(classes)))
 
-    def decode(item: int) -> tuple[Tensor, int]:
+    def content(item: int) -> tuple[io.BytesIO, Callable[[], str]]:
         path, offset = listing.paths[int(index["shard"][item])], int(index["offset"][item])
         with open(path, "rb") as shard:
             shard.seek(offset)
-            content = io.BytesIO(shard.read(int(index["size"][item])))
-        return decode_picture(content, lambda: f"{_name_at(path, offset)} in {path}", config)
+            return io.BytesIO(shard.read(int(index["size"][item]))), lambda: f"{_name_at(path, offset)} in {path}"
 
-    return Items(labels, names, decode=decode, state=listing.state())
+    def decode(item: int) -> tuple[Tensor, int]:
+        return decode_picture(*content(item), config)
+
+    def header(item: int) -> tuple[int, int, str]:
+        return picture_header(*content(item))
+
+    return Items(labels, names, decode=decode, state=listing.state(), header=header)
 
 
 def _index(listing: Listing, names: tuple[str, ...] | None, what: str) -> dict[str, Tensor]:

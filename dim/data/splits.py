@@ -101,8 +101,12 @@ class HeldSplit(StreamSplit):
     @property
     def images(self) -> Tensor:
         """All images: uint8 (N, C, H, W) on the device."""
-        self._hold(torch.arange(len(self)))
+        self.hold()
         return self._held.images
+
+    def hold(self) -> None:
+        """Decode all images that are not there yet."""
+        self._hold(torch.arange(len(self)))
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Split.batch`."""

@@ -1,11 +1,33 @@
-"""The two stages of a training, and the schedules within a stage."""
+"""The two stages of a training, the schedules within a stage, and what may change when a training is resumed."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from dim import run_folder
 from dim.config import StageConfig, TrainConfig
 from dim.errors import InputError
+
+MAY_CHANGE = (
+    *run_folder.MAY_CHANGE,
+    "fit.checkpoint_minutes",
+    "fit.checkpoint_steps",
+    "fit.sample_steps",
+    "fit.coverage_steps",
+    "fit.coverage_samples",
+    "fit.log_steps",
+    "fit.experts",
+    "fit.trackers",
+    "pool.experts",
+    "path_matching.experts",
+)
+"""What may change when a training is resumed: nothing that the weights depend on."""
+MAY_DEPART = (
+    *(f"stage_{number}.{name}" for number in ("one", "two") for name in ("lr", "lr_end", "betas", "beta2_end")),
+    *("adversarial.gamma", "adversarial.gamma_end", "matching.weight", "path_matching.weight", "pool.lr"),
+    *("fit.clip_norm", "fit.precision"),
+)
+"""What may change while it is trained, if it is stated (--depart): no network, no data, no number of steps."""
 
 
 @dataclass(frozen=True)

@@ -33,34 +33,15 @@ from dim.objectives.path_matching import PathMatching
 from dim.pictures import save_png
 from dim.pool import build_pool
 from dim.processes import Processes, running_statistics
-from dim.run_folder import CHECKPOINT, MAY_CHANGE, prefixed, run_description, unprefixed
+from dim.run_folder import CHECKPOINT, prefixed, run_description, unprefixed
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
+from dim.runs.beside import record_beside
 from dim.runs.losses import Losses
 from dim.runs.optimizer_state import load_optimizer, optimizer_state
-from dim.runs.stages import Stage, plan
+from dim.runs.stages import MAY_CHANGE, MAY_DEPART, Stage, plan
 from dim.sampler import sample_grid
 from dim.score.coverage import Coverage
-
-# What may change when a run is resumed: nothing that the weights depend on.
-_MAY_CHANGE = (
-    *MAY_CHANGE,
-    "fit.checkpoint_minutes",
-    "fit.checkpoint_steps",
-    "fit.sample_steps",
-    "fit.coverage_steps",
-    "fit.coverage_samples",
-    "fit.log_steps",
-    "fit.trackers",
-    "pool.experts",
-    "path_matching.experts",
-)
-# What may change while a run is trained, if it is stated (--depart): no network, no data, no number of steps.
-_MAY_DEPART = (
-    *(f"stage_{number}.{name}" for number in ("one", "two") for name in ("lr", "lr_end", "betas", "beta2_end")),
-    *("adversarial.gamma", "adversarial.gamma_end", "matching.weight", "path_matching.weight", "pool.lr"),
-    *("fit.clip_norm", "fit.precision"),
-)
 
 
 def fit(
@@ -77,7 +58,8 @@ def fit(
     Args:
         config: everything about the run.
         data: the real data; images on the accelerator's device.
-        out: the run folder: generator.safetensors (the result), checkpoint.safetensors, run.json, metrics.jsonl, samples/.
+        out: the run folder: generator.safetensors (the result), checkpoint.safetensors, run.json, metrics.jsonl, samples/; and
+            with `config.fit.experts` a folder experts/.
         resume: continue the run that lies there.
         depart: with `resume`: other learning rates, weights of losses, clipping and precision are allowed; run.json states them.
         accelerator: from `make_accelerator`; made here if absent.
@@ -93,7 +75,11 @@ def fit(
     """
     out = Path(out)
     accelerator = accelerator or make_accelerator(config, out)
-    return Trainer(config, data, out, accelerator, resume=resume, depart=depart).run()
+    trainer = Trainer(config, data, out, accelerator, resume=resume, depart=depart)
+    trainer.run()
+    if config.fit.experts:
+        record_beside(config, data, out, steps=trainer.stages[0].stop, device=accelerator.device, processes=trainer.processes)
+    return out
 
 
 class Trainer:
@@ -108,7 +94,7 @@ class Trainer:
         self._begun = {"step": 0, "seconds": 0.0}
         self._coverage: Coverage | None = None
         self._losses = Losses(processes)
-        rules = {"may_change": _MAY_CHANGE, "may_depart": _MAY_DEPART, "processes": processes}
+        rules = {"may_change": MAY_CHANGE, "may_depart": MAY_DEPART, "processes": processes}
         self._continuation = continues(out, config, data.spec, resume=resume, depart=depart, **rules)
         self.stages = plan(config, len(data.train))
         for stage in self.stages:  # now, not when the stage begins
@@ -224,7 +210,8 @@ class Trainer:
             tracker.finish()
         return self.out
 
-    def _run_stage(self, stage: Stage) -> None:
+    def work(self, stage: Stage) -> tuple[EpochBatches, EpochBatches | None, list[Objective]]:
+        """What steps of a stage take beside their number: batches, those of the pool's upkeep, and objectives."""
         config = self.config
         drawing = {"seed": config.fit.seed, "processes": self.processes}
         batches = EpochBatches(self.data.train, stage.config.batch_size, purpose=f"stage-{stage.name}", **drawing)
@@ -236,10 +223,14 @@ class Trainer:
         if stage.name == "two":
             objectives += self.own if self.path_matching is None else [self.path_matching, *self.own]
         self.generator.train()
+        return batches, upkeep, objectives
+
+    def _run_stage(self, stage: Stage) -> None:
+        work = self.work(stage)
         while self.loop.step < stage.stop:
             for optimizer in self.optimizers.values():
                 optimizer.param_groups[0].update(stage.settings(self.loop.step))
-            self._losses.add(self.train_step(self.loop.step, stage, batches, upkeep, objectives))
+            self._losses.add(self.train_step(self.loop.step, stage, *work))
             self.loop.advance()
             if self.loop.logs(stage.stop):
                 self._log(stage)

@@ -23,6 +23,7 @@ RECIPES = {
     "distill": TRAJECTORY,
 }
 BASE = {
+    "data": ["./nowhere"],
     "train": ["--recipe", "digits-dim"],
     "experts": ["--recipe", "digits-mtt-ipc1"],
     "distill": ["--recipe", "digits-mtt-ipc1"],

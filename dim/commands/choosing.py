@@ -1,0 +1,114 @@
+"""What commands choose where nothing is said: settings for somebody's own images and a time, and how a run's sets are made."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dim.commands.arguments import SampleArguments, TrainArguments
+from dim.commands.looking import own_data, read_data
+from dim.commands.parsing import parse_known, stray
+from dim.commands.subjects import device_of
+from dim.config import TrainConfig, to_toml
+from dim.config.data import located
+from dim.errors import InputError
+from dim.launch import launched
+from dim.text import say
+
+_MINUTES = 30.0
+
+
+class Automatic:
+    """Settings that are chosen for the data, the device and a time.
+
+    Attributes:
+        config: what was chosen, without lengths.
+        arguments: those of the command, with what they leave open.
+        data: the real data, once `fill` has read them.
+    """
+
+    def __init__(self, parsed: TrainArguments, arguments: list[str]) -> None:
+        from dim.data.look import look
+        from dim.runs.automatic import choose, too_small
+
+        self._began, self._minutes = time.monotonic(), parsed.minutes or _MINUTES
+        self.arguments, self.data = arguments, None
+        if launched()[1] > 1:
+            raise InputError("settings are chosen for one process: print them with --dry-run, and launch with --recipe FILE.toml")
+        data = located(own_data(parsed.folder, parsed.data, arguments))
+        found = look(data)
+        for line in found.lines():
+            say(f"dim: {line}", sys.stderr)
+        choice = choose(found, data, minutes=self._minutes, device=device_of(parsed.fit.device))
+        self.config, self._why = choice.config, choice.reasons
+        if warning := too_small(found):
+            say(f"dim: {warning}", sys.stderr)
+
+    @classmethod
+    def asked(cls, arguments: Sequence[str]) -> "Automatic | None":
+        """The settings for a command that names a folder, or a time, and no recipe; None for another one.
+
+        Raises:
+            InputError: if there is a recipe as well, or the data cannot be read.
+        """
+        parsed, _ = parse_known(TrainArguments, [word for word in arguments if word not in ("-h", "--help")], "train")
+        if {"-h", "--help"} & set(arguments) or (parsed.folder is None and parsed.minutes is None):
+            return None
+        if parsed.recipe is not None:
+            if parsed.folder is not None and not Path(parsed.folder).is_dir():
+                raise InputError(stray(parsed.folder, "train"))
+            what = f"a folder, {parsed.folder!r}," if parsed.folder is not None else "--minutes"
+            remedy = "leave one of them out; a recipe reads your folder with --dataset folder --data-root DIR --resolution N"
+            raise InputError(f"{what} and a recipe, {parsed.recipe!r}: {remedy}")
+        out = parsed.out or (f"runs/{Path(parsed.folder).resolve().name}" if parsed.folder is not None else None)
+        words = list(arguments) if parsed.out or out is None else [*arguments, "--out", out]
+        if parsed.resume and out is not None and (Path(out) / "run.json").is_file():
+            return None if parsed.folder is None else _Resumed(parsed, words, out)
+        return cls(parsed, words)
+
+    def fill(self, config: TrainConfig) -> TrainConfig:
+        """Read the data, measure, give the stages their lengths, and say what was chosen and how long it takes."""
+        from dim.runs.accelerator import make_accelerator
+        from dim.runs.automatic import fill
+
+        accelerator = make_accelerator(replace(config, fit=replace(config.fit, trackers=())), Path())
+        self.data = read_data(config.data, accelerator.device, said=False)
+        left = 60 * self._minutes - (time.monotonic() - self._began)
+        config, seconds = fill(config, self.data, accelerator, seconds=left)
+        for line in to_toml(config, over=TrainConfig(), why=self._why).splitlines():
+            say(f"dim: {line}" if line else "dim:", sys.stderr)
+        say(f"dim: {(seconds + time.monotonic() - self._began) / 60:.1f} minutes in all, {seconds / 60:.1f} from now", sys.stderr)
+        return config
+
+
+class _Resumed(Automatic):
+    """A run on somebody's own folder that goes on with the settings that it has."""
+
+    def __init__(self, parsed: TrainArguments, arguments: list[str], out: str) -> None:
+        from dim.run_folder import load_run_config
+
+        config = load_run_config(out)
+        root = own_data(parsed.folder, parsed.data, arguments).root
+        self.config, self.arguments, self.data = replace(config, data=replace(config.data, root=root)), arguments, None
+
+    def fill(self, config: TrainConfig) -> TrainConfig:
+        """See `Automatic.fill`: nothing is left open."""
+        from dim.runs.accelerator import make_accelerator
+
+        self.data = read_data(config.data, make_accelerator(config, Path()).device)
+        return config
+
+
+def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> SampleArguments:
+    """The arguments of `dim sample`, with the policies that a run's own experts make possible, where none is named."""
+    from dim.runs.beside import FOLDER
+    from dim.trajectory.store import LAYOUT
+
+    experts = Path(parsed.generator) / FOLDER
+    asked = any(word.partition("=")[0].startswith(("--policy.", "--teacher.")) for word in arguments)
+    if asked or not (experts / LAYOUT).is_file():
+        return parsed
+    say(f"dim: images are refined with {experts}; for plain ones: --policy.steps without a value", sys.stderr)
+    policy = replace(parsed.policy, steps=("refined",))
+    return replace(parsed, policy=policy, teacher=replace(parsed.teacher, folder=str(experts)), hard=True)

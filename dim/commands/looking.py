@@ -1,0 +1,83 @@
+"""What commands say of real data that they read; and `dim data`, which only looks."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dim.commands.arguments import DataArguments
+from dim.commands.parsing import parse, values_of
+from dim.config import DataConfig, from_dict
+from dim.config.data import located
+from dim.errors import InputError
+from dim.text import say
+
+_KINDS = ("folder", "webdataset")
+_SHOWN = 64  # pixels of a picture whose images have no size of their own
+
+
+def data(arguments: Sequence[str]) -> None:
+    """`dim data`."""
+    parsed = parse(DataArguments, arguments, "data")
+    if parsed.folder is None and not values_of(arguments, "--dataset"):
+        raise InputError("no data: name a folder, or a data set with --dataset (and --data-root)")
+
+    from dim.data.look import look
+    from dim.outputs import require_writable
+
+    if parsed.picture is not None:
+        require_writable(parsed.picture, "picture")
+    config = located(own_data(parsed.folder, parsed.data, arguments))
+    found = look(config)
+    for line in found.lines():
+        say(line)
+    if config.resolution is None and config.dataset in _KINDS:
+        config = replace(config, resolution=min(_SHOWN, found.median))
+    real = read_data(replace(config, channels=config.channels or (1 if found.grey else 3)), "cpu", said=False)
+    for part in ("val", "test"):
+        real.digest(part)  # all are read, so that a damaged one is met here
+    if parsed.picture is not None:
+        from dim.pictures import save_png
+        from dim.score.report import real_grid
+
+        save_png(parsed.picture, real_grid(real))
+        say(f"picture: {parsed.picture}, ten random training images in each row, a class")
+    place = f" --data-root {config.root}" if config.root else ""
+    say(f"all images can be read; next: dim train {parsed.folder or f'--dataset {config.dataset}{place}'} --minutes 30")
+
+
+def own_data(folder: str | None, config: DataConfig, arguments: Sequence[str]) -> DataConfig:
+    """The data of a command that names a folder: class folders, or shards where there are some.
+
+    Raises:
+        InputError: if another root or a data set that is no folder is named as well.
+    """
+    if folder is None:
+        return config
+    if values_of(arguments, "--data-root") or values_of(arguments, "--data.root"):
+        raise InputError(f"a folder, {folder!r}, and --data-root {config.root!r}: expected one of them")
+    if values_of(arguments, "--dataset") or values_of(arguments, "--data.dataset"):
+        if config.dataset not in _KINDS:
+            raise InputError(
+                f"a folder, {folder!r}, and --dataset {config.dataset}: expected {' or '.join(_KINDS)}; or leave it out"
+            )
+        return replace(config, root=folder)
+    kind = "webdataset" if any(Path(folder).glob("*.tar")) else "folder"
+    return replace(from_dict(DataConfig, {"dataset": kind}, config), root=folder)
+
+
+def read_data(config: DataConfig, device: Any, processes: Any = None, *, said: bool = True) -> Any:
+    """Load the real data of a run, one process after another, and say what they are."""
+    from dim.data.real import load_data
+    from dim.processes import ALONE
+
+    processes = processes or ALONE
+    data = processes.in_turn(lambda: load_data(config, device))
+    if said and processes.main:
+        spec = data.spec
+        parts = ", ".join(f"{len(getattr(data, part)):,} {part}" for part in ("train", "val", "test"))
+        kind = "grey" if spec.channels == 1 else "RGB"
+        what = f"{spec.num_classes:,} classes, {kind}, {spec.height}x{spec.width} pixels"
+        say(f"dim: data: {spec.name}: {what}; images: {parts}", sys.stderr)
+    return data

@@ -1,0 +1,245 @@
+"""Settings for anybody's images: chosen for what they are, for the device and for a time, which is then filled by measuring.
+
+What is chosen is a recipe like any other. Widths and sizes follow from how fast the device is at convolutions; how many epochs
+fit into the time is known only when steps of exactly this training have been timed.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from dim.compiling import compiler_found, native_bfloat16
+from dim.config import (
+    ADVERSARIES,
+    AboutConfig,
+    AdversarialConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    FitConfig,
+    GeneratorConfig,
+    PoolConfig,
+    ProtocolConfig,
+    StageConfig,
+    TrainConfig,
+    from_dict,
+)
+from dim.data.look import Look
+from dim.data.real import RealData
+from dim.data.splits import HeldSplit
+from dim.errors import InputError
+from dim.nets.discriminators import build_discriminator, training_flops
+from dim.runs.beside import recording_seconds
+from dim.runs.train import Trainer
+from dim.spec import DataSpec
+
+SIZES = (32, 48, 64, 96, 128)
+"""Pixels that are chosen from where images are larger than the smallest of them."""
+WIDTHS = (16, 24, 32, 48, 64, 96)
+ENOUGH, PLENTY = 250_000, 400_000
+"""Images that training should at least see, at width 24 (which decides the size) and at larger widths."""
+_PASSES = 4.5
+"""What a step of the GAN costs, in trainings of its discriminator on as many images: measured with width 32 at 32 pixels."""
+_SECOND_STAGE = 0.08  # of the time
+_KEPT = 0.04  # of the time, for pictures, checkpoints and the report
+_STEPS = 12  # that are timed
+_FEWEST = 30  # training images per class from which a generator was seen to help
+_COMPILED_FROM = 15.0  # minutes from which compiling the discriminator's step, which may take two, repays itself
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe without its lengths, and why it is what it is: reasons by section or option."""
+
+    config: TrainConfig
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device) -> Choice:
+    """Choose settings for data that were looked at.
+
+    Args:
+        look: what the data are.
+        data: where they lie; a resolution and channels that it gives stay.
+        minutes: wall time that everything may take.
+        device: where it will be trained.
+
+    Raises:
+        InputError: if images are too small for the networks.
+    """
+    channels = data.channels or (1 if look.grey else 3)
+    shown = _images_shown(look.classes, channels, 60 * minutes * _speed(device))
+    size, why_size = _size(look, data, shown)
+    width = max((width for width in WIDTHS if shown(size, width) >= PLENTY), default=24 if shown(size, 24) >= ENOUGH else 16)
+    flips = "flip_" if channels == 3 else ""
+    training = _training(look.parts["train"], width, f"{flips}color_crop_cutout", shown(size, width))
+    config = TrainConfig(
+        about=AboutConfig(title=f"{look.name}, settings chosen for {minutes:g} minutes"),
+        data=replace(data, resolution=None if why_size is None else size, channels=channels),
+        generator=from_dict(GeneratorConfig, {"name": "gan", "width": width, "latent_dim": 64}),
+        discriminator=DiscriminatorConfig(width=width),
+        pool=from_dict(PoolConfig, {"students": ("convnet:width=32",), "members": 2, "upkeep_steps": 2, "precision": "auto"}),
+        protocol=ProtocolConfig(epochs=_protocol_epochs(len(look.classes))),
+        **training,
+    )
+    bf16 = native_bfloat16(device)
+    compile = device.type == "cpu" and minutes >= _COMPILED_FROM and compiler_found(device)
+    there = {"precision": "bf16" if bf16 else "no", "compile": "on" if compile else "off"}
+    config = replace(config, fit=replace(config.fit, device=device.type if device.type == "cpu" else None, **there))
+    reasons = {
+        "generator": f"the widest that sees enough images in {minutes:g} minutes here",
+        "adversarial": f"augmentation that adapts to how well the discriminator knows the {look.parts['train']:,} training images"
+        + ("; no flips, as grey images are often of letters and digits" if not flips else ""),
+        "fit": "bfloat16, which this device multiplies faster" if bf16 else "float32, as this device is no faster at bfloat16",
+    }
+    if why_size:
+        reasons["data"] = why_size
+    return Choice(config, reasons)
+
+
+def _images_shown(classes: tuple[str, ...], channels: int, operations: float) -> Callable[[int, int], float]:
+    """About how many images a training of so many floating-point operations sees, by the size of images and the width."""
+
+    @functools.cache
+    def shown(size: int, width: int) -> float:
+        statistics = {"mean": (0.5,) * channels, "std": (0.5,) * channels, "fingerprint": ""}
+        spec = DataSpec(name="", channels=channels, height=size, width=size, class_names=classes, **statistics)
+        network = ADVERSARIES.load("relativistic").network
+        discriminator = build_discriminator(network, DiscriminatorConfig(width=width), spec, seed=0)
+        return operations / (_PASSES * training_flops(discriminator, spec))
+
+    return shown
+
+
+def _training(images: int, width: int, augment: str, shown: float) -> dict[str, Any]:
+    """Sections of the loss, the stages and the loop, for so many training images of which so many are shown."""
+    batch = 64 if images >= 1000 else 32
+    lr = 1e-3 if width <= 32 else 5e-4
+    adversarial: dict[str, Any] = {"loss": "relativistic", "gamma": 0.2, "gamma_end": 0.05, "penalty_every": 4}
+    adapting = {"augment_target": 0.5, "augment_images": int(min(500_000, max(20_000, shown / 4)))}
+    return {
+        "adversarial": from_dict(AdversarialConfig, adversarial | {"augment": augment} | adapting),
+        "stage_one": StageConfig(batch_size=batch, lr=lr, lr_end=lr / 5, betas=(0.0, 0.9), beta2_end=0.99),
+        "stage_two": StageConfig(batch_size=batch, lr=lr / 5, lr_end=lr / 25, betas=(0.0, 0.99)),
+        "fit": FitConfig(ema=0.999 if shown / batch >= 4000 else 0.995, experts=3),
+    }
+
+
+def _size(look: Look, data: DataConfig, shown: Any) -> tuple[int, str | None]:
+    """Pixels, and why; no reason where the data's own size is kept by giving none."""
+    if data.resolution is not None:
+        return data.resolution, f"{data.resolution} pixels as you asked"
+    own = look.median
+    if look.square and own % 4 == 0 and own <= SIZES[0]:
+        return own, None if data.dataset not in ("folder", "webdataset") else "their own size"
+    if own < SIZES[0]:
+        size = max(8, own // 4 * 4)
+        return size, f"{own} pixels, in a multiple of 4"
+    fitting = [size for size in SIZES if size <= own]
+    size = max((size for size in fitting if shown(size, 24) >= ENOUGH), default=fitting[0])
+    if size == own:
+        return size, "their own size"
+    limit = "the largest that the networks are meant for" if size == fitting[-1] else "what the time allows: more --minutes, more"
+    return size, f"of {own} pixels (median): {limit}"
+
+
+def _protocol_epochs(classes: int) -> int:
+    """About 2,000 steps of a student for ten images per class, and no more than the published 1,000 epochs."""
+    return int(min(1000, max(100, 2000 // -(-10 * classes // 64))))
+
+
+def fill(config: TrainConfig, data: RealData, accelerator: Accelerator, *, seconds: float) -> tuple[TrainConfig, float]:
+    """Give both stages the lengths that fill a time.
+
+    Args:
+        config: with any lengths.
+        data: the real data.
+        accelerator: from `dim.runs.accelerator.make_accelerator`.
+        seconds: wall time from now on, until the report is written.
+
+    Returns:
+        The configuration, and the seconds that it will take.
+
+    Raises:
+        InputError: if not even a step fits in.
+    """
+    began = time.monotonic()
+    images = len(data.train)
+    if isinstance(data.train, HeldSplit):
+        data.train.hold()  # reading them once is no part of a step
+    one, two = seconds_per_step(config, data, accelerator)
+    left = (1 - _KEPT) * (seconds - (time.monotonic() - began))
+    place = {"device": accelerator.device, "speed": _speed(accelerator.device)}
+    recorded = recording_seconds(config, data.spec, steps=round(left / one), **place)
+    left -= recorded
+    first, second = (1 - _SECOND_STAGE) * left / one, _SECOND_STAGE * left / two
+    if second < 1:
+        least = (time.monotonic() - began + recorded + 2 * (one + two) / _SECOND_STAGE) / 60
+        raise InputError(f"{seconds / 60:.2g} minutes are left for training: expected {least + 0.5:.0f} or more (--minutes)")
+    lengths = {"stage_one": (first, config.stage_one), "stage_two": (second, config.stage_two)}
+    stages = {name: replace(stage, epochs=_epochs(count, stage.batch_size, images)) for name, (count, stage) in lengths.items()}
+    pictures = max(20, int(first / 10) // 20 * 20)
+    filled = replace(config, **stages, fit=replace(config.fit, sample_steps=pictures))
+    return filled, left + recorded + _KEPT * seconds
+
+
+def _epochs(steps: float, batch: int, images: int) -> float:
+    return float(f"{max(1.0, int(steps)) * batch / images:.4g}")
+
+
+def seconds_per_step(config: TrainConfig, data: RealData, accelerator: Accelerator) -> tuple[float, float]:
+    """Wall time of a step of stage one and of one of stage two, of exactly this training, compiled as it will be."""
+    many = replace(config.stage_one, epochs=1000.0), replace(config.stage_two, epochs=100.0)  # as for the plans of a long run
+    config = replace(config, stage_one=many[0], stage_two=many[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(config, data, Path(scratch), accelerator, resume=False)
+        return tuple(_timed(trainer, stage) for stage in trainer.stages)
+
+
+def _timed(trainer: Trainer, stage: Any) -> float:
+    work = trainer.work(stage)
+    every = max(1, getattr(trainer.config.adversarial, "penalty_every", 1))
+    warm, steps = max(4, every), max(every, _STEPS // every * every)
+
+    def run(first: int, count: int) -> None:
+        for step in range(stage.start + first, stage.start + first + count):
+            trainer.train_step(step, stage, *work)
+        if trainer.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    run(0, warm)
+    began = time.monotonic()
+    run(warm, steps)
+    return (time.monotonic() - began) / steps
+
+
+def too_small(look: Look) -> str:
+    """What to do in place of a generator where there are too few images for one to help; empty where there are enough."""
+    each = look.parts["train"] / len(look.classes)
+    if each >= _FEWEST:
+        return ""
+    why = f"{each:.0f} training images per class are too few for a generator to add to them: its sets may be no better"
+    return f"{why}. Train on the images themselves, or compare: dim evaluate SET --controls random full"
+
+
+def _speed(device: torch.device) -> float:
+    """Floating-point operations per second of a convolution and its gradients, in the precision that training will have."""
+    dtype = torch.bfloat16 if native_bfloat16(device) else torch.float32
+    layer = nn.Conv2d(64, 64, 3, 1, 1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    images = torch.randn(32, 64, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    images.requires_grad_()
+    best = float("inf")
+    for _ in range(6):
+        began = time.monotonic()
+        layer(images).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.monotonic() - began)
+    return 3 * 2 * images.numel() * 64 * 9 / best

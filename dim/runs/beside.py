@@ -1,0 +1,83 @@
+"""Experts beside a generator, in its run's folder: small ones, recorded when it is trained, with which its sets are refined."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dim.compiling import compiler_found
+from dim.config import AboutConfig, ExpertsConfig, RecordConfig, TrainConfig
+from dim.config.settings import Compile
+from dim.data.real import RealData
+from dim.nets.student_step import training_flops
+from dim.processes import ALONE, Processes
+from dim.spec import DataSpec
+from dim.trajectory.record import record
+from dim.trajectory.store import ExpertStore
+
+FOLDER = "experts"
+_STUDENT = "convnet:width=32"
+_BATCH, _MOMENT = 64, 35  # images of a step, steps between two recorded moments: about those of the teacher of docs/cifar10.md
+_REACHED, _COMPILING_SECONDS = 0.2, 40.0  # of a convolution's speed by whole steps; once
+_SHARE, _FEWEST, _MOST = 4, 350, 3500  # a step for so many of the generator's, and their limits
+
+
+def expert_steps(steps: int) -> int:
+    """Steps of each expert of a generator that has so many in stage one: a multiple of those between two moments."""
+    return round(min(_MOST, max(_FEWEST, steps / _SHARE)) / _MOMENT) * _MOMENT
+
+
+def _compile(config: TrainConfig, device: torch.device) -> Compile:
+    """On a CPU compiling always repays itself: a step in bfloat16 then takes a sixth of its time."""
+    on_cpu = torch.device(device).type == "cpu" and compiler_found(device)
+    return "on" if on_cpu else config.fit.compile
+
+
+def recording_seconds(config: TrainConfig, spec: DataSpec, *, steps: int, speed: float, device: torch.device) -> float:
+    """About the wall time of `record_beside`.
+
+    Args:
+        config, steps: as there.
+        spec: of the data.
+        speed: floating-point operations per second of the device's convolutions.
+        device: where they are trained.
+    """
+    if not config.fit.experts:
+        return 0.0
+    operations = training_flops(_STUDENT, spec) * _BATCH * config.fit.experts * expert_steps(steps)
+    return operations / (_REACHED * speed) + (_COMPILING_SECONDS if _compile(config, device) == "on" else 0.0)
+
+
+def record_beside(
+    config: TrainConfig, data: RealData, out: Path, *, steps: int, device: torch.device, processes: Processes = ALONE
+) -> ExpertStore:
+    """Record a run's experts in its folder, or what is missing of them.
+
+    Args:
+        config: of the run; `fit.experts` says how many.
+        data: the real data.
+        out: the run's folder.
+        steps: of stage one.
+        device: where to train.
+        processes: those that share the experts.
+
+    Raises:
+        InputError, NonFiniteError, Interrupted: see `dim.trajectory.record.record`.
+    """
+    epoch = len(data.train) / _BATCH
+    settings = ExpertsConfig(
+        count=config.fit.experts,
+        epochs=expert_steps(steps) / epoch,
+        every=_MOMENT / epoch,
+        batch_size=_BATCH,
+        momentum=0.9,
+        weight_decay=5e-4,
+        augment="crop|cutout|scale" if data.spec.channels == 1 else "crop|flip|cutout|scale",
+        precision="bf16" if config.fit.precision == "bf16" else "fp32",
+        compile=_compile(config, device),
+        seed=config.fit.seed,
+        checkpoint_minutes=config.fit.checkpoint_minutes,
+    )
+    about = AboutConfig(title=f"Experts beside the generator of {out}")
+    recipe = RecordConfig(about=about, student=_STUDENT, data=replace(config.data), experts=settings)
+    return record(recipe, data, out / FOLDER, resume=True, device=device, processes=processes)

@@ -1,0 +1,144 @@
+"""Somebody's own folder through the commands: `dim data`, `dim train DIR`, `dim sample`."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dim.commands.cli import main
+from dim.recipes.load import load_recipe
+from dim.runs import automatic, beside
+from dim.trajectory.store import ExpertStore
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    noise = np.random.default_rng(0)
+    for name in ("left side", "右"):
+        for number in range(20):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = noise.integers(0, 60, (10, 8, 3), dtype=np.uint8)
+            pixels[:, slice(0, 4) if name == "右" else slice(4, 8)] += 150
+            Image.fromarray(pixels).save(path)
+    return "photos"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Steps that are said to be slow, so that few fit into the time, and experts of few steps."""
+    monkeypatch.setattr(automatic, "seconds_per_step", lambda *_: (6.0, 2.0))
+    monkeypatch.setattr(automatic, "recording_seconds", lambda *_, **__: 1.0)
+    monkeypatch.setattr(beside, "compiler_found", lambda device: False)
+    monkeypatch.setattr(beside, "_FEWEST", 140)
+    monkeypatch.setattr(beside, "_MOST", 140)
+
+
+NARROW = ("--minutes", "1.5", "--generator.width", "4", "--discriminator.width", "4", "--device", "cpu", "--fit.trackers")
+
+
+def test_data_says_what_would_be_read(photos, capsys, tmp_path):
+    (tmp_path / "photos" / "右" / "notes.txt").write_text("no image")
+    assert main(["data", photos, "--picture", "grid.png"]) == 0
+    said = capsys.readouterr()
+    for part in ("photos: 2 classes, 40 images: left side 20, 右 20", "train", "40 RGB", "shorter side 8 pixels"):
+        assert part in said.out
+    assert "1 .txt" in said.err
+    with Image.open("grid.png") as grid:
+        assert grid.width > 10 * 8
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ((), "no data"),
+        (("photos", "--dataset", "digits"), "folder or webdataset"),
+        (("photos", "--data-root", "elsewhere"), "one of them"),
+        (("nowhere",), "'nowhere' is no folder"),
+        (("photos", "--picture", "grid.jpg"), "ends in .png"),
+    ],
+)
+def test_data_that_cannot_be_looked_at(photos, words, part, capsys):
+    assert main(["data", *words]) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_picture_is_met_when_data_are_looked_at(photos, tmp_path, capsys):
+    path = tmp_path / "photos" / "右" / "3.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert main(["data", photos]) == 2
+    assert "3.png cannot be read" in capsys.readouterr().err
+
+
+def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick, capsys):
+    assert main(["train", photos, *NARROW]) == 0
+    said = capsys.readouterr()
+    for part in ("photos: 2 classes", "minutes in all", "[generator]", "width = 4", "training images per class are too few"):
+        assert part in said.err
+    assert "next: dim sample runs/photos" in said.out
+    assert len(ExpertStore.open("runs/photos/experts").records) == 3
+
+    assert (
+        main(["sample", "runs/photos", "--ipc", "2", "--out", "refined", "--refine.steps", "2", "--refine.compile", "off"]) == 0
+    )
+    assert "refined with runs/photos/experts" in capsys.readouterr().err
+    assert main(["sample", "runs/photos", "--ipc", "2", "--out", "plain", "--policy.steps"]) == 0
+    assert "refined" not in capsys.readouterr().err
+
+    from dim import load_set
+
+    refined, plain = load_set("refined"), load_set("plain")
+    assert refined.labels.tolist() == plain.labels.tolist()
+    assert not refined.images.equal(plain.images)
+
+    assert main(["train", photos, *NARROW]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", photos, "--resume"]) == 0
+
+
+def test_a_dry_run_prints_a_recipe_with_its_lengths(photos, quick, capsys, tmp_path):
+    assert main(["train", photos, *NARROW, "--dry-run"]) == 0
+    path = tmp_path / "own.toml"
+    path.write_text(capsys.readouterr().out)
+    config = load_recipe(str(path))
+    assert (config.data.root, config.data.resolution, config.generator.width) == ("photos", 8, 4)
+    assert 0 < config.stage_one.epochs < 20
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_data_take_minutes_in_place_of_a_recipe(quick, capsys):
+    assert main(["train", "--dataset", "digits", *NARROW, "--dry-run"]) == 0
+    assert 'dataset = "digits"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("photos", "--recipe", "digits-dim"), "a recipe, 'digits-dim'"),
+        (("--minutes", "3", "--recipe", "digits-dim", "--out", "run"), "--minutes and a recipe"),
+        (("photos", "--minutes", "0"), "minutes is 0"),
+        (("photos", "--minutes", "nan"), "minutes is nan"),
+        (("photos", "--dataset", "cifar10"), "folder or webdataset"),
+        (("nowhere",), "'nowhere' is no folder"),
+        (("photos", "--resolution", "30"), "multiple of 4"),
+        (("--dataset", "digits", "--minutes", "2"), "--out"),
+    ],
+)
+def test_what_cannot_be_chosen_for(photos, quick, words, part, capsys):
+    assert main(["train", *words]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert part in errors[-1]
+
+
+def test_settings_are_chosen_for_one_process(photos, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", photos]) == 2
+    assert "--dry-run" in capsys.readouterr().err
