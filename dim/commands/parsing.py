@@ -47,6 +47,7 @@ _NAMED = {
 }
 
 
+_POSITIONAL = tyro.conf.Positional[str].__metadata__[0]
 # What tyro says of a value that fits none of several types.
 _UNFIT = re.compile(r"Error parsing (--\S+): no type matching (.*) could be instantiated from \[(.*?)\]\. Got errors:")
 
@@ -153,6 +154,8 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
     _require_once(arguments, options)
     for names, field, value in options:
         if field.default is None and value == "":
+            if _POSITIONAL in getattr(field.type, "__metadata__", ()):
+                raise InputError(stray("", command))
             raise InputError(f"{names[0]} is '': expected a value; leave the option out for none")
     return parsed, unknown
 
