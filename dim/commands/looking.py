@@ -9,11 +9,11 @@ from typing import Any
 from dim.commands.arguments import DataArguments
 from dim.commands.parsing import parse, values_of
 from dim.config import DataConfig, from_dict
-from dim.config.data import located
+from dim.config.data import located, needs_size
 from dim.errors import InputError
 from dim.text import say
 
-_KINDS = ("folder", "webdataset")
+_KINDS = ("folder", "webdataset", "listed")
 _SHOWN = 64  # pixels of a picture whose images have no size of their own
 
 
@@ -32,7 +32,7 @@ def data(arguments: Sequence[str]) -> None:
     found = look(config)
     for line in found.lines():
         say(line)
-    if config.resolution is None and config.dataset in _KINDS:
+    if config.resolution is None and needs_size(config.dataset):
         config = replace(config, resolution=min(_SHOWN, found.median))
     real = read_data(replace(config, channels=config.channels or (1 if found.grey else 3)), "cpu", said=False)
     for part in ("val", "test"):
@@ -48,7 +48,7 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def own_data(folder: str | None, config: DataConfig, arguments: Sequence[str]) -> DataConfig:
-    """The data of a command that names a folder: class folders, or shards where there are some.
+    """The data of a command that names a folder: class folders; or shards, or labels in a file, where there are such.
 
     Raises:
         InputError: if another root or a data set that is no folder is named as well.
@@ -63,8 +63,22 @@ def own_data(folder: str | None, config: DataConfig, arguments: Sequence[str]) -
                 f"a folder, {folder!r}, and --dataset {config.dataset}: expected {' or '.join(_KINDS)}; or leave it out"
             )
         return replace(config, root=folder)
-    kind = "webdataset" if any(Path(folder).glob("*.tar")) else "folder"
-    return replace(from_dict(DataConfig, {"dataset": kind}, config), root=folder)
+    return replace(from_dict(DataConfig, {"dataset": _kind(Path(folder))}, config), root=folder)
+
+
+def _kind(folder: Path) -> str:
+    """How the images in a folder are labelled. A dataset.json is always meant for that; the other files lie beside class
+    folders, too."""
+    from dim.data.files import EXTENSIONS
+    from dim.data.labels import label_file
+
+    if any(folder.glob("*.tar")):
+        return "webdataset"
+    for place in (folder, *(path for path in sorted(folder.glob("*")) if path.name.lower() in ("train", "training"))):
+        file = label_file(place)
+        if file and (file.suffix == ".json" or any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())):
+            return "listed"
+    return "folder"
 
 
 def read_data(config: DataConfig, device: Any, processes: Any = None, *, said: bool = True) -> Any:

@@ -17,6 +17,11 @@ def reads_files(dataset: str) -> bool:
     return getattr(DATASETS.load(dataset), "reads_files", True)
 
 
+def needs_size(dataset: str) -> bool:
+    """Whether the images of a data set may have any sizes, so that one has to be given."""
+    return getattr(DATASETS.load(dataset), "shape", (0, 0, 0))[1] is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
     """Which real data to use."""
@@ -31,10 +36,10 @@ class DataConfig(Section):
     """Where the data lies: torchvision's root, or the folder of class folders or shards. Default: the environment variable
     DIM_DATA_ROOT. `digits` come with scikit-learn and have none."""
     resolution: Annotated[int | None, tyro.conf.arg(aliases=["--resolution"])] = None
-    """Height and width in pixels: images are resized and centre-cropped. Required for `folder` and `webdataset`;
+    """Height and width in pixels: images are resized and centre-cropped. Required for `folder`, `listed` and `webdataset`;
     default: the data's own size."""
     channels: Literal[1, 3] | None = None
-    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder` and `webdataset`."""
+    """Force grey (1) or RGB (3) images. Default: the data's own; RGB for `folder`, `listed` and `webdataset`."""
     val_fraction: float = 0.1
     """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
     split_seed: int = 0
@@ -59,7 +64,7 @@ class SplitOptions:
     """Of data without a test part of its own."""
 
     test_fraction: float = 0.2
-    """digits, folder, webdataset: part of every class that becomes the test part, where the data has none of its own; in
+    """digits, folder, listed, webdataset: part of every class that becomes the test part, where the data has none of its own; in
     (0, 0.5]."""
 
     def __post_init__(self) -> None:

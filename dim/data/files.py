@@ -148,16 +148,16 @@ def _is_litter(name: str) -> bool:
     return name.startswith(("._", ".DS_Store")) or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def _images(folder: str) -> Listing:
+def image_files(folder: Path | str) -> Listing:
     """Image files in a folder and in those below it, in the order of their paths' parts; links to folders are not followed."""
     listing = Listing()
-    for entry in _entries(folder):
+    for entry in _entries(str(folder)):
         hidden, suffix = entry.name.startswith("."), os.path.splitext(entry.name)[1].lower()
         if _is_litter(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             if not hidden:  # copies, as those of notebooks
-                listing.extend(_images(entry.path))
+                listing.extend(image_files(entry.path))
         elif suffix in EXTENSIONS:
             listing.add(entry.path)
         elif not hidden:
@@ -184,7 +184,8 @@ def _few_classes(folder: Path, present: Sequence[str]) -> str:
         return f"{text}; did you mean {folder / present[0]}?"
     images = [entry for entry in _entries(str(folder)) if os.path.splitext(entry.name)[1].lower() in EXTENSIONS]
     if not present and images:
-        return f"{text}; put its {len(images)} images into a folder for each class"
+        listed = "or name them with their labels in a file (--dataset listed)"
+        return f"{text}; put its {len(images)} images into a folder for each class, {listed}"
     return text
 
 
@@ -203,7 +204,7 @@ def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None 
         raise InputError(f"{folder} has no class {missing[0]!r}, which the training part has: add it, with at least one image")
     whole, labels = Listing(), []
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for label, members in enumerate(pool.map(_images, [str(folder / name) for name in names])):
+        for label, members in enumerate(pool.map(image_files, [str(folder / name) for name in names])):
             if not members.paths:
                 found = f" but {_counted(members.others)}" if members.others else ""
                 kinds = ", ".join(sorted(EXTENSIONS))

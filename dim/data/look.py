@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dim.config import DATASETS, DataConfig
+from dim.config.data import needs_size
 from dim.data.items import Items
 from dim.data.real import Part, divided
 from dim.errors import InputError
@@ -78,7 +79,7 @@ def look(config: DataConfig) -> Look:
         InputError: as `dim.data.real.load_data` does, but for images that are damaged behind their headers.
     """
     source = DATASETS.load(config.dataset)
-    if config.resolution is None and getattr(source, "shape", (0, 0, 0))[1] is None:
+    if config.resolution is None and needs_size(config.dataset):
         config = replace(config, resolution=_PROVISIONAL)
     train, test, val = (*source(config), None)[:3]
     parts = divided(config, train, test, val)
@@ -88,7 +89,7 @@ def look(config: DataConfig) -> Look:
     sides = sorted(min(size) for size in sizes)
     total = sum(torch.bincount(items.labels, minlength=len(train.names)) for items in whole)
     return Look(
-        name=config.root if config.dataset in ("folder", "webdataset") else config.dataset,
+        name=config.root if needs_size(config.dataset) and config.root else config.dataset,
         classes=tuple(train.names),
         counts=tuple(total.tolist()),
         parts={part: len(indices) for part, (_, indices) in parts.items()},

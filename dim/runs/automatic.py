@@ -31,6 +31,7 @@ from dim.config import (
     TrainConfig,
     from_dict,
 )
+from dim.config.data import needs_size
 from dim.data.look import Look
 from dim.data.real import RealData
 from dim.data.splits import HeldSplit
@@ -138,7 +139,7 @@ def _size(look: Look, data: DataConfig, shown: Any) -> tuple[int, str | None]:
         return data.resolution, f"{data.resolution} pixels as you asked"
     own = look.median
     if look.square and own % 4 == 0 and own <= SIZES[0]:
-        return own, None if data.dataset not in ("folder", "webdataset") else "their own size"
+        return own, None if not needs_size(data.dataset) else "their own size"
     if own < SIZES[0]:
         size = max(8, own // 4 * 4)
         return size, f"{own} pixels, in a multiple of 4"

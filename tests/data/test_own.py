@@ -1,5 +1,6 @@
 """Images as people have them: folders laid out in some way, and data sets of Python in some form."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 import dim
-from dim.config import DataConfig
+from dim.config import DATASETS, DataConfig
 from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 
@@ -278,3 +279,94 @@ def test_a_hugging_face_data_set_is_a_source():
     assert data.train.labels.tolist() == [n % 3 for n in range(24)]
     with pytest.raises(InputError, match="has a IterableDataset: expected a data set with a length"):
         from_dataset(items.to_iterable_dataset(), name="mine", class_names=NAMES)
+
+
+# --- labels in a file --------------------------------------------------------------------------------------------------------
+
+LABELS = {  # the file, and what it holds for four images
+    "dataset.json": '{"labels": [["a/0.png", 0], ["a/1.png", 1], ["b/2.png", 0], ["b/3.png", 1]]}',
+    "metadata.jsonl": "\n".join(
+        json.dumps({"file_name": f"{name}.png", "label": kind}) for name, kind in (("a/0", 0), ("a/1", 1), ("b/2", 0), ("b/3", 1))
+    ),
+    "metadata.csv": "file_name,label\na/0.png,0\na/1.png,1\nb/2.png,0\nb/3.png,1\n",
+    "labels.csv": "\ufeffImage,width,Class\n./a/0.png,8,0\na\\1.png,8,1\nb/2.png,8,0\nb/3.png,8,1\n",
+}
+
+
+def listed(root: Path, **settings):
+    return load_data(DataConfig(dataset="listed", root=str(root), resolution=8, **settings))
+
+
+def label(folder: Path, count: int = 12, names: tuple[str, ...] = ("cat", "dog"), file: str = "metadata.csv") -> None:
+    """A flat folder of images, and a file with their labels in turn."""
+    write(folder, ".", count=count)
+    rows = [f"{number}.png,{names[number % len(names)]}" for number in range(count)]
+    (folder / file).write_text("\n".join(["file_name,label", *rows]))
+
+
+@pytest.mark.parametrize("file", LABELS)
+def test_labels_may_stand_in_a_file_of_any_usual_kind(tmp_path, file):
+    write(tmp_path, "a", "b", count=4)
+    (tmp_path / file).write_text(LABELS[file], "utf-8")
+    items, test, val = DATASETS.load("listed")(DataConfig(dataset="listed", root=str(tmp_path), resolution=8))
+    assert (test, val) == (None, None)
+    assert items.names == ("0", "1")
+    assert items.labels.tolist() == [0, 1, 0, 1]
+    assert [int(items.image(index)[0, 0, 0]) for index in range(4)] == [0, 10, 21, 31]  # which file it is
+
+
+def test_parts_may_have_a_file_of_labels_each(tmp_path):
+    for part, count in (("Train", 20), ("val", 4), ("testing", 6)):
+        label(tmp_path / part, count)
+    data = listed(tmp_path)
+    assert data.spec.class_names == ("cat", "dog")
+    assert sizes(data) == [20, 4, 6]
+
+
+def test_numbers_stand_in_their_order_and_other_names_after_them(tmp_path):
+    label(tmp_path, 24, ("10", "9", "x", "2"))
+    assert listed(tmp_path).spec.class_names == ("2", "9", "10", "x")
+
+
+def test_what_a_file_does_not_label_is_left_out_and_that_is_said(tmp_path, capsys):
+    label(tmp_path)
+    write(tmp_path, ".", count=15)
+    with (tmp_path / "metadata.csv").open("a") as file:
+        file.write("\n12.png,\n")
+    assert sum(sizes(listed(tmp_path))) == 12
+    said = capsys.readouterr().err
+    assert "1 image has no label" in said
+    assert "3 images are not named in metadata.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "part"),
+    [
+        ("metadata.csv", "file_name,label\n0.png,a\n0.png,b\n", "twice"),
+        ("metadata.csv", "file_name,label\n0.png,a\n99.png,b\n", "99.png', which is missing"),
+        ("metadata.csv", "file_name,label\n0.png,a\n../0.png,b\n", "expected an image inside"),
+        ("metadata.csv", "file_name,label\n0.png,a\n/etc/passwd,b\n", "expected an image inside"),
+        ("metadata.csv", "file_name,label\n0.png,a\n1.png,a\n", "1 class: expected at least 2"),
+        ("metadata.csv", "file_name,size\n0.png,8\n", "a label is named label or"),
+        ("metadata.csv", "name,label\n0.png,8\n", "an image is named file_name or"),
+        ("metadata.csv", 'file_name,label\n"0.png,8\n', "cannot be read"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": 1.5}\n', "1.5: expected a whole number or a name"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": [0, 1]}\n', "expected a whole number or a name"),
+        ("metadata.jsonl", '{"file_name": "0.png", "label": true}\n', "expected a whole number or a name"),
+        ("metadata.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("metadata.jsonl", "{", "cannot be read"),
+        ("metadata.jsonl", "[" * 100_000, "cannot be read"),
+        ("metadata.jsonl", b"\xff\xfe", "not text in UTF-8"),
+        ("dataset.json", "[]", "expected {'labels'"),
+        ("dataset.json", '{"labels": [["0.png"]]}', "no pair of a file and a label"),
+        (None, "", "no file of labels: expected one of dataset.json"),
+    ],
+)
+def test_files_of_labels_that_mean_nothing_are_refused(tmp_path, file, text, part):
+    write(tmp_path, ".", count=4)
+    if file:
+        (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        listed(tmp_path)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)

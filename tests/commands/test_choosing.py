@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from dim.commands.cli import main
+from dim.commands.looking import own_data
+from dim.config import DataConfig
 from dim.recipes.load import load_recipe
 from dim.runs import automatic, beside
 from dim.trajectory.store import ExpertStore
@@ -142,3 +144,22 @@ def test_settings_are_chosen_for_one_process(photos, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert main(["train", photos]) == 2
     assert "--dry-run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        (("a/0.png", "b/0.png"), "folder"),
+        (("a/0.png", "b/0.png", "metadata.jsonl"), "folder"),  # as sets of this package have it
+        (("0.png", "1.png", "metadata.jsonl"), "listed"),
+        (("00000/0.png", "00001/1.png", "dataset.json"), "listed"),
+        (("train/0.png", "train/labels.csv", "test/0.png", "test/labels.csv"), "listed"),
+        (("train-0.tar", "classes.txt"), "webdataset"),
+    ],
+)
+def test_how_a_folder_is_labelled_is_seen(tmp_path, layout, kind):
+    for name in layout:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert own_data(str(tmp_path / "data"), DataConfig(), []).dataset == kind
