@@ -174,7 +174,7 @@ def artefacts(folder: Path) -> list[Artefact]:
         )
         forge = "tensors" if biggest.suffix == ".safetensors" else None
         made += [Artefact(f"data of {name}", at, str(biggest.relative_to(at)), _set, forge=forge)]
-    made += [Artefact("rows of imagefolder", folder / "set-imagefolder", "metadata.jsonl", _set)]
+    made += [Artefact("rows of imagefolder", folder / "set-imagefolder", "images.jsonl", _set)]
     for number, ending in enumerate(IMAGE_FILES):
         made += [Artefact(f"{ending} of a folder", folder / "photos", f"cat/{number}.{ending}", _images, checked=False)]
     return made

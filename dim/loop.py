@@ -21,7 +21,7 @@ from dim.errors import InputError
 from dim.io import save_tensors
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
-from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run
+from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run, what_is_read
 from dim.signals import ENDING, handle, heeded
 from dim.text import say
 
@@ -162,6 +162,8 @@ class Loop:
             open_run(out, continuation.opening(description, step), step)
 
         processes.once(begin)
+        if shown and self._main and (line := what_is_read(description)):
+            say(line)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
         self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)

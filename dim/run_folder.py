@@ -42,17 +42,34 @@ _WANTED = {"kind": str, "config": dict, "spec": dict}
 
 
 def run_description(
-    config: Any, spec: DataSpec, device: torch.device | str, kind: str = "run", *, processes: Processes = ALONE
+    config: Any,
+    spec: DataSpec,
+    device: torch.device | str,
+    kind: str = "run",
+    *,
+    processes: Processes = ALONE,
+    images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """What run.json says."""
+    """What run.json says; `images` are those of the parts of the data."""
     return {
         "kind": kind,
         "config": to_dict(config),
         "spec": spec.to_dict(),
+        **({"images": dict(images)} if images else {}),
         "hardware": hardware(device),
         "processes": processes.world,
         "versions": versions(),
     }
+
+
+def what_is_read(description: Mapping[str, Any]) -> str:
+    """The data of a run in one line, from what run.json says; empty if it does not say how many images there are."""
+    spec, images = description["spec"], description.get("images")
+    if not images:
+        return ""
+    kind, parts = "grey" if spec["channels"] == 1 else "RGB", ", ".join(f"{count:,} {part}" for part, count in images.items())
+    size = f"{spec['height']}x{spec['width']} pixels"
+    return f"data: {spec['name']}: {len(spec['class_names']):,} classes, {kind}, {size}; images: {parts}"
 
 
 def inexact(description: Mapping[str, Any], processes: Processes) -> str | None:

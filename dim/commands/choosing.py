@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dim.commands.arguments import SampleArguments, TrainArguments
-from dim.commands.looking import own_data, read_data
+from dim.commands.looking import own_data
 from dim.commands.parsing import parse_known, stray
 from dim.commands.subjects import device_of
 from dim.config import TrainConfig, to_toml
@@ -52,9 +52,11 @@ class Automatic:
         Raises:
             InputError: if there is a recipe as well, or the data cannot be read.
         """
-        parsed, _ = parse_known(TrainArguments, [word for word in arguments if word not in ("-h", "--help")], "train")
-        if {"-h", "--help"} & set(arguments) or (parsed.folder is None and parsed.minutes is None):
+        if {"-h", "--help"} & set(arguments):
             return None
+        parsed, unknown = parse_known(TrainArguments, arguments, "train")
+        if unknown or (parsed.folder is None and parsed.minutes is None):
+            return None  # what is unknown is refused where the options are those of the choices that are made
         if parsed.recipe is not None:
             if parsed.folder is not None and not Path(parsed.folder).is_dir():
                 raise InputError(stray(parsed.folder, "train"))
@@ -69,11 +71,12 @@ class Automatic:
 
     def fill(self, config: TrainConfig) -> TrainConfig:
         """Read the data, measure, give the stages their lengths, and say what was chosen and how long it takes."""
+        from dim.data.real import load_data
         from dim.runs.accelerator import make_accelerator
         from dim.runs.automatic import fill
 
         accelerator = make_accelerator(replace(config, fit=replace(config.fit, trackers=())), Path())
-        self.data = read_data(config.data, accelerator.device, said=False)
+        self.data = load_data(config.data, accelerator.device)
         left = 60 * self._minutes - (time.monotonic() - self._began)
         config, seconds = fill(config, self.data, accelerator, seconds=left)
         for line in to_toml(config, over=TrainConfig(), why=self._why).splitlines():
@@ -94,9 +97,10 @@ class _Resumed(Automatic):
 
     def fill(self, config: TrainConfig) -> TrainConfig:
         """See `Automatic.fill`: nothing is left open."""
+        from dim.data.real import load_data
         from dim.runs.accelerator import make_accelerator
 
-        self.data = read_data(config.data, make_accelerator(config, Path()).device)
+        self.data = load_data(config.data, make_accelerator(config, Path()).device)
         return config
 
 

@@ -1,10 +1,8 @@
-"""What commands say of real data that they read; and `dim data`, which only looks."""
+"""`dim data`, which looks at real data; and which data a folder holds."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dim.commands.arguments import DataArguments
 from dim.commands.parsing import parse, values_of
@@ -24,6 +22,7 @@ def data(arguments: Sequence[str]) -> None:
         raise InputError("no data: name a folder, or a data set with --dataset (and --data-root)")
 
     from dim.data.look import look
+    from dim.data.real import load_data
     from dim.outputs import require_writable
 
     if parsed.picture is not None:
@@ -34,7 +33,7 @@ def data(arguments: Sequence[str]) -> None:
         say(line)
     if config.resolution is None and needs_size(config.dataset):
         config = replace(config, resolution=min(_SHOWN, found.median))
-    real = read_data(replace(config, channels=config.channels or (1 if found.grey else 3)), "cpu", said=False)
+    real = load_data(replace(config, channels=config.channels or (1 if found.grey else 3)))
     for part in ("val", "test"):
         real.digest(part)  # all are read, so that a damaged one is met here
     if parsed.picture is not None:
@@ -79,19 +78,3 @@ def _kind(folder: Path) -> str:
         if file and (file.suffix == ".json" or any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())):
             return "listed"
     return "folder"
-
-
-def read_data(config: DataConfig, device: Any, processes: Any = None, *, said: bool = True) -> Any:
-    """Load the real data of a run, one process after another, and say what they are."""
-    from dim.data.real import load_data
-    from dim.processes import ALONE
-
-    processes = processes or ALONE
-    data = processes.in_turn(lambda: load_data(config, device))
-    if said and processes.main:
-        spec = data.spec
-        parts = ", ".join(f"{len(getattr(data, part)):,} {part}" for part in ("train", "val", "test"))
-        kind = "grey" if spec.channels == 1 else "RGB"
-        what = f"{spec.num_classes:,} classes, {kind}, {spec.height}x{spec.width} pixels"
-        say(f"dim: data: {spec.name}: {what}; images: {parts}", sys.stderr)
-    return data

@@ -16,7 +16,6 @@ from dim.commands.arguments import (
     TrainArguments,
 )
 from dim.commands.choosing import Automatic, with_own_experts
-from dim.commands.looking import read_data
 from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
@@ -38,6 +37,7 @@ def train(arguments: Sequence[str]) -> None:
     if config is None:
         return
 
+    from dim.data.real import load_data
     from dim.launch import watch
     from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
@@ -46,7 +46,7 @@ def train(arguments: Sequence[str]) -> None:
     accelerator = make_accelerator(config, Path(parsed.out))
     watch()
     processes = Processes(accelerator.process_index, accelerator.num_processes)
-    data = read_data(config.data, accelerator.device, processes) if automatic is None else automatic.data
+    data = processes.in_turn(lambda: load_data(config.data, accelerator.device)) if automatic is None else automatic.data
     if processes.main and parsed.recipe is not None and not parsed.resume:
         _tell_few_steps(parsed.recipe, config, len(data.train))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
@@ -232,6 +232,7 @@ def distill(arguments: Sequence[str]) -> None:
     if config is None:
         return
 
+    from dim.data.real import load_data
     from dim.run_folder import RUN, read_run
     from dim.runs.distill import distill as run
 
@@ -243,7 +244,7 @@ def distill(arguments: Sequence[str]) -> None:
         raise InputError("no experts: name the folder that 'dim experts' made with --experts")
 
     processes, device = work_together(config.distill.device)
-    data = read_data(config.data, device, processes)
+    data = processes.in_turn(lambda: load_data(config.data, device))
     generator = None
     if parsed.generator is not None:
         from dim.hub import load_generator

@@ -45,6 +45,11 @@ class RealData:
             self._digests[part] = _look_at(getattr(self, part), f"{self.spec.name}, {part} part").digest
         return self._digests[part]
 
+    @property
+    def sizes(self) -> dict[Part, int]:
+        """Images of each part."""
+        return {part: len(getattr(self, part)) for part in ("train", "val", "test")}
+
     def about(self, scored: Part | None = None) -> dict[str, Any]:
         """What a figure says of the data: name, fingerprint, number of training images, and the digest of the part that was
         `scored`, which scores of earlier versions lack."""

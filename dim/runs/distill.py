@@ -265,7 +265,7 @@ class Distiller:
         """Iterate to the end and write the set."""
         config = self.config.distill
         place = {"kind": "distillation", "processes": self.processes}
-        description = run_description(self.config, self.natural.spec, self.device, **place)
+        description = run_description(self.config, self.natural.spec, self.device, images=self.natural.sizes, **place)
         store = {"experts": str(self.store.folder.absolute()), "experts_digest": self._experts_digest}
         store |= {} if self.generator is None else {"generator_digest": self._generator_digest}
         self.loop = Loop(

@@ -189,7 +189,9 @@ class Trainer:
             self.out,
             name="train",
             total=self.total_steps,
-            description=run_description(config, self.data.spec, accelerator.device, processes=self.processes),
+            description=run_description(
+                config, self.data.spec, accelerator.device, processes=self.processes, images=self.data.sizes
+            ),
             continuation=self._continuation,
             settings=config.fit,
             device=accelerator.device,

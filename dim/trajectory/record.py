@@ -149,7 +149,9 @@ class _Recorder:
         return whole
 
     def _description(self) -> dict[str, Any]:
-        return run_description(self.config, self.natural_spec, self.device, "experts", processes=self.processes)
+        return run_description(
+            self.config, self.natural_spec, self.device, "experts", processes=self.processes, images=self.data.sizes
+        )
 
     def _record(self, stop: int) -> None:
         """Record the experts of the present store that are missing, up to expert `stop`, one group after another."""

@@ -22,7 +22,7 @@ from dim.io import read_document, write_document
 from dim.spec import DataSpec
 
 _FILES = {
-    "imagefolder": "metadata.jsonl",
+    "imagefolder": "images.jsonl",
     "safetensors": "data.safetensors",
     "npz": "data.npz",
     "webdataset": "data-000000.tar",
@@ -151,10 +151,28 @@ def test_an_unknown_storage_is_refused_with_the_nearest(tmp_path):
         assert said in refused(tmp_path / "set")
 
 
+def test_the_datasets_library_reads_class_folders_with_class_labels(tmp_path):
+    subject = make_set()
+    subject.save(tmp_path / "set")
+    cache = {"cache_dir": str(tmp_path / "cache"), "split": "train"}
+    table = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "set"), **cache)
+    assert isinstance(table.features["label"], datasets.ClassLabel)
+    assert sorted(table["label"]) == sorted(subject.labels.tolist())
+    for number, name in enumerate(table.features["label"].names):
+        assert int(name.partition("_")[0]) == number
+
+
+def test_rows_of_earlier_versions_are_read(tmp_path):
+    subject = make_set(soft=True)
+    subject.save(tmp_path / "set")
+    (tmp_path / "set" / "images.jsonl").rename(tmp_path / "set" / "metadata.jsonl")
+    assert load_set(tmp_path / "set").images.equal(subject.images)
+
+
 def test_metadata_has_one_row_per_image_in_the_order_of_the_set(tmp_path):
     subject = make_set(soft=True)
     subject.save(tmp_path / "set")
-    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "set" / "images.jsonl").read_text().splitlines()]
     assert [row["label"] for row in rows] == subject.labels.tolist()
     assert [row["class_name"] for row in rows] == [subject.spec.class_names[label] for label in subject.labels]
     for row, image, weights in zip(rows, subject.images, subject.soft, strict=True):
@@ -439,7 +457,7 @@ def test_pictures_that_all_have_another_size_are_refused(tmp_path):
 )
 def test_a_changed_metadata_row_is_refused(tmp_path, change):
     make_set().save(tmp_path / "set")
-    file = tmp_path / "set" / "metadata.jsonl"
+    file = tmp_path / "set" / "images.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     change(rows[7])
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""PNG files in class folders, with `metadata.jsonl`; torchvision's ImageFolder and the `datasets` library read it."""
+"""PNG files in class folders, with `images.jsonl`; torchvision's ImageFolder and the `datasets` library read it."""
 
 import json
 import re
@@ -18,16 +18,17 @@ from dim.spec import DataSpec
 
 __all__ = ["ImageFolder"]
 
-_ROWS = "metadata.jsonl"
+_LEFT_OUT = re.compile(r"[^\w.-]+")
+_NAME = 60  # characters, of up to four bytes each, while file systems take 255 bytes
+_ROWS = "images.jsonl"
+_EARLIER_ROWS = "metadata.jsonl"  # of earlier versions; for a file of that name `datasets` gives no ClassLabel
 
 
 def class_folders(spec: DataSpec) -> list[str]:
     """A folder name per class: its number, so that sorting keeps the order, and its name as far as file systems allow."""
     width = len(str(spec.num_classes - 1))
-    return [
-        f"{label:0{width}d}_{re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('-.')}".rstrip("_")
-        for label, name in enumerate(spec.class_names)
-    ]
+    kept = [_LEFT_OUT.sub("-", name)[:_NAME].strip("-.") for name in spec.class_names]
+    return [f"{label:0{width}d}_{name}".rstrip("_") for label, name in enumerate(kept)]
 
 
 class ImageFolder(Format):
@@ -61,7 +62,7 @@ class ImageFolder(Format):
                 handle.write(json.dumps(record) + "\n")
 
     def read(self, folder: Path, spec: DataSpec, description: Mapping[str, Any]) -> dict[str, Tensor]:
-        records = _records(folder / _ROWS)
+        records = _records(folder / (_ROWS if (folder / _ROWS).exists() else _EARLIER_ROWS))
         images = torch.empty(len(records), *spec.image_shape, dtype=torch.uint8)
 
         def read(number: int, record: dict[str, Any]) -> None:
