@@ -6,7 +6,7 @@ The main objects, all importable from here: `load_generator`, `sample_set`, `loa
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -46,12 +46,43 @@ _HOMES = {
 
 __all__ = ["__version__", *sorted(_HOMES)]
 
+if TYPE_CHECKING:  # the same for type checkers and editors, which read no table
+    from dim.config import TrainConfig as TrainConfig
+    from dim.config import TrajectoryRecipe as TrajectoryRecipe
+    from dim.data.loader import GeneratedDataset as GeneratedDataset
+    from dim.data.loader import GeneratedLoader as GeneratedLoader
+    from dim.data.real import from_dataset as from_dataset
+    from dim.data.real import load_data as load_data
+    from dim.data.synthetic import SyntheticSet as SyntheticSet
+    from dim.data.synthetic import load_set as load_set
+    from dim.errors import InputError as InputError
+    from dim.hub import load_generator as load_generator
+    from dim.hub import push_to_hub as push_to_hub
+    from dim.hub import save_pretrained as save_pretrained
+    from dim.nets.generator import Generator as Generator
+    from dim.recipes.load import load_recipe as load_recipe
+    from dim.runs.distill import distill as distill
+    from dim.runs.train import fit as fit
+    from dim.sampler import anchored as anchored
+    from dim.sampler import sample_set as sample_set
+    from dim.score.coverage import Coverage as Coverage
+    from dim.score.coverage import CoverageScore as CoverageScore
+    from dim.score.coverage import coverage as coverage
+    from dim.score.evaluate import Evaluator as Evaluator
+    from dim.score.evaluate import evaluate as evaluate
+    from dim.score.record import Score as Score
+    from dim.spec import DataSpec as DataSpec
+    from dim.teacher import Teacher as Teacher
+    from dim.teacher import load_teacher as load_teacher
+    from dim.teacher import with_soft_labels as with_soft_labels
+    from dim.trajectory.record import record as record
+    from dim.trajectory.store import ExpertStore as ExpertStore
+else:
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'dim' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'dim' has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return __all__
