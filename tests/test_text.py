@@ -17,7 +17,8 @@ from markdown_it import MarkdownIt  # which rich brings
 from rich.console import Console
 
 import dim
-from dim.score.report import figure_png, html_page, html_table, print_table
+from dim.score.page import figure_png, html_page, html_table
+from dim.score.report import print_table
 from dim.text import LINE, for_html, for_markdown, for_plot, for_terminal, in_ascii, one_line, printable, say
 
 ROOT = Path(dim.__file__).parent

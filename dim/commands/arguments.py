@@ -337,6 +337,16 @@ class DistillArguments(TrajectoryRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportArguments(Settings):
+    """Write a run's page, report.html, again: after it was stopped early, or made by an earlier version."""
+
+    run: tyro.conf.Positional[str]
+    """The run folder."""
+    data_root: str | None = None
+    """Where the real data lies. Default: DIM_DATA_ROOT, or where the run had it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipesArguments:
     """List the recipes, or print one, resolved, as TOML."""
 

@@ -20,13 +20,14 @@ from dim.commands.arguments import (
     EvaluateArguments,
     ExpertsArguments,
     RecipesArguments,
+    ReportArguments,
     SampleArguments,
     TrainArguments,
 )
 from dim.commands.looking import data
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
-from dim.commands.scoring import compare, coverage, evaluate
+from dim.commands.scoring import compare, coverage, evaluate, report
 from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
 from dim.signals import ENDING, handle, heeded
@@ -39,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "evaluate": (evaluate, EvaluateArguments),
     "compare": (compare, CompareArguments),
     "coverage": (coverage, CoverageArguments),
+    "report": (report, ReportArguments),
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
     "recipes": (recipes, RecipesArguments),

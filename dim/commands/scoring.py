@@ -1,6 +1,7 @@
-"""Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`."""
+"""Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`; and `dim report`."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 
 import tyro
 
-from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments
+from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments, ReportArguments
 from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known, subjects_first
 from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
-from dim.config import ProtocolConfig, from_dict
+from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
 from dim.text import say
@@ -152,6 +153,24 @@ def coverage(arguments: Sequence[str]) -> None:
         if is_run:
             own_first = [rows[number], *(row for row in rows if row is not rows[number])]
             _say_page(name, data, coverage=own_first, nearest=nearest)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`dim report`."""
+    parsed = parse(ReportArguments, arguments, "report")
+
+    from dim.config.data import located, reads_files
+    from dim.data.real import load_data
+    from dim.io import reading
+    from dim.run_folder import RUN, read_run
+    from dim.score.report import write_report
+
+    with reading(Path(parsed.run) / RUN):
+        config = from_dict(DataConfig, read_run(parsed.run, None)["config"]["data"])
+    root = parsed.data_root or os.environ.get("DIM_DATA_ROOT")
+    if root and reads_files(config.dataset):
+        config = dataclasses.replace(config, root=root)
+    say(f"report: {write_report(parsed.run, load_data(located(config)))}")
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:

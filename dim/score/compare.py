@@ -18,17 +18,9 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.score.controls import is_coreset
+from dim.score.page import figure_png, html_image, html_page, html_table
 from dim.score.record import REAL, Score, arithmetic_note, protocol_differences, protocol_of
-from dim.score.report import (
-    figure_png,
-    format_accuracy,
-    format_bytes,
-    html_image,
-    html_page,
-    html_table,
-    print_note,
-    print_table,
-)
+from dim.score.report import format_accuracy, format_bytes, print_note, print_table
 from dim.spec import DataSpec
 from dim.text import for_html, for_plot
 

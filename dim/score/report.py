@@ -1,11 +1,9 @@
 """Tables for the terminal, and one self-contained HTML page per run."""
 
-import base64
 import contextlib
-import io
 import json
-import warnings
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,26 @@ from dim.features.distances import METRICS
 from dim.io import read_document, reading, write_document
 from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
-from dim.run_folder import read_metrics, read_run
+from dim.run_folder import KINDS, read_metrics, read_run, what_is_read
+from dim.score.controls import is_coreset
 from dim.score.coverage import CoverageScore, Nearest
-from dim.score.record import Score, arithmetic_note
-from dim.text import for_html, for_plot, for_rich
+from dim.score.page import (
+    captioned,
+    curves,
+    distance_curves,
+    html_details,
+    html_image,
+    html_list,
+    html_page,
+    html_table,
+    picture,
+)
+from dim.score.record import FULL, ORACLE, REAL, Score, arithmetic_note
+from dim.text import for_html, for_rich
+
+# What the records hold beside curves.
+_NO_CURVE = {"step", "stage", "seconds", "expert", "moment"}
+_CLASSES = 20  # that are shown in pictures
 
 
 def format_bytes(count: int) -> str:
@@ -157,39 +171,136 @@ def write_report(
     """
     run = Path(run)
     description = read_run(run, None)
-    samples = sorted((run / "samples").glob("step-*.png"))
     metrics = read_metrics(run)
     step = metrics[-1]["step"] if metrics else None
     kept = _keep(run, step, scores, coverage, nearest)
-    sections = []
-    if "scores" in kept:
-        rows_kept = [Score.from_dict(row) for row in kept["scores"]["rows"]]
-        sections.append(("Scores", _score_table(rows_kept) + _stale(kept["scores"]["step"], step)))
-    if samples:
-        save_png(run / "samples" / "real.png", real_grid(data))
-        pictures = _figure(samples[-1], "synthetic: the first images of every class") + _figure(
-            run / "samples" / "real.png", "real: random training images"
-        )
-        sections.append(("Samples", f'<div class="pair">{pictures}</div>'))
+    rows_kept = [Score.from_dict(row) for row in kept["scores"]["rows"]] if "scores" in kept else []
+    sections = [("", _head(run, description, metrics) + html_list([*score_findings(rows_kept), *_coverage_findings(kept)]))]
+    if rows_kept:
+        sections.append(("Scores", _score_table(rows_kept) + _accuracy(rows_kept) + _stale(kept["scores"]["step"], step)))
+    sections += _samples(run, data)
     names = list(dict.fromkeys(key for record in metrics for key in record if key not in _NO_CURVE))
+    names = [name for name in names if sum(name in record for record in metrics) > 1]  # of one point there is no curve
     measured = [name for name in METRICS if name in names]
     parts = [_coverage_part(run, kept["coverage"], step)] if "coverage" in kept else []
     if measured:
-        parts.append(html_image(_curves(metrics, measured), "coverage over training"))
+        parts.append(html_image(curves(metrics, measured), "coverage over training"))
     if parts:
         sections.append(("Coverage", "\n".join(parts)))
     if losses := [name for name in names if name not in METRICS]:
-        sections.append(("Training", html_image(_curves(metrics, losses), "loss curves")))
-    for title, key in (("Configuration", "config"), ("Versions and hardware", "versions")):
-        content = description[key] if key == "config" else {**description["versions"], **description["hardware"]}
-        sections.append((title, f"<pre>{for_html(json.dumps(content, indent=2))}</pre>"))
+        sections.append(("Training", html_image(curves(metrics, losses), "loss curves")))
+    sections.append(("Commands", _commands(run, description)))
+    for title, content in (("Configuration", description["config"]), ("Versions and hardware", _surroundings(description))):
+        sections.append((title, html_details("Show", f"<pre>{for_html(json.dumps(content, indent=2))}</pre>")))
     title = f"{description['spec']['name']}: {description['config']['about']['title'] or run.name}"
-    body = "\n".join(f"<h2>{for_html(name)}</h2>\n{content}" for name, content in sections)
+    body = "\n".join(f"<h2>{for_html(name)}</h2>\n{content}" if name else content for name, content in sections)
     write_bytes(run / "report.html", html_page(title, body).encode())
     return run / "report.html"
 
 
-def real_grid(data: RealData, *, per_class: int = 10, max_classes: int = 20, seed: int = 0) -> Image.Image:
+def _surroundings(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {**description["versions"], **description["hardware"]}
+
+
+def _head(run: Path, description: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    """What was made, of what, in which time, in two lines."""
+    made = {"run": "a generator", "distillation": "a distilled set", "experts": "experts"}[description["kind"]]
+    results = [run / name for name in ("generator.safetensors", "set.json", "experts.json") if (run / name).is_file()]
+    words = [f"{made} in {run.name}"]
+    if metrics:
+        words.append(f"{metrics[-1]['step']:,} steps")
+        if "seconds" in metrics[-1]:
+            words.append(f"{metrics[-1]['seconds'] / 60:.1f} minutes on {description['hardware'].get('device', 'one device')}")
+    if results and results[0].suffix == ".safetensors":
+        words.append(format_bytes(results[0].stat().st_size))
+    if results:
+        words.append(time.strftime("%d %B %Y", time.localtime(results[0].stat().st_mtime)))
+    lines = [what_is_read(description), ", ".join(words)]
+    return "".join(f'<p class="quiet">{for_html(line)}</p>' for line in lines if line)
+
+
+def score_findings(scores: Sequence[Score]) -> list[str]:
+    """What rows say beside their controls, in sentences: sets beside random real images, streams beside real data."""
+    found = []
+    controls = {(row.name, row.ipc, row.student): row for row in scores if row.mean is not None}
+    for row in scores:
+        if row.mean is None or row.ipc is None or is_control(row):
+            continue
+        random = controls.get(("random real", row.ipc, row.student))
+        oracle = controls.get((ORACLE, row.ipc, row.student))
+        many = f"{row.ipc} image{'s' if row.ipc > 1 else ''} per class"
+        if row.track == "fixed" and random is not None:
+            words = f"{row.name} trains {row.student} to {row.mean:.1f} %, as many random real images to {random.mean:.1f} %"
+            found.append(f"At {many}, {words}: {row.mean - random.mean:+.1f} points.")
+        elif row.track == "stream" and oracle is not None:
+            words = f"{100 * row.mean / oracle.mean:.0f} % of the accuracy that real images give in as many steps"
+            found.append(f"The stream of {row.name} gives {row.student} {words} (those of {many}).")
+    return found
+
+
+def is_control(score: Score) -> bool:
+    """Whether a row is of real images."""
+    return score.name in (ORACLE, FULL) or score.made.get("method") == REAL or is_coreset(score.made.get("method"))
+
+
+def _coverage_findings(kept: Mapping[str, Any]) -> list[str]:
+    """Which class is covered worst, and whether there are copies."""
+    if "coverage" not in kept:
+        return []
+    found = []
+    first = CoverageScore.from_dict(kept["coverage"]["rows"][0])
+    classes = [row for row in first.per_class if row["coverage"] is not None]
+    if classes:
+        worst = min(classes, key=lambda row: row["coverage"])
+        whole = first.metrics["coverage"]
+        found.append(f"Least covered is class {worst['class']}: {worst['coverage']:.2f}, over all classes {whole:.2f}.")
+    if "nearest" in kept["coverage"]:
+        part = 100 * kept["coverage"]["nearest"]["nearer_than_1_percent"]
+        verdict = "look for copies among the nearest images below" if part > 2 else "no sign of copies"
+        nearer = f"{part:.1f} % of the images are nearer to a training image than 99 % of held-out real ones"
+        found.append(f"{nearer} (to expect: 1 %): {verdict}.")
+    return found
+
+
+def _accuracy(scores: Sequence[Score]) -> str:
+    """Accuracy against size, where there are several sizes."""
+    from dim.score.compare import Comparison
+
+    if len({score.ipc for score in scores if score.ipc is not None}) < 2:
+        return ""
+    with contextlib.suppress(InputError):  # rows of an earlier version do not say their protocol
+        return html_image(Comparison(scores).picture(), "accuracy against images per class and against stored bytes")
+    return ""
+
+
+def _samples(run: Path, data: RealData) -> list[tuple[str, str]]:
+    """Images of the result beside real ones, and of earlier steps."""
+    pictures = sorted((run / "samples").glob("step-*.png"))
+    if not pictures:
+        return []
+    save_png(run / "samples" / "real.png", real_grid(data))
+    names = data.spec.class_names[:_CLASSES]
+    pair = picture(pictures[-1], "synthetic: the first images of every class", names)
+    pair += picture(run / "samples" / "real.png", "real: random training images", names)
+    earlier = [pictures[round(part * (len(pictures) - 1) / 4)] for part in range(4)] if len(pictures) > 4 else pictures[:-1]
+    shown = "".join(picture(path, f"step {int(path.stem.removeprefix('step-')):,}") for path in earlier)
+    more = html_details("Over training", f'<div class="pair">{shown}</div>') if shown else ""
+    return [("Samples", f'<div class="pair">{pair}</div>{more}')]
+
+
+def _commands(run: Path, description: Mapping[str, Any]) -> str:
+    """What was run, and what can be run next."""
+    command = KINDS[description["kind"]]
+    lines = [f"dim {command} --out {run} --resume    # goes on with this run, by its own configuration"]
+    if description["kind"] == "run":
+        lines += [f"dim sample {run} --ipc 10 --out sets/{run.name}-10", f"dim coverage {run}"]
+        lines += [f"dim evaluate sets/{run.name}-10 {run} --track stream --ipc 10 --controls random oracle"]
+    elif description["kind"] == "distillation":
+        lines += [f"dim evaluate {run} --controls random"]
+    return f"<pre>{for_html(chr(10).join(lines))}</pre>"
+
+
+def real_grid(data: RealData, *, per_class: int = 10, max_classes: int = _CLASSES, seed: int = 0) -> Image.Image:
     """Random real training images in the layout of a sample grid: one row per class."""
     classes = min(data.spec.num_classes, max_classes)
     chosen = []
@@ -235,14 +346,6 @@ def _score_table(scores: Sequence[Score]) -> str:
     return f"{html_table(_COLUMNS, rows(scores))}<p>{note} {for_html(arithmetic_note(scores))}</p>"
 
 
-def html_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table; what is in the cells is escaped."""
-    head = "".join(f"<th>{for_html(column)}</th>" for column in columns)
-    lines = ["".join(f"<td>{for_html(cell)}</td>" for cell in row) for row in cells]
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><tr>{head}</tr>\n{body}</table>"
-
-
 def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
     """The tables, and the nearest real images if they were looked for."""
     scores = [CoverageScore.from_dict(row) for row in kept["rows"]]
@@ -250,98 +353,16 @@ def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
     parts = [
         f"<p>{for_html(_coverage_title(scores[0]))}.</p>",
         html_table(_COVERAGE_COLUMNS, coverage_rows(scores)),
-        f"<details><summary>By class</summary>{html_table(('class', *_COVERAGE_COLUMNS[1:-1]), classes)}</details>",
+        html_details("By class", html_table(("class", *_COVERAGE_COLUMNS[1:-1]), classes)),
         _stale(kept["step"], step),
     ]
     if "nearest" in kept:
         caption = (
             "two images per class, the first and the one nearest to a real one; beside each its nearest training images: of "
         )
-        panel = _figure(run / "samples" / "nearest.png", f"{caption}its class, of any")
+        panel = picture(run / "samples" / "nearest.png", f"{caption}its class, of any")
         part = 100 * kept["nearest"]["nearer_than_1_percent"]
         note = f"{part:.1f} % of the images are nearer to a training image than 99 % of held-out real ones (without copies: 1 %)"
-        curve = _captioned(_distance_curves(kept["nearest"]), "distances", note)
+        curve = captioned(distance_curves(kept["nearest"]), "distances", note)
         parts.append(f'<div class="pair">{panel}{curve}</div>')
     return "\n".join(parts)
-
-
-def _distance_curves(nearest: dict[str, Any]) -> bytes:
-    """A PNG with the distributions of distances to the nearest training image."""
-    from matplotlib.figure import Figure  # no global state, no display
-
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for key, label in (("generated", "synthetic"), ("held_out", "real, held out")):
-        axes.plot(nearest[key], range(101), label=label)
-    axes.set_xlabel("distance to the nearest training image")
-    axes.set_ylabel("% of images below")
-    axes.legend()
-    return figure_png(figure)
-
-
-# What the records hold beside curves.
-_NO_CURVE = {"step", "stage", "seconds", "expert", "moment"}
-
-
-def _curves(metrics: list[dict[str, Any]], names: Sequence[str]) -> bytes:
-    """A PNG with one small plot per recorded value."""
-    from matplotlib.figure import Figure  # no global state, no display
-
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.2 * lines), layout="constrained")
-    for position, name in enumerate(names):
-        axes = figure.add_subplot(lines, columns, position + 1)
-        points = [(record["step"], record[name]) for record in metrics if name in record]
-        axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set_title(for_plot(name), fontsize=9)
-        axes.tick_params(labelsize=7)
-    return figure_png(figure)
-
-
-def figure_png(figure: Any) -> bytes:
-    """A matplotlib figure as PNG. Letters that its font lacks are boxes."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _data_url(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def html_image(content: bytes, text: str) -> str:
-    """A PNG inside the page, with the text that stands for it."""
-    return f'<img src="{_data_url(content)}" alt="{for_html(text)}">'
-
-
-def _figure(path: Path, caption: str) -> str:
-    return _captioned(path.read_bytes(), caption, caption)
-
-
-def _captioned(content: bytes, text: str, caption: str) -> str:
-    return f"<figure>{html_image(content, text)}<figcaption>{for_html(caption)}</figcaption></figure>"
-
-
-def html_page(title: str, body: str) -> str:
-    """A page that needs no other file: the title, which is escaped, and the body, which is not."""
-    return _PAGE.format(title=for_html(title), body=body)
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }}
-td:first-child, th:first-child {{ text-align: left; }}
-.pair {{ display: flex; gap: 1rem; flex-wrap: wrap; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; }} figcaption {{ color: #555; }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow: auto; max-height: 24rem; }}
-</style>
-<h1>{title}</h1>
-{body}
-</html>
-"""

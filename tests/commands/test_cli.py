@@ -539,7 +539,7 @@ def test_from_experts_to_scores(trajectory_recipe, store, tmp_path, capsys):
     assert f"10 images in {out}" in text
     assert f"dim evaluate {out}" in text
     page = (out / "report.html").read_text()
-    for heading in ("Samples", "Training", "Configuration"):
+    for heading in ("Samples", "Commands", "Configuration"):
         assert f"<h2>{heading}" in page
     assert "<h2>Scores" not in page
     arguments = ["evaluate", str(out), "--seeds", "2", "--controls", "random", "--json", str(tmp_path / "scores.json")]
@@ -824,6 +824,15 @@ def test_a_distillation_that_diverges(wrong, trajectory_recipe, store, tmp_path,
     message = wrong(*arguments, "--step-size.initial", "1e30", "--distill.iterations", "120", "--trajectory.steps", "2")
     assert "--step-size.initial" in message
     assert "set/failed.safetensors" in message
+
+
+def test_a_page_is_written_again(run, capsys, tmp_path):
+    (run / "report.html").unlink(missing_ok=True)
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    assert "<h2>Samples" in (run / "report.html").read_text()
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no run" in capsys.readouterr().err
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------------------

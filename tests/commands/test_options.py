@@ -31,6 +31,7 @@ BASE = {
     "evaluate": ["./nowhere"],
     "compare": ["./nowhere"],
     "coverage": ["./nowhere"],
+    "report": ["./nowhere"],
     "recipes": [],
 }
 TEXTS = [

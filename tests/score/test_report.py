@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from dim.config import AboutConfig, DataConfig, DiscriminatorConfig, FitConfig, GeneratorConfig, StageConfig, TrainConfig
+from dim.config import (
+    AboutConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    FitConfig,
+    GeneratorConfig,
+    ProtocolConfig,
+    StageConfig,
+    TrainConfig,
+    to_dict,
+)
 from dim.data.real import from_dataset, load_data
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
@@ -18,7 +28,7 @@ from dim.features.spaces import Features
 from dim.run_folder import append_metrics
 from dim.runs.train import fit
 from dim.score.coverage import CoverageScore, nearest_real
-from dim.score.record import Score
+from dim.score.record import ORACLE, REAL, Score
 from dim.score.report import (
     coverage_rows,
     coverage_to_json,
@@ -28,6 +38,7 @@ from dim.score.report import (
     print_scores,
     real_grid,
     rows,
+    score_findings,
     scores_to_json,
     write_report,
 )
@@ -69,7 +80,7 @@ def score(*accuracies: float, **changes) -> Score:
         "distinct_images": 100,
         "bytes": {"images": 6400, "labels": 100},
         "seconds": 1.5,
-        "data": {"name": "toy"},
+        "data": {"name": "toy", "fingerprint": "x"},
     }
     return Score(**{**values, **changes})
 
@@ -125,6 +136,55 @@ def test_the_page_is_self_contained(run, data):
     assert "latent_dim" in page
 
 
+def test_the_page_says_what_was_made_and_how_to_go_on(run, data):
+    page = write_report(run, data).read_text()
+    assert "data: toy: 3 classes, grey, 8x8 pixels; images: 30 train, 0 val, 12 test" in page
+    assert f"{(run / 'generator.safetensors').stat().st_size / 1000:.3g} kB" in page
+    for command in ("train --out", "sample", "evaluate", "coverage"):
+        assert f"dim {command}" in page
+    for name in "abc":
+        assert page.count(f"<li>{name}</li>") >= 2  # rows of synthetic and of real images
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_what_rows_say_beside_their_controls():
+    rows = [
+        score(80.0, 82.0, name="mine"),
+        score(70.0, name="random real", made={"method": REAL}),
+        score(60.0, name="random real", ipc=50, made={"method": REAL}),
+        score(75.0, name="herding real", made={"method": "herding"}),
+        score(45.0, name="mine", track="stream"),
+        score(50.0, name=ORACLE, track="stream"),
+        score(None, name="bad", diverged=(3,)),
+        score(10.0, name="alone", ipc=1),
+    ]
+    first, second = score_findings(rows)
+    assert first == "At 10 images per class, mine trains convnet to 81.0 %, as many random real images to 70.0 %: +11.0 points."
+    assert "The stream of mine gives convnet 90 % of the accuracy that real images give in as many steps" in second
+
+
+def test_accuracy_is_drawn_against_size_where_there_are_several(run, data):
+    def pictures(*rows):
+        return write_report(run, data, rows).read_text().count("accuracy against images per class")
+
+    told = {"protocol": to_dict(ProtocolConfig())}
+    smaller = {"ipc": 1, "bytes": {"images": 640}}
+    assert pictures(score(90.0, **told), score(80.0, name="random real", **told)) == 0
+    assert pictures(score(90.0, **told), score(70.0, **smaller, **told)) == 1
+    assert pictures(score(90.0), score(70.0, **smaller)) == 0  # as earlier versions have them
+
+
+def test_values_that_were_recorded_once_have_no_curve(run, data):
+    append_metrics(run, {"step": 9, "seconds": 9.0, "stage": "two", "critic": 1.0, "only_once": 1.0})
+    path, seen = run, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dim.score.report.curves", lambda metrics, names: seen.extend(names) or b"")
+        write_report(path, data)
+    assert "critic" in seen
+    assert "only_once" not in seen
+
+
 def test_the_page_of_a_run_without_scores(run, data):
     assert "<h2>Scores" not in write_report(run, data).read_text()
 
@@ -168,7 +228,7 @@ def coverage_score(name: str = "runs/<a>", **changes) -> CoverageScore:
             {"class": "c", "images": 9, **metrics, "fid": None},
         ),
         "seconds": 1.0,
-        "data": {"name": "toy"},
+        "data": {"name": "toy", "fingerprint": "x"},
     }
     return CoverageScore(**{**values, **changes})
 
