@@ -1,7 +1,6 @@
 """Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`; and `dim report`."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments, ReportArguments
 from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known, subjects_first
-from dim.commands.subjects import data_of_subjects, device_of, load_subjects, work_together
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects, usual_root, work_together
 from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
@@ -159,18 +158,16 @@ def report(arguments: Sequence[str]) -> None:
     """`dim report`."""
     parsed = parse(ReportArguments, arguments, "report")
 
-    from dim.config.data import located, reads_files
     from dim.data.real import load_data
     from dim.io import reading
     from dim.run_folder import RUN, read_run
     from dim.score.report import write_report
 
+    description = read_run(parsed.run, None)
     with reading(Path(parsed.run) / RUN):
-        config = from_dict(DataConfig, read_run(parsed.run, None)["config"]["data"])
-    root = parsed.data_root or os.environ.get("DIM_DATA_ROOT")
-    if root and reads_files(config.dataset):
-        config = dataclasses.replace(config, root=root)
-    say(f"report: {write_report(parsed.run, load_data(located(config)))}")
+        config = from_dict(DataConfig, description["config"]["data"])
+        root = parsed.data_root or usual_root(config.dataset, description["spec"]["fingerprint"], [parsed.run])
+    say(f"report: {write_report(parsed.run, load_data(dataclasses.replace(config, root=root or config.root)))}")
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:

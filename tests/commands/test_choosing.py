@@ -79,7 +79,9 @@ def test_a_damaged_picture_is_met_when_data_are_looked_at(photos, tmp_path, caps
     assert "3.png cannot be read" in capsys.readouterr().err
 
 
-def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick, capsys):
+def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick, capsys, monkeypatch, tmp_path):
+    (tmp_path / "elsewhere" / "FashionMNIST").mkdir(parents=True)
+    monkeypatch.setenv("DIM_DATA_ROOT", str(tmp_path / "elsewhere"))  # where other data lie
     assert main(["train", photos, *NARROW]) == 0
     said = capsys.readouterr()
     for part in ("photos: 2 classes", "minutes in all", "[generator]", "width = 4", "training images per class are too few"):
@@ -99,6 +101,8 @@ def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick,
     refined, plain = load_set("refined"), load_set("plain")
     assert refined.labels.tolist() == plain.labels.tolist()
     assert not refined.images.equal(plain.images)
+
+    assert main(["report", "runs/photos"]) == 0
 
     assert main(["train", photos, *NARROW]) == 2
     assert "--resume" in capsys.readouterr().err
