@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dim.commands.arguments import SampleArguments, TrainArguments
 from dim.commands.looking import own_data
-from dim.commands.parsing import parse_known, stray
+from dim.commands.parsing import parse_known, stray, values_of
 from dim.commands.subjects import device_of
 from dim.config import TrainConfig, to_toml
 from dim.config.data import located
@@ -50,19 +50,13 @@ class Automatic:
         """The settings for a command that names a folder, or a time, and no recipe; None for another one.
 
         Raises:
-            InputError: if there is a recipe as well, or the data cannot be read.
+            InputError: if the data cannot be read.
         """
-        if {"-h", "--help"} & set(arguments):
+        if {"-h", "--help"} & set(arguments) or values_of(arguments, "--recipe"):
             return None
         parsed, unknown = parse_known(TrainArguments, arguments, "train")
         if unknown or (parsed.folder is None and parsed.minutes is None):
             return None  # what is unknown is refused where the options are those of the choices that are made
-        if parsed.recipe is not None:
-            if parsed.folder is not None and not Path(parsed.folder).is_dir():
-                raise InputError(stray(parsed.folder, "train"))
-            what = f"a folder, {parsed.folder!r}," if parsed.folder is not None else "--minutes"
-            remedy = "leave one of them out; a recipe reads your folder with --dataset folder --data-root DIR --resolution N"
-            raise InputError(f"{what} and a recipe, {parsed.recipe!r}: {remedy}")
         out = parsed.out or (f"runs/{Path(parsed.folder).resolve().name}" if parsed.folder is not None else None)
         words = list(arguments) if parsed.out or out is None else [*arguments, "--out", out]
         if parsed.resume and out is not None and (Path(out) / "run.json").is_file():
@@ -102,6 +96,17 @@ class _Resumed(Automatic):
 
         self.data = load_data(config.data, make_accelerator(config, Path()).device)
         return config
+
+
+def require_recipe_alone(parsed: TrainArguments) -> None:
+    """Refuse a folder or a time beside a recipe, which has both."""
+    if parsed.recipe is None or (parsed.folder is None and parsed.minutes is None):
+        return
+    if parsed.folder is not None and not Path(parsed.folder).is_dir():
+        raise InputError(stray(parsed.folder, "train"))
+    what = f"a folder, {parsed.folder!r}," if parsed.folder is not None else "--minutes"
+    remedy = "leave one of them out; a recipe reads your folder with --dataset folder --data-root DIR --resolution N"
+    raise InputError(f"{what} and a recipe, {parsed.recipe!r}: {remedy}")
 
 
 def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> SampleArguments:

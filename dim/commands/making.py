@@ -15,7 +15,7 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
-from dim.commands.choosing import Automatic, with_own_experts
+from dim.commands.choosing import Automatic, require_recipe_alone, with_own_experts
 from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
@@ -71,6 +71,7 @@ def _tell_few_steps(recipe: str, config: TrainConfig, images: int) -> None:
 def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
     from dim.runs.checks import check_training
 
+    require_recipe_alone(parsed)
     check_training(config)
 
 
