@@ -98,7 +98,7 @@ def read_run(out: Path | str, kind: str | None = "run") -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{out} is no run: expected a folder made by 'dim {KINDS[kind or 'run']}' (it has no {RUN})")
     run = read_document(path)
-    if run.get("kind") not in KINDS or not all(isinstance(run.get(key), kind) for key, kind in _WANTED.items()):
+    if not all(isinstance(run.get(key), wanted) for key, wanted in _WANTED.items()) or run["kind"] not in KINDS:
         raise InputError(f"{path} is damaged: it does not describe a run; restore it or make it again")
     if kind is not None and run["kind"] != kind:
         raise InputError(f"{out} was made by 'dim {KINDS[run['kind']]}': expected a folder made by 'dim {KINDS[kind]}'")

@@ -227,3 +227,11 @@ def test_metrics_are_appended_where_nothing_else_writes(tmp_path):
     append_metrics(tmp_path, {"step": 2})
     assert os.stat(tmp_path / "metrics.jsonl").st_ino == before
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("kind", [["run"], {"run": 1}, None, 3, "other"])
+def test_a_kind_that_is_none_is_refused(tmp_path, kind):
+    """Its checksum may be right: anybody can write one."""
+    write_document(tmp_path / "run.json", {"kind": kind, "config": {}, "spec": {}})
+    with pytest.raises(InputError, match="does not describe a run"):
+        read_run(tmp_path, None)

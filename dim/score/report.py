@@ -18,7 +18,7 @@ from dim.features.distances import METRICS
 from dim.io import read_document, reading, write_document
 from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
-from dim.run_folder import KINDS, read_metrics, read_run, what_is_read
+from dim.run_folder import KINDS, RUN, read_metrics, read_run, what_is_read
 from dim.score.controls import is_coreset
 from dim.score.coverage import CoverageScore, Nearest
 from dim.score.page import (
@@ -175,7 +175,9 @@ def write_report(
     step = metrics[-1]["step"] if metrics else None
     kept = _keep(run, step, scores, coverage, nearest)
     rows_kept = [Score.from_dict(row) for row in kept["scores"]["rows"]] if "scores" in kept else []
-    sections = [("", _head(run, description, metrics) + html_list([*score_findings(rows_kept), *_coverage_findings(kept)]))]
+    with reading(run / RUN):
+        head = _head(run, description, metrics)
+    sections = [("", head + html_list([*score_findings(rows_kept), *_coverage_findings(kept)]))]
     if rows_kept:
         sections.append(("Scores", _score_table(rows_kept) + _accuracy(rows_kept) + _stale(kept["scores"]["step"], step)))
     sections += _samples(run, data)
