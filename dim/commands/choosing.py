@@ -25,7 +25,7 @@ class Automatic:
     Attributes:
         config: what was chosen, without lengths.
         arguments: those of the command, with what they leave open.
-        data: the real data, once `fill` has read them.
+        data: the real data, if `fill` had to read them.
     """
 
     def __init__(self, parsed: TrainArguments, arguments: list[str]) -> None:
@@ -91,10 +91,6 @@ class _Resumed(Automatic):
 
     def fill(self, config: TrainConfig) -> TrainConfig:
         """See `Automatic.fill`: nothing is left open."""
-        from dim.data.real import load_data
-        from dim.runs.accelerator import make_accelerator
-
-        self.data = load_data(config.data, make_accelerator(config, Path()).device)
         return config
 
 

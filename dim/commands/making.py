@@ -46,7 +46,9 @@ def train(arguments: Sequence[str]) -> None:
     accelerator = make_accelerator(config, Path(parsed.out))
     watch()
     processes = Processes(accelerator.process_index, accelerator.num_processes)
-    data = processes.in_turn(lambda: load_data(config.data, accelerator.device)) if automatic is None else automatic.data
+    data = automatic.data if automatic is not None else None
+    if data is None:
+        data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
     if processes.main and parsed.recipe is not None and not parsed.resume:
         _tell_few_steps(parsed.recipe, config, len(data.train))
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)

@@ -1,6 +1,5 @@
 """Experts beside a generator, in its run's folder: small ones, recorded when it is trained, with which its sets are refined."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,5 +78,5 @@ def record_beside(
         checkpoint_minutes=config.fit.checkpoint_minutes,
     )
     about = AboutConfig(title=f"Experts beside the generator of {out}")
-    recipe = RecordConfig(about=about, student=_STUDENT, data=replace(config.data), experts=settings)
+    recipe = RecordConfig(about=about, student=_STUDENT, data=config.data, experts=settings)
     return record(recipe, data, out / FOLDER, resume=True, device=device, processes=processes)

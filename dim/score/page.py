@@ -86,12 +86,12 @@ def picture(path: Path, caption: str, rows: Sequence[str] = ()) -> str:
     if rows:
         names = "".join(f"<li>{for_html(name)}</li>" for name in rows)
         image = f'<div class="rows"><ol>{names}</ol>{image}</div>'
-    return f"<figure>{image}<figcaption>{for_html(caption)}</figcaption></figure>"
+    return captioned(image, caption)
 
 
-def captioned(content: bytes, text: str, caption: str) -> str:
-    """A PNG with the text that stands for it, and a line below it."""
-    return f"<figure>{html_image(content, text)}<figcaption>{for_html(caption)}</figcaption></figure>"
+def captioned(content: str, caption: str) -> str:
+    """A picture, which is HTML, with a line of text below it."""
+    return f"<figure>{content}<figcaption>{for_html(caption)}</figcaption></figure>"
 
 
 def html_page(title: str, body: str) -> str:

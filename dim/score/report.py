@@ -365,6 +365,6 @@ def _coverage_part(run: Path, kept: dict[str, Any], step: int | None) -> str:
         panel = picture(run / "samples" / "nearest.png", f"{caption}its class, of any")
         part = 100 * kept["nearest"]["nearer_than_1_percent"]
         note = f"{part:.1f} % of the images are nearer to a training image than 99 % of held-out real ones (without copies: 1 %)"
-        curve = captioned(distance_curves(kept["nearest"]), "distances", note)
+        curve = captioned(html_image(distance_curves(kept["nearest"]), "distances"), note)
         parts.append(f'<div class="pair">{panel}{curve}</div>')
     return "\n".join(parts)
