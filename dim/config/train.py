@@ -73,6 +73,9 @@ class StageConfig(Settings):
     """Passes over the training data. Fractions are allowed; 0 skips the stage."""
     batch_size: int = 64
     """Real images per step, and as many generated ones, over all processes."""
+    class_power: float = 1.0
+    """How often classes of different sizes are shown: in proportion to their number of images to this power, in [0, 1]. 1 shows
+    every image once per epoch, 0 every class equally often."""
     lr: float = 2e-4
     """Adam's learning rate, of generator and discriminator."""
     lr_end: float | None = None
@@ -85,6 +88,7 @@ class StageConfig(Settings):
     def __post_init__(self) -> None:
         require(0 <= self.epochs <= MOST_EPOCHS, "epochs", self.epochs, f"0 to {MOST_EPOCHS:g}")
         require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        require(0 <= self.class_power <= 1, "class_power", self.class_power, "a number in [0, 1]")
         require(self.lr > 0, "lr", self.lr, "a positive number")
         require(self.lr_end is None or self.lr_end >= 0, "lr_end", self.lr_end, "0 or more")
         require(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "two numbers in [0, 1)")

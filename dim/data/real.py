@@ -62,13 +62,19 @@ class EpochBatches:
 
     With several processes the batch is split among them; `batch_size` is the batch over all of them.
 
+    `class_power` says how often classes of different sizes are shown: in proportion to their number of images to this power.
+    1 shows every image once per epoch, 0 every class equally often; the images of a class take turns.
+
     Raises:
         InputError: if they cannot have equal shares.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int, purpose: str, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, *, seed: int, purpose: str, processes: Processes = ALONE, class_power: float = 1.0
+    ) -> None:
         processes.require_even(batch_size, "batch_size")
         self.split, self.batch_size = split, batch_size
+        self._turns = None if class_power == 1 else _Turns(split.labels, class_power, seed, f"{purpose}-class")
         self._seed, self._purpose, self._processes = seed, purpose, processes
         self._permutations: dict[int, Tensor] = {}
         self._ahead: tuple[int, Future] | None = None
@@ -91,7 +97,8 @@ class EpochBatches:
         if epoch not in self._permutations:
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             source = rng.generator(self._seed, f"{self._purpose}-epoch", epoch)
-            self._permutations[epoch] = torch.randperm(len(self.split), generator=source)
+            order = torch.randperm(len(self.split), generator=source)
+            self._permutations[epoch] = order if self._turns is None else self._turns.epoch(epoch)[order]
         return self._permutations[epoch]
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
@@ -104,6 +111,29 @@ class EpochBatches:
             batch = self.split.batch(self.indices(step))
         self._ahead = (step + 1, self._pool.submit(self.split.batch, self.indices(step + 1)))
         return batch
+
+
+class _Turns:
+    """Which images an epoch shows where classes are drawn in proportion to a power of their number of images."""
+
+    def __init__(self, labels: Tensor, power: float, seed: int, purpose: str) -> None:
+        self._members = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+        self._seed, self._purpose = seed, purpose
+        weights = torch.tensor([len(members) for members in self._members], dtype=torch.float64) ** power
+        ends = (len(labels) * weights.cumsum(0) / weights.sum() + 0.5).floor().long()
+        self._counts = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.long)).tolist()
+
+    def epoch(self, number: int) -> Tensor:
+        """As many indices as there are images, int64 (N,), class by class: the next ones of each."""
+        return torch.cat([self._next(k, number * count, count) for k, count in enumerate(self._counts)])
+
+    def _next(self, k: int, start: int, count: int) -> Tensor:
+        """Of the endless permutations of a class, `count` indices from `start`."""
+        members = self._members[k]
+        first, last = start // len(members), (start + count - 1) // len(members)
+        sources = (rng.generator(self._seed, self._purpose, k, turn) for turn in range(first, last + 1))
+        turns = torch.cat([members[torch.randperm(len(members), generator=source)] for source in sources])
+        return turns[start - first * len(members) :][:count]
 
 
 def per_class_indices(labels: Tensor, ipc: int, num_classes: int, *, seed: int) -> Tensor:

@@ -215,7 +215,7 @@ class Trainer:
     def work(self, stage: Stage) -> tuple[EpochBatches, EpochBatches | None, list[Objective]]:
         """What steps of a stage take beside their number: batches, those of the pool's upkeep, and objectives."""
         config = self.config
-        drawing = {"seed": config.fit.seed, "processes": self.processes}
+        drawing = {"seed": config.fit.seed, "processes": self.processes, "class_power": stage.config.class_power}
         batches = EpochBatches(self.data.train, stage.config.batch_size, purpose=f"stage-{stage.name}", **drawing)
         objectives: list[Objective] = [self.adversary] if self.adversary else []
         upkeep: EpochBatches | None = None

@@ -185,6 +185,30 @@ def test_a_batch_larger_than_the_data_repeats_it_evenly():
     assert torch.bincount(batches.indices(0)[:20]).tolist() == [2] * 10
 
 
+@pytest.mark.parametrize(("power", "counts"), [(0.0, [20, 20, 20]), (0.5, [9, 19, 28])])
+def test_small_classes_are_shown_more_often_as_asked(power, counts):
+    labels = torch.arange(3).repeat_interleave(torch.tensor({0.0: [4, 16, 40], 0.5: [4, 16, 36]}[power]))
+    split = ArraySplit(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), labels, "cpu")
+    batches = EpochBatches(split, len(labels), seed=0, purpose="x", class_power=power)
+    epochs = torch.stack([batches.indices(epoch) for epoch in range(12)])
+    for epoch in epochs:
+        assert torch.bincount(labels[epoch]).tolist() == counts
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
+    shown = torch.bincount(epochs.flatten(), minlength=len(labels))
+    for label in range(3):  # the images of a class take turns
+        assert shown[labels == label].max() - shown[labels == label].min() <= 1
+    again = EpochBatches(split, len(labels), seed=0, purpose="x", class_power=power)
+    assert torch.equal(again.indices(5), epochs[5])
+
+
+def test_every_class_is_in_every_epoch_whatever_its_size():
+    labels = torch.tensor([0] + [1] * 200 + [2] * 99)
+    split = ArraySplit(torch.zeros(300, 1, 4, 4, dtype=torch.uint8), labels, "cpu")
+    for power in (0.0, 0.3, 0.99):
+        epoch = EpochBatches(split, 300, seed=0, purpose="x", class_power=power).indices(0)
+        assert torch.bincount(labels[epoch]).min() >= 1
+
+
 def test_a_batch_must_divide_by_the_number_of_processes():
     with pytest.raises(InputError, match=r"batch_size is 9 and there are 2 processes: expected a multiple"):
         EpochBatches(numbers(30), 9, seed=0, purpose="x", processes=Processes(0, 2))
