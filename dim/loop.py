@@ -23,7 +23,7 @@ from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run, what_is_read
 from dim.signals import ENDING, handle, heeded
-from dim.text import say
+from dim.text import note, verbosity
 
 _TELL_SECONDS = 20.0
 
@@ -163,7 +163,7 @@ class Loop:
 
         processes.once(begin)
         if shown and self._main and (line := what_is_read(description)):
-            say(line)
+            note(line, sys.stdout)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
         self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
@@ -300,9 +300,10 @@ class Loop:
 
 
 class Progress:
-    """A progress bar with losses, rate and time left; where there is no terminal, a line every 20 seconds."""
+    """A progress bar with losses, rate and time left; where there is no terminal, a line every 20 seconds (with -v, 2)."""
 
     def __init__(self, name: str, total: int, initial: int = 0, *, unit: str = "step", show: bool = True) -> None:
+        show = show and verbosity() >= 0
         self._bar = tqdm(total=total, initial=initial, desc=name, unit=unit, disable=None if show else True)
         self._show, self._unit, self._total, self._initial, self._done = show, unit, total, initial, initial
         self._entered = self._told_at = time.monotonic()
@@ -322,11 +323,12 @@ class Progress:
         """Show values beside the count; `note` is for the line only."""
         shown = {name: f"{value:.3g}" for name, value in values.items()}
         self._bar.set_postfix(shown)
-        if not (self._show and self._bar.disable) or time.monotonic() - self._told_at < _TELL_SECONDS:
+        wait = _TELL_SECONDS / 10 if verbosity() > 0 else _TELL_SECONDS
+        if not (self._show and self._bar.disable) or time.monotonic() - self._told_at < wait:
             return
         self._told_at = time.monotonic()
         rate = (self._done - self._initial) / (self._told_at - self._entered)
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
-        parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {text}" for name, text in shown.items())]
+        parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {value}" for name, value in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        say("  ".join(filter(None, parts)), sys.stderr)
+        note("  ".join(filter(None, parts)))

@@ -3,11 +3,10 @@
 import difflib
 import itertools
 import re
-import sys
 from pathlib import Path
 
 from dim.errors import InputError
-from dim.text import say
+from dim.text import note
 
 HUB = "hub:"
 """What stands before the name of a repository, as in `hub:owner/name`."""
@@ -44,7 +43,7 @@ def repository_of(name: str, expected: str) -> str:
     near = _nearest_here(name)
     owner = name.partition("/")[0]
     if near is None and _ID.fullmatch(name) and owner not in _HERE and not Path(owner).exists():
-        say(f"no folder {name!r} here: asking the Hugging Face Hub (write {HUB}{name} to say so)", sys.stderr)
+        note(f"no folder {name!r} here: asking the Hugging Face Hub (write {HUB}{name} to say so)")
         return name
     hint = f"Did you mean {near!r}?" if near else f"A repository of the Hub is {HUB}owner/name."
     raise InputError(f"no run, folder or file {name!r}: expected {expected}. {hint}")

@@ -5,12 +5,14 @@ Whatever is in a name, it is shown as text: it moves no cursor, changes no colou
 
 import html
 import re
+import sys
 from typing import Any, TextIO
 
 LINE = 300
 """Characters of a message, at most."""
 _VALUE = re.compile(r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|\S+""")
 _SHORTEST = 24  # a value is not cut below this
+_verbosity = 0
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">="}
 
 
@@ -30,6 +32,23 @@ def for_terminal(text: Any) -> str:
 def say(text: Any, file: TextIO | None = None) -> None:
     """Print a line (default: on standard output)."""
     print(for_terminal(text), file=file, flush=True)
+
+
+def verbosity() -> int:
+    """How much is said: -1 results, warnings and errors only; 0 notes and progress too; 1 details as well."""
+    return _verbosity
+
+
+def set_verbosity(level: int) -> None:
+    """Say less or more from now on; see `verbosity`."""
+    global _verbosity
+    _verbosity = level
+
+
+def note(text: Any, file: TextIO | None = None) -> None:
+    """Print a line that is neither a result nor a warning (default: on standard error), unless only these are wanted."""
+    if _verbosity >= 0:
+        say(text, sys.stderr if file is None else file)
 
 
 def for_rich(text: Any) -> Any:

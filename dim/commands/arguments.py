@@ -54,6 +54,8 @@ class DataArguments(Settings):
     """Other data, and how they are read."""
     picture: str | None = None
     """Also write training images of every class, as a PNG."""
+    json: str | None = None
+    """Also write what was found to this file."""
 
     def __post_init__(self) -> None:
         require_png("picture", self.picture)
@@ -347,8 +349,18 @@ class ReportArguments(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipesArguments:
+class RecipesArguments(Settings):
     """List the recipes, or print one, resolved, as TOML."""
 
     name: tyro.conf.Positional[str | None] = None
     """A recipe's name, or a path to a TOML file."""
+    json: str | None = None
+    """Also write the list to this file: name, title, command, data set, source, what to expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionArguments(Settings):
+    """Print a script that lets a shell complete commands, options and recipes."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """Whose script."""

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from dim.commands.arguments import (
     CompareArguments,
+    CompletionArguments,
     CoverageArguments,
     DataArguments,
     DistillArguments,
@@ -24,14 +25,22 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.helping import completion
 from dim.commands.looking import data
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
+from dim.commands.parsing import parse
 from dim.commands.scoring import compare, coverage, evaluate, report
 from dim.errors import InputError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
 from dim.signals import ENDING, handle, heeded
-from dim.text import in_ascii, one_line
+from dim.text import in_ascii, one_line, set_verbosity, verbosity
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    """`dim completion`."""
+    completion(parse(CompletionArguments, arguments, "completion").shell, {name: kind for name, (_, kind) in COMMANDS.items()})
+
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "data": (data, DataArguments),
@@ -44,8 +53,9 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
     "recipes": (recipes, RecipesArguments),
+    "completion": (_complete, CompletionArguments),
 }
-
+_LOUDER = {"-v": 1, "--verbose": 1, "-q": -1, "--quiet": -1}
 
 _PATIENCE = 3.0  # seconds in which a command that was asked to end has to come to its end before it is asked again
 # Commands that a launch of several processes shares; of the others, only the main process does anything.
@@ -58,6 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Of several processes, the main one says what was done.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    levels = [_LOUDER[word] for word in arguments if word in _LOUDER]
+    arguments = [word for word in arguments if word not in _LOUDER]
+    before = verbosity()
+    set_verbosity(levels[-1] if levels else before)
+    try:
+        return _of_rank(arguments)
+    finally:
+        set_verbosity(before)
+
+
+def _of_rank(arguments: list[str]) -> int:
+    """`main`, of which of several processes only the first is heard."""
     rank, _, _ = launched()
     if rank > 0 and arguments[:1] and arguments[0] in COMMANDS and arguments[0] not in SHARED:
         return 0
@@ -70,6 +92,8 @@ def _run(arguments: list[str]) -> int:
         _dispatch(arguments)
         leave()
     except InputError as error:
+        if verbosity() > 0:
+            traceback.print_exc()
         return _fail(str(error), 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -172,7 +196,9 @@ def _dispatch(arguments: list[str]) -> None:
 def _overview() -> str:
     lines = ["usage: dim COMMAND [options]", "", "Distill an image data set into a generator; emit training sets from it.", ""]
     lines += [f"  {name:<10} {kind.__doc__}" for name, (_, kind) in COMMANDS.items()]
-    return "\n".join([*lines, "", "dim COMMAND --help explains every option."])
+    more = ["dim COMMAND --help explains its options, --help-all those of rare use, too."]
+    more += ["With every command: -q, --quiet: only results, warnings, errors. -v, --verbose: where an error arose, too."]
+    return "\n".join([*lines, "", *more])
 
 
 def _fail(message: str, status: int) -> int:

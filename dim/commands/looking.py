@@ -23,10 +23,12 @@ def data(arguments: Sequence[str]) -> None:
 
     from dim.data.look import look
     from dim.data.real import load_data
+    from dim.io import write_document
     from dim.outputs import require_writable
 
-    if parsed.picture is not None:
-        require_writable(parsed.picture, "picture")
+    for option in ("picture", "json"):
+        if getattr(parsed, option) is not None:
+            require_writable(getattr(parsed, option), option)
     config = located(own_data(parsed.folder, parsed.data, arguments))
     found = look(config)
     for line in found.lines():
@@ -36,6 +38,8 @@ def data(arguments: Sequence[str]) -> None:
     real = load_data(replace(config, channels=config.channels or (1 if found.grey else 3)))
     for part in ("val", "test"):
         real.digest(part)  # all are read, so that a damaged one is met here
+    if parsed.json is not None:
+        write_document(parsed.json, {"kind": "data", **found.to_dict(), "about": real.about()})
     if parsed.picture is not None:
         from dim.pictures import save_png
         from dim.score.report import real_grid

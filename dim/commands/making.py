@@ -22,7 +22,7 @@ from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
-from dim.recipes.load import load_recipe, load_recipe_for, read_recipe, recipe_names
+from dim.recipes.load import load_recipe, load_recipe_for, summaries
 from dim.text import say
 
 _FEW_STEPS = 2000  # about as many as the demo's digits take
@@ -278,13 +278,25 @@ def _print_summary(store: Any) -> None:
 
 def recipes(arguments: Sequence[str]) -> None:
     """`dim recipes`."""
+    from dim.io import write_document
+    from dim.outputs import require_writable
+
     parsed = parse(RecipesArguments, arguments, "recipes")
     if parsed.name is not None:
+        require(parsed.json is None, "json", parsed.json, "no name beside it, as the list of all recipes is written")
         print(to_toml(load_recipe(parsed.name)), end="")
         return
-    width = max(map(len, recipe_names()))
-    for name in recipe_names():
-        print(f"{name:<{width}}  {read_recipe(name)['about']['title']}")
+    rows = summaries()
+    if parsed.json is not None:
+        require_writable(parsed.json, "json")
+        write_document(parsed.json, {"kind": "recipes", "recipes": rows})
+    width = max(len(row["name"]) for row in rows)
+    for command in ("train", "experts, distill"):
+        own = [row for row in rows if row["command"] == command]
+        print(f"For {' and '.join(f'dim {name}' for name in command.split(', '))}:")
+        for row in own:
+            print(f"  {'*' if row['measured'] else ' '} {row['name']:<{width}}  {row['title']}")
+    print("* was measured: dim recipes NAME says what to expect. Of the others, the figures are those of papers, or none.")
 
 
 def _class_number(text: str, names: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
+from dim.commands.helping import ALL, show_help
 from dim.config import (
     ADVERSARIES,
     CORESETS,
@@ -140,15 +141,13 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
     """Parse the options that are known and return the others too. A value that does not fit is an InputError."""
     captured = io.StringIO()
     default = _as_chosen(cls, arguments, default)
-    if default is not None and {"-h", "--help"} & set(arguments):
-        default = _shown(default)
+    if {"-h", "--help", ALL} & set(arguments):
+        show_help(type(default) if default is not None else cls, arguments, command, None if default is None else _shown(default))
     settings = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
             parsed, unknown = tyro.cli(cls, args=list(arguments), prog=f"dim {command}", return_unknown_args=True, **settings)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
+    except SystemExit:
         raise InputError(_first_lines(captured.getvalue(), command)) from None
     options = _options(cls, parsed)
     _require_once(arguments, options)

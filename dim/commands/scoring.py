@@ -1,7 +1,6 @@
 """Commands that measure: `dim evaluate`, `dim compare`, `dim coverage`; and `dim report`."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dim.commands.subjects import data_of_subjects, device_of, load_subjects, us
 from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
-from dim.text import say
+from dim.text import note, say
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -219,6 +218,6 @@ def _telling(kept: Any) -> Callable[[Any], None]:
         kept.keep(score)
         ipc = "" if score.ipc is None else f" IPC {score.ipc}"
         text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-        say(text, sys.stderr)
+        note(text)
 
     return report

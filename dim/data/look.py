@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -49,6 +50,13 @@ class Look:
     def median(self) -> int:
         """Median of the shorter sides, in pixels."""
         return self.sides[len(self.sides) // 2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found, for a JSON file; of the sides only the smallest, the median and the largest."""
+        sides = {"smallest": self.sides[0], "median": self.median, "largest": self.sides[-1]}
+        counts = dict(zip(self.classes, self.counts, strict=True))
+        facts = {name: getattr(self, name) for name in ("name", "parts", "own", "square", "modes", "grey")}
+        return {**facts, "classes": counts, "shorter_side": sides, "images_looked_at": len(self.sides)}
 
     def lines(self) -> list[str]:
         """What was found, for people."""

@@ -1,5 +1,6 @@
 """Reading recipes: those that come with the package, by name, and TOML files of the same form, by path."""
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -70,6 +71,28 @@ def load_recipe(name: str) -> Recipe:
     """
     values = read_recipe(name)
     return from_dict(TrajectoryRecipe if {"trajectory", "experts"} & values.keys() else TrainConfig, values)
+
+
+def summaries() -> list[dict[str, str]]:
+    """What is said of each recipe that comes with the package: its name, the command that takes it, its data set, title and
+    source, the accuracy to expect, and the file of results that measured it ('' if none did)."""
+    found = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        about = recipe.about
+        measured = re.search(r"benchmarks/results/[\w./-]+\b", " ".join(about.expect.split()))
+        found.append(
+            {
+                "name": name,
+                "command": "train" if isinstance(recipe, TrainConfig) else "experts, distill",
+                "dataset": recipe.data.dataset,
+                "title": about.title,
+                "source": about.source,
+                "expect": about.expect,
+                "measured": measured[0] if measured else "",
+            }
+        )
+    return found
 
 
 def load_recipe_for(command: str, name: str) -> Any:

@@ -126,10 +126,11 @@ def test_help_and_version_as_a_process():
 @pytest.mark.parametrize("command", ["train", "sample", "evaluate", "compare", "coverage", "experts", "distill", "recipes"])
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([command, "--help-all"])
     assert stop.value.code in (0, None)
     text = capsys.readouterr().out
     assert f"usage: dim {command}" in text
+    assert "More options" not in text
     options = {
         "train": ("--recipe", "--generator.width", "--stage-two.lr-end", "--data-root", "--fit.trackers", "--resume"),
         "experts": ("--recipe", "--student", "--zca", "--experts.optimizer", "--to-waypoints", "--data-root", "--resume"),
@@ -143,7 +144,7 @@ def test_help_of_every_command(command, capsys):
     assert ("--experts.count" in text) == (command == "experts")
 
 
-@pytest.mark.parametrize("arguments", [["train", "--recipe", "{}", "--help"], ["recipes", "{}"]])
+@pytest.mark.parametrize("arguments", [["train", "--recipe", "{}", "--help-all"], ["recipes", "{}"]])
 def test_texts_of_a_recipe_do_not_steer_the_terminal(arguments, capsys, tmp_path):
     recipe = tmp_path / "from-a-stranger.toml"
     recipe.write_text('[about]\ntitle = "before \\u001b[2Jafter \\u202e"\n[protocol]\naugment = "crop\\u001b"\n')
@@ -161,13 +162,6 @@ def test_texts_of_a_recipe_do_not_steer_the_terminal(arguments, capsys, tmp_path
 def test_no_command_prints_the_overview(capsys):
     assert main([]) == 0
     assert "usage: dim COMMAND" in capsys.readouterr().out
-
-
-def test_recipes_are_listed(capsys):
-    assert main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
-    assert {"digits-dim", "cifar10-dim2023", "svhn-dim2023", "mnist-dim2023", "fashion-dim2023"} <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())

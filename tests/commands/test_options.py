@@ -32,7 +32,8 @@ BASE = {
     "compare": ["./nowhere"],
     "coverage": ["./nowhere"],
     "report": ["./nowhere"],
-    "recipes": [],
+    "recipes": ["digits-dim"],
+    "completion": ["bash"],
 }
 TEXTS = [
     *("", " ", "-", "--", "=", "''", "x", "none", "None", "true", "False", "{}", "[]", "1,2", "x" * 400),

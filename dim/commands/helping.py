@@ -1,0 +1,137 @@
+"""Help: what is used every day, with examples; everything with --help-all. And scripts by which shells complete."""
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NoReturn, Union, get_type_hints
+
+import tyro
+
+from dim.errors import InputError
+from dim.recipes.load import recipe_names
+from dim.text import say
+
+ALL = "--help-all"
+_SHOWN = ("data",)
+"""Sections whose options are used every day."""
+EXAMPLES = {
+    "data": ("dim data my-photos", "dim data --dataset fashion-mnist --data-root DIR --picture look.png"),
+    "train": (
+        "dim train my-photos --minutes 30",
+        "dim train --recipe fashion-gan-small --data-root DIR --out runs/fashion",
+        "dim train --recipe fashion-gan-small --generator.width 64 --dry-run",
+        "dim train --out runs/fashion --resume",
+    ),
+    "sample": (
+        "dim sample runs/fashion --ipc 10 --out sets/fashion-10",
+        "dim sample runs/fashion --counts Sneaker=500 Bag=20 --out sets/some --format parquet",
+        "dim sample runs/fashion --ipc 10 --out sets/best-10 --policy.steps matched refined --teacher.folder experts/fashion",
+    ),
+    "evaluate": (
+        "dim evaluate sets/fashion-10 --students convnet resnet18 --seeds 5 --controls random",
+        "dim evaluate runs/fashion --track stream --ipc 10 --controls oracle --json scores.json",
+    ),
+    "compare": ("dim compare sets/* runs/fashion scores.json --ipc 1 10 50 --controls random --picture all.png",),
+    "coverage": ("dim coverage runs/fashion", "dim coverage sets/fashion-10 runs/fashion --json coverage.json"),
+    "report": ("dim report runs/fashion",),
+    "experts": (
+        "dim experts --recipe cifar10-datm-ipc10 --data-root DIR --out experts/cifar10",
+        "dim experts --out experts/cifar10 --resume",
+    ),
+    "distill": (
+        "dim distill --recipe cifar10-datm-ipc10 --data-root DIR --experts experts/cifar10 --out sets/datm-10",
+        "dim distill --out sets/datm-10 --resume",
+    ),
+    "recipes": ("dim recipes", "dim recipes fashion-gan-small", "dim recipes --json recipes.json"),
+    "completion": (
+        "dim completion bash > ~/.local/share/bash-completion/completions/dim",
+        "dim completion zsh > ~/.zfunc/_dim",
+        "dim completion fish > ~/.config/fish/completions/dim.fish",
+    ),
+}
+"""By command."""
+
+
+def show_help(cls: type, arguments: Sequence[str], command: str, default: Any) -> NoReturn:
+    """Print the help of a command and exit: without the sections of rare use, unless one of their options is given, or all are
+    asked for.
+
+    Args:
+        cls: its options.
+        arguments: what follows the command.
+        default: what to parse over; the values that are shown.
+    """
+    given = {word[2:].partition(".")[0].replace("-", "_") for word in arguments if word.startswith("--") and "." in word}
+    folded = {} if ALL in arguments else {k: v for k, v in _sections(cls).items() if k not in {*_SHOWN, *given}}
+    hidden = _changed(cls, {name: Annotated[section, tyro.conf.Suppress] for name, section in folded.items()})
+    values = {} if default is None else {"default": _copied(default, hidden)}
+    try:
+        tyro.cli(hidden, args=["--help"], prog=f"dim {command}", **values)
+    except SystemExit:
+        if folded:
+            say(f"More options, shown by dim {command} {ALL}:")
+            width = max(map(len, folded)) + 5
+            for name, section in folded.items():
+                say(f"  {'--' + name.replace('_', '-') + '.*':<{width}}  {_summary(section)}")
+            say("")
+        say("Examples:")
+        for line in EXAMPLES[command]:
+            say(f"  {line}")
+        raise
+    raise AssertionError("help was not shown")
+
+
+def _sections(cls: type) -> dict[str, type]:
+    """Fields of a command that are sections of options of their own."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if dataclasses.is_dataclass(hints[field.name])}
+
+
+def _summary(section: type) -> str:
+    """The first sentence of a section's description, if it is short, or its beginning."""
+    text = " ".join((section.__doc__ or "").split())
+    return textwrap.shorten(re.split(r"\. |\.$", text)[0], 100, placeholder=" ...")
+
+
+def _changed(cls: type, types: dict[str, Any]) -> type:
+    """The same options, some of another type."""
+    if not types:
+        return cls
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    space: dict[str, Any] = {"__annotations__": types, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    for name in types:
+        field = fields[name]
+        if field.default is not dataclasses.MISSING:
+            space[name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            space[name] = dataclasses.field(default_factory=field.default_factory)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), space))
+
+
+def _copied(value: Any, cls: type) -> Any:
+    """A value of a command's class as one of a changed class."""
+    copy = object.__new__(cls)  # what is shown was checked before, or, as a missing value, cannot be
+    for field in dataclasses.fields(cls):
+        object.__setattr__(copy, field.name, getattr(value, field.name))
+    return copy
+
+
+def completion(shell: str, kinds: dict[str, type]) -> NoReturn:
+    """Print a shell's script and exit.
+
+    Args:
+        shell: bash, zsh or fish.
+        kinds: the options of every command.
+    """
+    recipes = Literal[tuple(recipe_names())]
+    named = {"recipe": recipes | None, "name": tyro.conf.Positional[recipes | None]}
+    commands = []
+    for command, cls in kinds.items():
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        types = {name: kind for name, kind in named.items() if name in fields}
+        types |= {name: type(fields[name].default_factory()) for name in _sections(cls)}  # with the options of the default choice
+        changed = _changed(cls, types)
+        commands.append(Annotated[changed, tyro.conf.subcommand(name=command)])
+    tyro.cli(Union[tuple(commands)], prog="dim", args=["--tyro-print-completion", shell])  # noqa: UP007
+    raise InputError(f"no script was made for {shell!r}: expected a release of tyro that can")
