@@ -53,13 +53,19 @@ class GeneratedDataset(Dataset):
             raise InputError(f"length is {length}: expected 1 or more images")
         if start < 0:
             raise InputError(f"start is {start}: expected 0 or more")
-        self.generator, self.length, self.seed, self.start = generator, length, seed, start
+        self.generator, self.length, self.seed = generator, length, seed
         self.transform, self.relabel, self._first = transform, relabel, start
+        # In shared memory: workers that are kept (`persistent_workers=True`) have a copy of the data set, and notice a new epoch.
+        self._start = torch.tensor(start).share_memory_()
+
+    @property
+    def start(self) -> int:
+        """Place in the stream of item 0, in the present epoch."""
+        return int(self._start)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the images of an epoch; each has its own. Call it before a DataLoader is iterated again. Workers that are kept
-        (`persistent_workers=True`) have a copy of the data set and do not notice."""
-        self.start = self._first + whole_number(epoch, "epoch") * self.length
+        """Go to the images of an epoch; each has its own. Call it before a DataLoader is iterated again."""
+        self._start.fill_(self._first + whole_number(epoch, "epoch") * self.length)
 
     def __len__(self) -> int:
         return self.length
@@ -81,7 +87,8 @@ class GeneratedDataset(Dataset):
         return list(zip(items, targets, strict=True))
 
 
-_STREAM = ("seed", "batch_size", "steps", "shuffle", "rank", "world")  # settings that a place in the stream depends on
+# Settings that a place in the stream depends on. It is the same in all processes, so that any may continue from what one saved.
+_STREAM = ("seed", "batch_size", "steps", "shuffle", "world")
 
 
 class GeneratedLoader:
@@ -101,8 +108,8 @@ class GeneratedLoader:
         shuffle: mix classes within windows of about a thousand images (of large ones, 64 MiB); off: classes take turns.
         transform: applied to the images of a batch, after `relabel` has seen them.
         relabel: (B, C, H, W) images -> (B, K) soft labels, such as `Teacher.labels`, in place of classes.
-        rank, world: number of this process among so many. Default: as `torch.distributed` has them when the loader is made, if it
-            is initialised; else there is one.
+        rank, world: number of this process among so many. Default: as `torch.distributed` has them, if it is initialised before
+            an epoch begins; else there is one.
 
     Yields:
         float32 (batch_size, C, H, W) in [-1, 1], and int64 (batch_size,) or float (batch_size, K), on the device.
@@ -130,15 +137,14 @@ class GeneratedLoader:
                 raise InputError(f"{name} is {value}: expected 1 or more")
         if (rank is None) != (world is None):
             raise InputError(f"rank is {rank} and world is {world}: expected both, or none")
-        if world is None:
-            together = dist.is_available() and dist.is_initialized()
-            rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-        if not 0 <= rank < world:
-            raise InputError(f"rank is {rank}: expected 0 to {world - 1}, as there are {world} processes")
+        self.rank, self.world, self._joins = (0, 1, True) if rank is None or world is None else (rank, world, False)
+        self._join()
+        if not 0 <= self.rank < self.world:
+            raise InputError(f"rank is {rank}: expected 0 to {self.world - 1}, as there are {world} processes")
         require_memory(batch_size * (4 * generator.spec.image_bytes + 64), f"batch_size {batch_size:,}", "lower it")
         self.generator = generator if device is None else generator.to(device)
         self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
-        self.epoch, self.transform, self.relabel, self.rank, self.world = 0, transform, relabel, rank, world
+        self.epoch, self.transform, self.relabel = 0, transform, relabel
         self._step = 0  # of the epoch that is, or is to be, iterated
         self._within: int | None = None  # that epoch, once it is begun
         # Batches of one window are generated together: the generator's blocks stay full, and the window can be shuffled.
@@ -147,13 +153,20 @@ class GeneratedLoader:
     def __len__(self) -> int:
         return self.steps
 
+    def _join(self) -> None:
+        """Take the place among processes that `torch.distributed` has by now, unless one was given: Lightning and others start
+        it after their user has made the loader."""
+        if self._joins and dist.is_available() and dist.is_initialized():
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch the next iteration gives, from its first batch."""
         self.epoch, self._step, self._within = whole_number(epoch, "epoch"), 0, None
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream is: after the last batch that it gave. Given to `load_state_dict` of a loader that is made alike, the
-        next iteration of that goes on there."""
+        next iteration of that goes on there. The state of one process does for all."""
+        self._join()
         state = {"epoch": self.epoch if self._within is None else self._within, "step": self._step}
         return {**state, **{name: int(getattr(self, name)) for name in _STREAM}}
 
@@ -163,12 +176,14 @@ class GeneratedLoader:
         Raises:
             InputError: if that was of another stream.
         """
+        self._join()
         for name in _STREAM:
             if state[name] != int(getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)}: the state is of a stream with {state[name]}; make them alike")
         self.epoch, self._step, self._within = state["epoch"], state["step"], None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self._join()
         epoch, skipped = self.epoch, self._step if self._within is None else 0  # one that was left begins no other in its midst
         self.epoch, self._within, self._step = epoch + 1, epoch, skipped
         for window in range(skipped // self._window, -(-self.steps // self._window)):

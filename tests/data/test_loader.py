@@ -210,6 +210,34 @@ def test_a_process_group_is_noticed(generator, monkeypatch):
     assert (alone.rank, alone.world) == (0, 1)
 
 
+def test_a_process_group_is_noticed_that_begins_after_the_loader_was_made(generator, monkeypatch):
+    """Lightning starts its processes' group in `fit`."""
+    loader = GeneratedLoader(generator, batch_size=6, steps=2)
+    given = GeneratedLoader(generator, batch_size=6, steps=2, rank=0, world=1)
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    assert loader.state_dict()["world"] == 3, "before it is iterated"
+    share = walk(GeneratedLoader(generator, batch_size=6, steps=2, rank=1, world=3))
+    assert all(map(torch.equal, walk(loader), share))
+    monkeypatch.undo()
+    assert loader.state_dict()["world"] == 3, "where the group has ended"
+    assert given.state_dict()["world"] == 1
+
+
+def test_the_state_of_one_process_does_for_all(generator):
+    """Lightning and accelerate write what the first process has, and give it to all."""
+    shares = [GeneratedLoader(generator, batch_size=6, steps=4, rank=rank, world=2) for rank in range(2)]
+    expected = list(shares[1])
+    reader = iter(shares[0])
+    next(reader), next(reader)
+    again = GeneratedLoader(generator, batch_size=6, steps=4, rank=1, world=2)
+    again.load_state_dict(shares[0].state_dict())
+    for own, other in zip(again, expected[2:], strict=True):
+        assert all(map(torch.equal, own, other))
+    with pytest.raises(InputError, match="world is 1: the state is of a stream with 2"):
+        GeneratedLoader(generator, batch_size=6, steps=4).load_state_dict(shares[0].state_dict())
+
+
 @pytest.mark.parametrize(("rank", "world"), [(0, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
 def test_impossible_ranks_are_refused(generator, rank, world):
     with pytest.raises(InputError, match=r"^rank is "):
@@ -267,3 +295,13 @@ def test_every_epoch_of_a_dataset_may_have_images_of_its_own(generator):
     assert torch.equal(second[0], epoch(GeneratedDataset(generator, 20, seed=3, start=24), batch_size=20)[0])
     dataset.set_epoch(0)
     assert torch.equal(epoch(dataset, batch_size=20)[0], first[0])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_that_are_kept_notice_a_new_epoch(generator):
+    dataset = GeneratedDataset(generator, 20, seed=3)
+    loader = DataLoader(dataset, batch_size=10, num_workers=1, persistent_workers=True)
+    for number in (0, 1, 4):
+        dataset.set_epoch(number)
+        images = torch.cat([images for images, _ in loader])
+        assert torch.equal(images, epoch(GeneratedDataset(generator, 20, seed=3, start=20 * number), batch_size=20)[0])
