@@ -267,6 +267,22 @@ def test_a_stream_goes_on_after_a_restart(generator, shuffle, batch_size, given)
         assert all(map(torch.equal, own, other))
 
 
+def test_a_loop_that_names_its_epoch_goes_on_within_it(generator):
+    settings = {"batch_size": 30, "steps": 4}
+    expected = [list(loader) for loader in [GeneratedLoader(generator, **settings)] for _ in range(3)]
+    loader = GeneratedLoader(generator, **settings)
+    loader.set_epoch(1)
+    next(reader := iter(loader)), next(reader)
+    again = GeneratedLoader(generator, **settings)
+    again.load_state_dict(loader.state_dict())
+    for number, wanted in ((1, expected[1][2:]), (2, expected[2]), (1, expected[1])):
+        again.set_epoch(number)
+        for own, other in zip(again, wanted, strict=True):
+            assert all(map(torch.equal, own, other))
+    loader.set_epoch(1)  # of one that was left, not loaded
+    assert all(map(torch.equal, next(iter(loader)), expected[1][0]))
+
+
 def test_an_epoch_that_was_left_does_not_shorten_the_next(generator):
     loader = GeneratedLoader(generator, batch_size=30, steps=4)
     next(iter(loader))
