@@ -11,7 +11,7 @@ _MOST_NAMES = 12
 class InputError(ValueError):
     """A value, file or folder from outside that cannot be used.
 
-    The message is one line of at most 300 printable characters: the value received, what was expected, and the remedy. The
+    The `message` is one line of at most 300 printable characters: the value received, what was expected, and the remedy. The
     command line prints it without a traceback and exits with status 2.
     """
 

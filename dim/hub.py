@@ -62,6 +62,14 @@ def _download(repository: str) -> str:
 def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool = False) -> Path:
     """Export a loaded generator as a folder: its file, a model card, and a sample grid.
 
+    Args:
+        generator: from `load_generator`.
+        folder: one that does not exist or is empty.
+        overwrite: replace what the folder holds.
+
+    Returns:
+        The folder.
+
     Raises:
         InputError: if the folder holds something, or the generator was not loaded by `load_generator`.
     """
@@ -75,7 +83,20 @@ def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool
 
 
 def push_to_hub(generator: Generator, repository: str, *, private: bool = False, token: str | None = None) -> str:
-    """Export a loaded generator and upload it; returns its address."""
+    """Export a loaded generator and upload it to the Hugging Face Hub.
+
+    Args:
+        generator: from `load_generator`.
+        repository: `owner/name`; it is made if it does not exist.
+        private: of a repository that is made.
+        token: of the Hub. Default: the one that is stored on this machine.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: if the generator was not loaded by `load_generator`.
+    """
     import tempfile
 
     from huggingface_hub import HfApi

@@ -124,6 +124,7 @@ def sample_set(
     Sets are nested: for one seed, `ipc=10` is the first ten images of every class of `ipc=50`, bit by bit.
 
     Args:
+        generator: it is not changed.
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
         ranking: take images in this order, made for the same generator and seed (`dim.emit.policy`). Default: 0, 1, 2, ...
@@ -133,8 +134,11 @@ def sample_set(
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
 
+    Returns:
+        A set of uint8 (N, C, H, W) images with int64 (N,) labels, ordered by image number and then by class.
+
     Raises:
-        InputError: see `request`.
+        InputError: see `request`; or for a batch size below 1, or a ranking with fewer images.
     """
     require_batch_size(batch_size)
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)

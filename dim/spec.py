@@ -39,8 +39,11 @@ class DataSpec:
     name: str
     """Name of the data set, e.g. `cifar10`."""
     channels: int
+    """1 (grey) or 3 (RGB), as a rule."""
     height: int
+    """Pixels, 1 to 8192."""
     width: int
+    """Pixels, 1 to 8192."""
     class_names: tuple[str, ...]
     """One name per class, in label order."""
     mean: tuple[float, ...]
@@ -85,7 +88,8 @@ class DataSpec:
         return 1 if self.num_classes <= 256 else 2
 
     def soft_label_bytes(self, top_k: int = 0) -> int:
-        """Bytes of one soft label: four per probability, and the class of each where only the `top_k` largest are kept."""
+        """Bytes of one soft label: four per probability, and the class of each where only the `top_k` largest are kept
+        (0: all)."""
         return top_k * (4 + self.label_bytes) if top_k else 4 * self.num_classes
 
     def mean_std(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +104,7 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DataSpec":
-        """Inverse of `to_dict`, from parsed JSON.
+        """Inverse of `to_dict`: `values` are parsed JSON.
 
         Raises:
             InputError: if a field is missing, unknown, or of another type.

@@ -78,7 +78,7 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """What every member says: (N, C, H, W) images, float in [-1, 1] or uint8, on any device -> float32 (members, N, K), on
+        """What every member says: (N, C, H, W) `images`, float in [-1, 1] or uint8, on any device -> float32 (members, N, K), on
         the teacher's."""
         parts, size = [], chunk_size(4 * self.spec.image_bytes, _BLOCK, FORWARD)
         for block in images.split(size):
@@ -88,11 +88,11 @@ class Teacher:
         return torch.cat(parts, dim=1)
 
     def labels(self, images: Tensor) -> Tensor:
-        """Soft labels: (N, C, H, W) images, float in [-1, 1] or uint8 -> float32 (N, K) probabilities, on its device."""
+        """Soft labels: (N, C, H, W) `images`, float in [-1, 1] or uint8 -> float32 (N, K) probabilities, on its device."""
         return self.soften(self.logits(images))
 
     def soften(self, logits: Tensor) -> Tensor:
-        """Logits (members, N, K) -> probabilities (N, K), with the temperature, averaged, and cut to the largest."""
+        """`logits` (members, N, K) -> probabilities (N, K), with the temperature, averaged, and cut to the largest."""
         probabilities = (logits / self.temperature).softmax(2).mean(0)
         if self.top_k:
             largest = probabilities.topk(self.top_k, dim=1)
@@ -101,13 +101,22 @@ class Teacher:
         return probabilities
 
     def confidence(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean probability of the class, without temperature: (N, C, H, W), int64 (N,) -> float32 (N,) in [0, 1]."""
+        """Mean probability of the class, without temperature: (N, C, H, W) `images`, int64 (N,) `labels` -> float32 (N,) in
+        [0, 1]."""
         probabilities = F.softmax(self.logits(images), dim=2).mean(0)
         return probabilities.gather(1, labels.to(probabilities.device)[:, None]).squeeze(1)
 
 
 def with_soft_labels(subject: SyntheticSet, teacher: Teacher) -> SyntheticSet:
-    """The same images with a teacher's labels; the classes stay known."""
+    """The same images with a teacher's labels; the classes stay known.
+
+    Args:
+        subject: a set, which is left as it is.
+        teacher: of the same data.
+
+    Returns:
+        A set of the same images, with float32 (N, K) probabilities in `soft` and the teacher's name in `info`.
+    """
     info = {**subject.info, "teacher": teacher.name, "top_k": teacher.top_k}
     soft = teacher.labels(subject.images)
     return SyntheticSet(subject.images, subject.labels, subject.spec, soft=soft, info=info, latents=subject.latents)

@@ -64,7 +64,7 @@ class GeneratedDataset(Dataset):
         return int(self._start)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the images of an epoch; each has its own. Call it before a DataLoader is iterated again."""
+        """Go to the images of an `epoch`, 0 or more; each has its own. Call it before a DataLoader is iterated again."""
         self._start.fill_(self._first + whole_number(epoch, "epoch") * self.length)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class GeneratedLoader:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which epoch the next iteration gives: from its first batch, or from where `load_state_dict` went within it, as
+        """Choose which `epoch`, 0 or more, the next iteration gives: from its first batch, or from where `load_state_dict` went within it, as
         loops that go on after a restart name their epoch again."""
         epoch = whole_number(epoch, "epoch")
         if epoch != self.epoch or self._within is not None:
@@ -174,7 +174,7 @@ class GeneratedLoader:
         return {**state, **{name: int(getattr(self, name)) for name in _STREAM}}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was.
+        """Go on where `state_dict` was, which gave `state`.
 
         Raises:
             InputError: if that was of another stream.

@@ -156,6 +156,14 @@ def per_class_indices(labels: Tensor, ipc: int, num_classes: int, *, seed: int) 
 def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealData:
     """Load a data set by configuration.
 
+    Args:
+        config: which data, where they lie, their size in pixels and their parts.
+        device: where images are held.
+
+    Returns:
+        The data: `spec`, and the parts `train`, `val` and `test`. A part gives float32 (B, C, H, W) images in [-1, 1] and int64
+        (B,) labels by `batch(indices)`.
+
     Raises:
         InputError: if the name is unknown, the root is missing or does not hold the data, there are fewer than two
             classes, a class is empty, or an image cannot be read.

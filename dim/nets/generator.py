@@ -31,11 +31,13 @@ BLOCK_ACCELERATOR, BLOCK_ACCELERATOR_BYTES = 256, 64 * 2**20
 class Generator(nn.Module):
     """A conditional generator: the stored data set.
 
-    Attributes:
+    Args:
         spec: the data it stands for.
         latent_dim: width Z of the latents.
         class_dim: width E of the vector by which the network knows a class. A latent may carry E more values, which are added to
             that vector for its image alone; without them nothing is added. 0: this network takes none.
+
+    Attributes:
         sampler_options: which fields of its configuration, `config`, are options of its sampler.
         learns_by: how it is trained: against an `adversary`, or by regression of a `flow` or of `denoising`.
         settings: sections of a `TrainConfig`, or single settings, that only such training uses.
@@ -59,7 +61,7 @@ class Generator(nn.Module):
 
     @staticmethod
     def begins_from_files(config: GeneratorConfig) -> bool:
-        """Whether a new one begins from weights that lie in files, and so cannot be made without them."""
+        """Whether a new one, with this `config`, begins from weights that lie in files, and so cannot be made without them."""
         return False
 
     @property
@@ -68,7 +70,7 @@ class Generator(nn.Module):
         return {name: getattr(self.config, name) for name in self.sampler_options}
 
     def configure(self, **options: Any) -> Self:
-        """Change options of the sampler, in place.
+        """Change `options` of the sampler, in place: those that `sampler_options` names. Returns the generator.
 
         Raises:
             InputError: if this generator has no such option, or it cannot have that value.
@@ -84,20 +86,20 @@ class Generator(nn.Module):
         return self
 
     def check_sampler(self, config: GeneratorConfig) -> None:
-        """Raise InputError for options of the sampler that this network cannot have, though others can."""
+        """Raise InputError for options of the sampler in `config` that this network cannot have, though others can."""
 
     def architecture(self) -> dict[str, Any]:
         """What `build_generator` needs beside the configuration to make these networks again, as JSON values."""
         return {}
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        """(B, Z) or (B, Z + E) float latents, standard normal in Z, and (B,) int64 labels -> (B, C, H, W) float images in
-        [-1, 1]."""
+        """(B, Z) or (B, Z + E) float latents `z`, standard normal in Z, and (B,) int64 labels `y` -> (B, C, H, W) float images
+        in [-1, 1]."""
         raise NotImplementedError
 
     def conditioned(self, vectors: Tensor, z: Tensor) -> Tensor:
         """What the network takes in: the vectors of the classes, moved as the latents say, beside the latents' first Z values.
-        (B, E), (B, Z) or (B, Z + E) -> (B, E + Z)."""
+        `vectors` (B, E), `z` (B, Z) or (B, Z + E) -> (B, E + Z)."""
         self.require_width(z.shape[1])
         own = vectors.to(z.dtype)
         if z.shape[1] > self.latent_dim:
@@ -125,7 +127,7 @@ class Generator(nn.Module):
         return self
 
     def require_width(self, width: int) -> None:
-        """Raise InputError for latents that are neither Z nor Z + E wide."""
+        """Raise InputError if `width`, that of latents, is neither Z nor Z + E."""
         if width not in (self.latent_dim, self.latent_dim + self.class_dim):
             wider = f", or {self.latent_dim + self.class_dim} with class vectors" if self.class_dim else ""
             raise InputError(f"latents are {width} wide: expected {self.latent_dim}{wider}")
@@ -136,8 +138,8 @@ class Generator(nn.Module):
         return next(self.parameters()).device
 
     def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
-        """Latents of images number `indices` of classes `labels`: int64 (B,), (B,) -> float32 (B, Z), or (B, Z + E) around such
-        anchors."""
+        """Latents of images number `indices` of classes `labels`, in the data set that `seed` names: int64 (B,), (B,) -> float32
+        (B, Z), or (B, Z + E) around such anchors."""
         own = rng.normal(rng.fold(seed, "latent"), torch.stack((labels, indices), dim=1), self.latent_dim)
         if self.anchors is None:
             return own
@@ -227,7 +229,11 @@ class Generator(nn.Module):
         """`images`, of any number, with 8 bits per channel: uint8 (B, C, H, W) on the CPU.
 
         Args:
+            labels, indices, seed, latents: see `images`.
             batch_size: the most images generated at a time, fewer if they are large; it bounds memory and changes nothing else.
+
+        Raises:
+            InputError: see `images`; or if an image has values that are not finite.
         """
         result = torch.empty(len(labels), *self.spec.image_shape, dtype=torch.uint8)
         # Several blocks at least, as fewer images leave much of them empty.

@@ -63,6 +63,9 @@ def _content(path: Path) -> bytes:
 def load_recipe(name: str) -> Recipe:
     """A recipe, by name or path.
 
+    Args:
+        name: of a recipe that comes with the package (`dim recipes` lists them), or a path that ends in .toml.
+
     Returns:
         A `TrajectoryRecipe` if it has a table `[trajectory]` or `[experts]`, else a `TrainConfig`.
 

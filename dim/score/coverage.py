@@ -62,7 +62,9 @@ class CoverageScore:
     data: dict[str, Any] = field(default_factory=dict)
     """Name and fingerprint of the real data."""
     hardware: dict[str, Any] = field(default_factory=dict)
+    """What `dim.provenance.hardware` says of the machine."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Versions of Python and of the libraries that compute."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain values for JSON."""
@@ -70,7 +72,7 @@ class CoverageScore:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CoverageScore":
-        """Inverse of `to_dict`, from parsed JSON."""
+        """Inverse of `to_dict`: `values` are parsed JSON."""
         return cls(**{**values, "per_class": tuple(values["per_class"])})
 
 
@@ -113,7 +115,7 @@ class Coverage:
         self._embedded: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def draw(self, subject: SyntheticSet | Generator) -> SyntheticSet:
-        """The images of a set or a generator that are measured.
+        """The images of a set or a generator, `subject`, that are measured: uint8 (M, C, H, W), with their labels.
 
         Raises:
             InputError: if the subject was made for other data, or a set lacks a class.
@@ -132,6 +134,10 @@ class Coverage:
     def score(self, subject: SyntheticSet | Generator, name: str = "generator") -> CoverageScore:
         """Measure a generator, or a set.
 
+        Args:
+            subject: what is measured.
+            name: of the row.
+
         Raises:
             InputError: see `draw`; or if there are fewer than six images.
         """
@@ -141,13 +147,14 @@ class Coverage:
         return dataclasses.replace(row, sampler=drawn.info.get("sampler", {}))
 
     def held_out(self, like: CoverageScore | None = None, name: str = "real, held out") -> CoverageScore:
-        """Control: real images of the validation and test parts, as many of every class as in the row `like`."""
+        """Control: real images of the validation and test parts, as many of every class as in the row `like`, or
+        as would be measured of a generator. `name` is that of the row."""
         began = time.perf_counter()
         counts = self._counts if like is None else torch.tensor([values["images"] for values in like.per_class])
         return self._row(name, *self._real("held out", counts), began)
 
     def nearest(self, subject: SyntheticSet | Generator) -> "Nearest":
-        """See `nearest_real`: for the images that `score` measures."""
+        """See `nearest_real`: for the images of `subject` that `score` measures."""
         return nearest_real(self.draw(subject), self.data, self.features, seed=self.seed)
 
     def _row(self, name: str, generated: Tensor, labels: Tensor, began: float) -> CoverageScore:
@@ -218,7 +225,8 @@ def coverage(
 
     Args:
         subject: a `SyntheticSet` or a generator.
-        data: the real data. Default: what the subject says it was made from, under `root`.
+        data: the real data. Default: what the subject says it was made from.
+        root: where that lies, where `data` is not given. Default: where it was found before, or DIM_DATA_ROOT.
         samples, seed, features: see `Coverage`.
         device: where to load the data that is not given.
 

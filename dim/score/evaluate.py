@@ -56,6 +56,10 @@ class _Source:
 class Evaluator:
     """Scores sets and generators of one data set under one protocol.
 
+    Its methods make rows, one `Score` per student of the protocol. `ipc` is always images per class, 1 or more; `name` is that of
+    the row; `teacher` gives the images soft labels in place of classes, if there is one. `InputError` is raised for a subject of
+    other data, and for a budget or a selection that there is not.
+
     Args:
         data: the real data: its test part, and the training part for controls.
         protocol: how students are trained.
@@ -99,12 +103,12 @@ class Evaluator:
     # --- arithmetic ------------------------------------------------------------------------------------------------------
 
     def expect(self, steps: int) -> None:
-        """Say how many steps the longest row of a table takes, so that all its rows are computed alike; see `protocol_for`."""
+        """Say how many `steps` the longest row of a table takes, so that all its rows are computed alike; see `protocol_for`."""
         self._expected = max(self._expected, steps * self.protocol.batch_size)
 
     def protocol_for(self, student: str, images: int = 0) -> ProtocolConfig:
-        """The protocol of one student's rows, with its arithmetic settled by the device and the images that a student sees, or
-        those that `expect` announced if they are more."""
+        """The protocol of the rows of one `student`, with its arithmetic settled by the device and the number of `images` that a
+        student sees, or those that `expect` announced if they are more."""
         protocol = dataclasses.replace(self.protocol, students=(student,))
         steps = len(self.seeds) * max(images, self._expected) // protocol.batch_size
         return settled(protocol, student, self._seen.spec, self.device, steps=steps, batch=protocol.batch_size)
@@ -112,8 +116,8 @@ class Evaluator:
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def fixed(self, subject: SyntheticSet, name: str = "set") -> list[Score]:
-        """A stored set at its step budget: `epochs` passes over it, or more where it does not divide into batches. At its own
-        learning rate if it carries one and the protocol allows it."""
+        """A stored set, `subject`, at its step budget: `epochs` passes over it, or more where it does not divide into batches. At
+        its own learning rate if it carries one and the protocol allows it."""
         require_same_data(subject.spec, self.data.spec)
         targets, labels = subject.labels if subject.soft is None else subject.soft, label_kind_of(subject)
         source = self._stored_source(name, subject.images, lambda seed: targets, subject.ipc, subject.bytes_stored(), labels)
@@ -125,7 +129,7 @@ class Evaluator:
         return self._score(dataclasses.replace(source, made=made))
 
     def stream(self, generator: Generator, ipc: int, name: str = "generator", *, teacher: Teacher | None = None) -> list[Score]:
-        """Fresh images of a generator at the step budget of `ipc`; every seed gets its own stream. A teacher labels them."""
+        """Fresh images of a `generator` at the step budget of `ipc`; every seed gets its own stream."""
         require_same_data(generator.spec, self.data.spec)
         steps = self._budget(ipc)
         generator = generator.to(self.device)
@@ -203,7 +207,7 @@ class Evaluator:
         return self._score(dataclasses.replace(source, made=about))
 
     def require_coreset(self, ipc: int, method: str | type[Rule], end: End | None = None) -> None:
-        """Raise InputError if `coreset` would, before anything is trained."""
+        """Raise InputError if `coreset` would with these `ipc`, `method` and `end`, before anything is trained."""
         self._selector.require(ipc, method, end)
 
     def oracle(self, ipc: int, name: str = ORACLE, *, teacher: Teacher | None = None) -> list[Score]:
@@ -229,7 +233,7 @@ class Evaluator:
         return self._score(self._real_source(name, "full", None, self.full_steps(steps)))
 
     def full_steps(self, steps: int = 0) -> int:
-        """Steps of `full`.
+        """Steps of `full`; `steps` is the budget where the protocol has none.
 
         Raises:
             InputError: if neither the protocol nor the caller gives a budget.
@@ -367,7 +371,8 @@ def evaluate(
         students: architectures. Default: the protocol's.
         seeds: how many, or which.
         ipc: stream track: the images per class that the step budget stands for.
-        data: the real data. Default: what the subject says it was made from, under `root`.
+        data: the real data. Default: what the subject says it was made from.
+        root: where that lies, where `data` is not given. Default: where it was found before, or DIM_DATA_ROOT.
         protocol: how to train. Default: the one that travels with the subject.
         device, split: see `Evaluator`.
 

@@ -26,17 +26,21 @@ class Score:
     name: str
     """What was trained on: a set, a generator, or a control."""
     track: Track
+    """`fixed`, `stream`, or `full` for the full data."""
     ipc: int | None
     """Images per class of the set, or that the stream's step budget stands for; None for the full data."""
     student: str
+    """Architecture, with its options."""
     labels: str
     """`hard`, or `soft` with its teacher."""
     accuracies: tuple[float | None, ...]
     """Test accuracy in percent after the last step, one per seed; None of a student that diverged."""
     seeds: tuple[int, ...]
+    """Of the students, in the order of `accuracies`."""
     steps: int
     """SGD steps."""
     batch_size: int
+    """Images per step."""
     images_seen: int
     """Steps times batch size."""
     distinct_images: int
@@ -48,6 +52,7 @@ class Score:
     split: str = "test"
     """Part of the real data that the accuracy is of."""
     protocol: dict[str, Any] = field(default_factory=dict)
+    """How students were trained: the fields of a `ProtocolConfig`."""
     data: dict[str, Any] = field(default_factory=dict)
     """What `dim.data.real.RealData.about` says of the real data and the part that the accuracy is of."""
     made: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +60,9 @@ class Score:
     generators the `digest` of what was scored; where a learned step size was used, that (`step_size`) and the `protocol_lr` it
     stood in for; for coresets what `dim.features.coreset.Selector.about` says."""
     hardware: dict[str, Any] = field(default_factory=dict)
+    """What `dim.provenance.hardware` says of the machine."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Versions of Python and of the libraries that compute."""
     diverged: tuple[int | None, ...] = ()
     """For every seed the step at which its student's loss or weights stopped being finite, None where they did not; empty if no
     student diverged."""
@@ -76,7 +83,7 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Score":
-        """Inverse of `to_dict`, from parsed JSON.
+        """Inverse of `to_dict`: `values` are parsed JSON.
 
         Raises:
             TypeError, ValueError: for a field that is missing, unknown, or of another type.

@@ -97,12 +97,13 @@ class Derivatives:
         self._pull_each = wrap(vmap(pulls[order], (0, None, None, 0)))
 
     def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Gradient of the loss in theta: (P,), or (E, P) for each of E students."""
+        """Gradient of the loss in `theta`: (P,), or (E, P) for each of E students, which all see `x` (b, C, H, W) and `y` (b,) or
+        (b, K)."""
         with torch.no_grad():
             return self._gradient(theta, x, y) if theta.ndim == 1 else self._gradient_each(theta, x, y)
 
     def pull(self, theta: Tensor, x: Tensor, y: Tensor, direction: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """s = direction . gradient(theta, x, y), and its derivatives in theta, x and y.
+        """s = `direction` . gradient(`theta`, `x`, `y`), and its derivatives in theta, x and y; direction is like theta.
 
         For theta (E, P) the value and the derivative in theta are per student, those in x and y summed over them. The
         derivative in theta is None when `frozen`, that in y for integer labels.

@@ -114,9 +114,9 @@ def waypoint_moments(last: int, count: int, *, smooth: bool = False) -> tuple[in
 
 
 class ExpertStore:
-    """Reads and writes a store.
+    """Reads and writes a store. `open` opens one; experts and checkpoints have numbers from 0.
 
-    Attributes:
+    Args:
         folder: where it lies.
         layout: what is in it.
         records: of the finished experts, by number.
@@ -129,6 +129,10 @@ class ExpertStore:
     @classmethod
     def create(cls, folder: Path | str, layout: Layout) -> "ExpertStore":
         """Make an empty store and reserve its disk space, so that a full disk is found now.
+
+        Args:
+            folder: where it is to lie; made if it is not there.
+            layout: what it will hold.
 
         Raises:
             OSError: if there is no space.
@@ -147,7 +151,7 @@ class ExpertStore:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ExpertStore":
-        """Open a store; it may have unfinished experts.
+        """Open the store in `folder`; it may have unfinished experts.
 
         Raises:
             InputError: if the folder holds none, or it is damaged or cut short.
@@ -181,7 +185,7 @@ class ExpertStore:
         return len(self.records) == self.layout.experts
 
     def weights(self, expert: int, position: int) -> Tensor:
-        """Checkpoint number `position` of an expert, float32 (P,), a copy in memory that PyTorch aligned: kernels of some
+        """Checkpoint number `position` of `expert`, float32 (P,), a copy in memory that PyTorch aligned: kernels of some
         processors round by alignment, and a slice of a file may lie anywhere.
 
         Raises:
@@ -200,7 +204,12 @@ class ExpertStore:
         return theta.float()
 
     def write(self, expert: int, position: int, theta: Tensor) -> None:
-        """Store a checkpoint, float (P,); the live weights may change afterwards.
+        """Store a checkpoint; the live weights may change afterwards.
+
+        Args:
+            expert: its number.
+            position: of the checkpoint.
+            theta: float (P,) weights, on any device.
 
         Raises:
             ValueError: if the vector is not of P values.
@@ -216,7 +225,7 @@ class ExpertStore:
             handle.write(content)
 
     def finish(self, expert: int, record: ExpertRecord) -> None:
-        """Declare an expert finished, once all its checkpoints are safely on disk."""
+        """Declare an `expert` finished, with its `record`, once all its checkpoints are safely on disk."""
         with open(self.folder / WEIGHTS, "r+b") as handle:
             os.fsync(handle.fileno())
         digests = tuple(_digest(checkpoint.view(np.uint8)) for checkpoint in self._array()[expert])
