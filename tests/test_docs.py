@@ -11,7 +11,7 @@ from dim.commands.parsing import parse
 from dim.recipes.load import recipe_names
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 # The command of each program; a launcher runs one, or the module of the command line.
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
     """Lines that begin with `dim` or a launcher in indented blocks and fences, with the lines that they go on in: what follows
     `dim`."""
     text = page.read_text().replace("\\\n", " ")
-    alone = [match[1] for match in re.finditer(r"^(?: {4})?dim ((?:" + "|".join(COMMANDS) + r")\b.*)$", text, flags=re.M)]
+    alone = [match[1] for match in re.finditer(r"^(?: {4}){0,2}dim ((?:" + "|".join(COMMANDS) + r")\b.*)$", text, flags=re.M)]
     return alone + [f"{PROGRAMS[match[1]]} {match[2]}" if match[1] else match[2] for match in LAUNCHED.finditer(text)]
 
 
