@@ -119,12 +119,11 @@ def sample_set(
     rank: int = 0,
     world: int = 1,
 ) -> SyntheticSet:
-    """Draw a fixed set from a generator, 8 bits per channel.
+    """Draw a fixed set from a `generator`: uint8 (N, C, H, W) images and int64 (N,) labels, by image number and then by class.
 
     Sets are nested: for one seed, `ipc=10` is the first ten images of every class of `ipc=50`, bit by bit.
 
     Args:
-        generator: it is not changed.
         ipc, counts, classes: what to draw, see `request`.
         seed: names the set.
         ranking: take images in this order, made for the same generator and seed (`dim.emit.policy`). Default: 0, 1, 2, ...
@@ -133,9 +132,6 @@ def sample_set(
         batch_size: the most images generated at a time, fewer if they are large; it bounds memory and changes nothing else.
         rank, world: draw only every `world`-th image, beginning with number `rank`, for several processes that share the
             work; the images are those that one process would draw.
-
-    Returns:
-        A set of uint8 (N, C, H, W) images with int64 (N,) labels, ordered by image number and then by class.
 
     Raises:
         InputError: see `request`; or for a batch size below 1, or a ranking with fewer images.
