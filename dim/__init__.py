@@ -32,6 +32,7 @@ _HOMES = {
     "evaluate": "dim.score.evaluate",
     "fit": "dim.runs.train",
     "from_dataset": "dim.data.real",
+    "import_set": "dim.data.published",
     "load_data": "dim.data.real",
     "load_generator": "dim.hub",
     "load_recipe": "dim.recipes.load",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which read no table
     from dim.config import TrajectoryRecipe as TrajectoryRecipe
     from dim.data.loader import GeneratedDataset as GeneratedDataset
     from dim.data.loader import GeneratedLoader as GeneratedLoader
+    from dim.data.published import import_set as import_set
     from dim.data.real import from_dataset as from_dataset
     from dim.data.real import load_data as load_data
     from dim.data.synthetic import SyntheticSet as SyntheticSet

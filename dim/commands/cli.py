@@ -26,6 +26,7 @@ from dim.commands.arguments import (
     TrainArguments,
 )
 from dim.commands.helping import completion
+from dim.commands.exchange import ImportArguments, import_
 from dim.commands.looking import data
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
@@ -52,6 +53,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "report": (report, ReportArguments),
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
+    "import": (import_, ImportArguments),
     "recipes": (recipes, RecipesArguments),
     "completion": (_complete, CompletionArguments),
 }

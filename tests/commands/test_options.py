@@ -34,6 +34,7 @@ BASE = {
     "report": ["./nowhere"],
     "recipes": ["digits-dim"],
     "completion": ["bash"],
+    "import": ["./nowhere.pt", "--dataset", "digits", "--normalised-by", "none", "--out", "out"],
 }
 TEXTS = [
     *("", " ", "-", "--", "=", "''", "x", "none", "None", "true", "False", "{}", "[]", "1,2", "x" * 400),

@@ -1,0 +1,99 @@
+"""Commands that exchange sets with other projects: `dim import`, `dim export`."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+
+from dim.commands.parsing import parse, subjects_first, values_of
+from dim.commands.subjects import device_of
+from dim.config import FORMATS, DataConfig, ProtocolConfig, Settings
+from dim.config.settings import require
+from dim.errors import InputError
+from dim.text import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArguments(Settings):
+    """Make a set of files that another project published: MTT's, TESLA's, DATM's, or DC's, DSA's, DM's."""
+
+    files: tyro.conf.Positional[tuple[str, ...]]
+    """`images_best.pt labels_best.pt` and, if there is one, `lr_best.pt`; or `res_*.pt`."""
+    out: str | None = None
+    """The folder to write."""
+    normalised_by: Literal["dc", "mtt", "zca", "none"] | None = None
+    """How images were made what students see. `dc`, `mtt`: with the constants of this code (`mtt`: also of TESLA and DATM) for the
+    data set; `zca`: ZCA whitening; `none`: not at all, values are in [0, 1]."""
+    mean: tuple[float, ...] = ()
+    """In place of --normalised-by: constants of another code, one for each channel, of images in [0, 1]."""
+    std: tuple[float, ...] = ()
+    """Beside --mean."""
+    soft_labels: Literal["logits", "probabilities"] | None = None
+    """What labels with a number for each class are; DATM's are logits."""
+    step_size: float | None = None
+    """The learned step size, where no file holds it."""
+    experiment: int | None = None
+    """Which set of a `res_*.pt` with several, from 0."""
+    clip: bool = True
+    """Bring values outside [-1, 1] to the border. Without, they stay, and the set is scored as it was published."""
+    format: FORMATS.named("How the set is stored: one that holds float32 images.") = "safetensors"
+    """How the set is stored."""
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(val_fraction=0.0))
+    """The data set that it stands for. Published sets are made of the whole training part."""
+    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
+    """How students are trained on it; --protocol.zca comes with --normalised-by zca."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    overwrite: bool = False
+    """Replace what the folder holds."""
+
+    def __post_init__(self) -> None:
+        FORMATS.require(self.format, "format")
+        require(not FORMATS.load(self.format).latents, "format", self.format, "one that holds images")
+        require(self.step_size is None or self.step_size > 0, "step_size", self.step_size, "a positive number")
+        require(self.experiment is None or self.experiment >= 0, "experiment", self.experiment, "0 or more")
+
+
+def import_(arguments: Sequence[str]) -> None:
+    """`dim import`."""
+    arguments = subjects_first(arguments)
+    parsed = parse(ImportArguments, arguments, "import")
+    if not parsed.files:
+        raise InputError("nothing to import: name images_best.pt and labels_best.pt, or res_*.pt")
+    if parsed.out is None:
+        raise InputError("no place for the set: name a folder with --out")
+    if not values_of(arguments, "--dataset") and not values_of(arguments, "--data.dataset"):
+        raise InputError("no data: name the data set that these images stand for with --dataset (and --data-root)")
+    by = _normalisation(parsed)
+
+    from dim.data.published import import_set
+    from dim.data.stored import require_libraries
+    from dim.outputs import require_free
+
+    require_libraries(parsed.format)
+    require_free(parsed.out, overwrite=parsed.overwrite)
+    about = {name: getattr(parsed, name) for name in ("soft_labels", "step_size", "experiment", "clip", "protocol")}
+    result = import_set(parsed.files, parsed.data, normalised_by=by, **about, device=device_of(parsed.device))
+    result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
+    imported = result.info["imported"]
+    outside, values = imported["outside"], imported["values"]
+    kept = "clipped, which --no-clip leaves out" if parsed.clip else "kept as they are"
+    say(f"{outside:,} of {values:,} values ({outside / values:.1%}) lay outside [-1, 1]{f': {kept}' if outside else ''}")
+    say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}  next: dim evaluate {parsed.out}")
+
+
+def _normalisation(parsed: ImportArguments) -> Any:
+    """What was said of how images were normalised; it is never guessed."""
+    from dim.data.normalise import Normalisation
+
+    if parsed.mean or parsed.std:
+        if parsed.normalised_by is not None or len(parsed.mean) != len(parsed.std):
+            said = f"mean {parsed.mean}, std {parsed.std}, normalised-by {parsed.normalised_by}"
+            raise InputError(f"{said}: expected --mean and --std with a number for each channel, or --normalised-by")
+        return Normalisation(parsed.mean, parsed.std)
+    if parsed.normalised_by is None:
+        expected = "say --normalised-by dc, mtt, zca or none, or --mean and --std"
+        raise InputError(f"how images were normalised is not in the files: {expected}")
+    return parsed.normalised_by
