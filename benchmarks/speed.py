@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from dim.commands.malloc import keep_freed_memory
 from dim.config import FORMATS, DataConfig, ExpertsConfig, GeneratorConfig, ProtocolConfig, RecordConfig, TrainConfig, to_dict
 from dim.config.data import located
+from dim.data.format import Format
 from dim.data.loader import GeneratedLoader
 from dim.data.real import EpochBatches, RealData, load_data
 from dim.nets.generator import build_generator
@@ -252,6 +253,10 @@ def measure_stage_two(rows: Rows, config: TrainConfig, data: RealData) -> None:
     print(row["name"], row["seconds"], row["ratio"], flush=True)
 
 
+def _is_for_any_images(kind: type[Format]) -> bool:
+    return not kind.latents and not kind.datasets
+
+
 def measure_sampling(rows: Rows, arguments: Arguments) -> None:
     """Loaders and formats beside the bare generator, on CIFAR-10's shape."""
     config = GeneratorConfig(name="gan", width=32, latent_dim=64)
@@ -276,7 +281,7 @@ def measure_sampling(rows: Rows, arguments: Arguments) -> None:
         "bare forward": bare,
         "GeneratedLoader": lambda: loaded(GeneratedLoader(generator, batch_size=batch, steps=count // batch, seed=0)),
         "drawing a set": lambda: sample_set(generator, ipc=count // 10),
-        **{f"storing it: {name}": partial(stored, name) for name in FORMATS.names() if name != "latents"},
+        **{f"storing it: {name}": partial(stored, name) for name in FORMATS.names() if _is_for_any_images(FORMATS.load(name))},
     }
 
     def measure() -> dict[str, Any]:

@@ -72,8 +72,14 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def require_answer(repository: str, file: str, what: str) -> None:
+def require_answer(repository: str, file: str, what: str, kind: str | None = None) -> None:
     """Ask the Hub, once and for five seconds, whether a repository has a file; if the Hub is out of reach, look what was kept.
+
+    Args:
+        repository: its name.
+        file: a file that it must have.
+        what: it is, for messages.
+        kind: `dataset`; None: a model.
 
     Raises:
         InputError: if it has none, if the Hub does not answer and the file was not fetched before.
@@ -82,12 +88,12 @@ def require_answer(repository: str, file: str, what: str) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=_SECONDS)
+        get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind), timeout=_SECONDS)
     except HfHubHTTPError as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"the Hub has no {what} {repository!r} ({reason}): expected a public one with {file}") from None
     except Exception as error:  # of another library for each release of huggingface_hub: OSError, requests', httpx'
-        if isinstance(try_to_load_from_cache(repository, file), str):
+        if isinstance(try_to_load_from_cache(repository, file, repo_type=kind), str):
             return
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         remedy = "check the connection, or name a folder"

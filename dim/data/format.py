@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
@@ -31,6 +32,11 @@ class Format:
     """Whether other readers number the class folders that they find, so that sets which lack a class are refused."""
     latents: ClassVar[bool] = False
     """Whether a latent for each image and the generator that makes images of latents are stored, in place of images."""
+    datasets: ClassVar[Mapping[str, str]] = {}
+    """For formats of one other program: what it calls the data sets that it knows, by our names. Sets of others are refused, and
+    sets with more images of one class than of another."""
+    whitens: ClassVar[bool] = False
+    """Whether that program sees whitened images where the set's students do."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,6 +71,22 @@ class Format:
             InputError: if a file is missing or damaged, naming it, or if a library is missing.
         """
         raise NotImplementedError
+
+    def beside(
+        self, folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], whitening: Whitening | None
+    ) -> None:
+        """Write what another program reads, beside the data. Default: nothing.
+
+        Args:
+            folder: which `write` filled.
+            content: as for `write`.
+            spec: the data set that it stands for, one of `datasets`.
+            info: what is known of the set's making: its protocol, a learned step size.
+            whitening: of the data, if the set's students see whitened images and it was given.
+
+        Raises:
+            InputError: if that program cannot take such a set.
+        """
 
     def library(self, module: str) -> ModuleType:
         """Import one of the modules that the format `needs`.

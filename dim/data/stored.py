@@ -1,15 +1,16 @@
 """Synthetic sets on disk: a folder with `set.json` and the data in some format, one file each in `dim.data.formats`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dim.config import FORMATS
+from dim.config import DATASETS, FORMATS
 from dim.data.format import MOST_PACKED, Format
 from dim.data.formats.safetensors import save_data
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import digest, read_document, reading, write_document
 from dim.nets.generator import Generator
@@ -38,14 +39,37 @@ def require_libraries(choice: str) -> None:
 
 
 def require_classes(kind: Format | type[Format], labels: Tensor, spec: DataSpec) -> None:
-    """Raise InputError if a set lacks a class in whose place other readers of the format would put the next one."""
+    """Raise InputError if a set lacks a class in whose place other readers of the format would put the next one, or if a format's
+    program does not know the data set, or takes as many images of each class."""
+    if kind.datasets:
+        _require_known(kind, labels, spec)
     present = len(labels.unique())
     if kind.by_folder and present < spec.num_classes:
-        others = " or ".join(
-            name for name in FORMATS.names() if not FORMATS.load(name).by_folder and not FORMATS.load(name).latents
-        )
+        others = " or ".join(_any_set(lambda other: not other.by_folder))
         what = f"images of {present} of {spec.num_classes} classes in folders"
         raise InputError(f"{what}: readers number the folders that they find, so labels would be others; use --format {others}")
+
+
+def _any_set(fits: Callable[[type[Format]], bool]) -> list[str]:
+    """Names of formats that take sets of any data, and images."""
+    kinds = {name: FORMATS.load(name) for name in FORMATS.names()}
+    return [name for name, kind in kinds.items() if not kind.latents and not kind.datasets and fits(kind)]
+
+
+def _require_known(kind: Format | type[Format], labels: Tensor, spec: DataSpec) -> None:
+    """See `require_classes`, for the format of one other program."""
+    program = kind.__name__ if isinstance(kind, type) else type(kind).__name__
+    known = ", ".join(kind.datasets)
+    if spec.name not in kind.datasets:
+        raise InputError(f"{program} does not know the data set {spec.name!r}: expected {known}")
+    channels, side, classes = DATASETS.load(spec.name).shape
+    if (spec.image_shape, spec.num_classes) != ((channels, side, side), classes):
+        found = f"{spec.num_classes} classes of {spec.image_shape}"
+        raise InputError(f"{program} has {spec.name} with {classes} classes of {(channels, side, side)}: this set has {found}")
+    counts = torch.bincount(labels, minlength=spec.num_classes)
+    if bool((counts != counts[0]).any()):
+        found = f"{int(counts.min())} to {int(counts.max())}"
+        raise InputError(f"{program} takes as many images of each class, and this set has {found}: draw it with --ipc")
 
 
 def write_folder(
@@ -57,16 +81,17 @@ def write_folder(
     *,
     overwrite: bool = False,
     generator: Generator | None = None,
+    whitening: Whitening | None = None,
 ) -> Path:
     """Write a set; see `SyntheticSet.save`."""
     if kind.eight_bits and content["images"].dtype != torch.uint8:
-        others = {name: FORMATS.load(name) for name in FORMATS.names()}
-        use = " or ".join(name for name, other in others.items() if not other.eight_bits and not other.latents)
+        use = " or ".join(_any_set(lambda other: not other.eight_bits))
         raise InputError(f"format {kind.name!r} holds 8 bits per channel and these images are float32: use {use}")
     require_classes(kind, content["labels"], spec)
     description = _describe(content, spec, info, kind.name)
     with atomic_folder(path, overwrite=overwrite) as folder:
         kind.write(folder, content, spec, generator=generator)
+        kind.beside(folder, content, spec, info, whitening)
         write_document(folder / DESCRIPTION, description)
     return Path(path)
 

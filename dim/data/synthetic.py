@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dim.data.format import Format
-from dim.data.stored import format_of, read_folder, write_folder
+from dim.data.stored import DESCRIPTION, format_of, read_folder, write_folder
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import digest, reading
 from dim.nets.generator import Generator, occurrence
 from dim.nets.generator_file import FILE_NAME, load_generator_file
+from dim.repository import HUB, repository_of, require_answer
 from dim.spec import DataSpec, as_unit_range
 
 
@@ -113,6 +115,7 @@ class SyntheticSet(Dataset):
         *,
         overwrite: bool = False,
         generator: Generator | None = None,
+        whitening: Whitening | None = None,
     ) -> Path:
         """Write a folder, atomically.
 
@@ -122,6 +125,7 @@ class SyntheticSet(Dataset):
                 Default: PNG files in class folders. Some need the extra `export`; one is for sets that hold latents.
             overwrite: replace what is there.
             generator: for a format of latents: the one that the set was drawn from, as `dim.load_generator` gave it.
+            whitening: for a format of another program that sees whitened images where the set's students do: that of the data.
 
         Raises:
             InputError: if the folder holds something, the format is unknown, or it cannot hold such images.
@@ -136,7 +140,8 @@ class SyntheticSet(Dataset):
             _require_generator(generator, self.info, "the generator that was given")
             content["latents"] = self.latents
             del content["images"]
-        return write_folder(path, content, self.spec, self.info, kind, overwrite=overwrite, generator=generator)
+        made_with = {"generator": generator, "whitening": whitening}
+        return write_folder(path, content, self.spec, self.info, kind, overwrite=overwrite, **made_with)
 
 
 def _require_values(images: Tensor, soft: Tensor | None, latents: Tensor | None) -> None:
@@ -162,19 +167,38 @@ def _require_generator(generator: Generator, info: Mapping[str, Any], which: str
 
 
 def load_set(path: Path | str, device: torch.device | str = "cpu") -> SyntheticSet:
-    """Read a folder written by `SyntheticSet.save`, in any of its formats.
+    """Read a folder written by `SyntheticSet.save`, in any of its formats, or a set on the Hugging Face Hub.
 
     Args:
-        path: the folder.
+        path: the folder, or `hub:owner/name`, a dataset of the Hub.
         device: where images are drawn if the set is stored as latents. They are bit by bit those that were drawn if it is the
             same kind of machine.
 
     Raises:
-        InputError: if the folder is missing, is no set, or is damaged.
+        InputError: if the folder is missing, is no set, or is damaged, or the Hub does not give it.
     """
+    path = downloaded(str(path)) if str(path).startswith(HUB) else path
     content, spec, info = read_folder(path)
     with reading(path):
         return _made_of(path, content, spec, info, device)
+
+
+def downloaded(name: str) -> Path:
+    """The folder of a set that `hub:owner/name` names, from the Hub, or from an earlier download.
+
+    Raises:
+        InputError: if there is no such set, or the Hub does not answer.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repository = repository_of(name, "a set")
+    require_answer(repository, DESCRIPTION, "set", "dataset")
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the Hub did not give the set {repository!r} ({reason}): try again") from None
 
 
 def _made_of(

@@ -29,7 +29,8 @@ _FILES = {
     "parquet": "data.parquet",
 }
 IMAGES = tuple(_FILES)
-"""Formats that hold images; tests/test_sampler.py has the others."""
+"""Formats that hold images of any data; tests/test_sampler.py has the one of latents, tests/data/test_others.py those of other
+programs."""
 
 
 def make_set(*, classes: int = 12, ipc: int = 2, channels: int = 3, soft: bool = False) -> SyntheticSet:
@@ -63,7 +64,8 @@ def test_torchvision_reads_an_image_folder_with_the_same_labels(tmp_path, channe
 
 
 def test_every_format_is_tested():
-    assert {name for name in FORMATS.names() if not FORMATS.load(name).latents} == set(IMAGES)
+    kinds = {name: FORMATS.load(name) for name in FORMATS.names()}
+    assert {name for name, kind in kinds.items() if not kind.latents and not kind.datasets} == set(IMAGES)
     assert all(issubclass(FORMATS.load(name), Format) for name in FORMATS.names())
 
 
