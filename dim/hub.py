@@ -1,12 +1,18 @@
-"""Generators to and from folders and the Hugging Face Hub."""
+"""Generators and sets to and from folders and the Hugging Face Hub."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from dim.cards import SAMPLES, model_card, set_card
 from dim.config import GENERATORS
+from dim.data.format import Format
+from dim.data.stored import format_of
+from dim.data.synthetic import SyntheticSet
+from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import reading
 from dim.nets.generator import Generator
@@ -14,8 +20,8 @@ from dim.nets.generator_file import FILE_NAME, load_generator_file, save_again
 from dim.outputs import atomic_folder
 from dim.pictures import save_png
 from dim.repository import repository_of, require_answer
-from dim.sampler import sample_grid
-from dim.text import for_markdown
+from dim.sampler import sample_grid, set_grid
+from dim.score.record import Score
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code: Collection[type[Generator]] = ()) -> Generator:
@@ -59,96 +65,78 @@ def _download(repository: str) -> str:
         raise InputError(f"the Hub did not give {FILE_NAME} of {repository!r} ({reason}): try again") from None
 
 
-def save_pretrained(generator: Generator, folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Export a loaded generator as a folder: its file, a model card, and a sample grid.
+def save_pretrained(
+    subject: Generator | SyntheticSet,
+    folder: Path | str,
+    *,
+    overwrite: bool = False,
+    format: str | type[Format] | None = None,
+    scores: Sequence[Score] = (),
+    whitening: Whitening | None = None,
+) -> Path:
+    """Export a loaded generator or a set as a folder with a card and a picture.
 
     Args:
-        generator: from `load_generator`.
+        subject: a generator from `load_generator`, or a set. A set is read by `dim.load_set`, and by the libraries that read its format.
         folder: one that does not exist or is empty.
         overwrite: replace what the folder holds.
+        format: of a set, see `SyntheticSet.save`. Default: `imagefolder`, or `safetensors` for float32 images.
+        scores: of a set: rows that `dim evaluate` measured, for the card.
+        whitening: of a set, see `SyntheticSet.save`.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if the folder holds something, or the generator was not loaded by `load_generator`.
+        InputError: if the folder holds something, the generator was not loaded by `load_generator`, or no score is of the set.
     """
+    if isinstance(subject, Generator):
+        with atomic_folder(folder, overwrite=overwrite) as temporary:
+            save_again(temporary / FILE_NAME, subject)
+            with reading(FILE_NAME):
+                card = model_card(subject, subject.info)
+            _write_card(temporary, card, sample_grid(subject))
+        return Path(folder)
+    kind = format_of(format or ("imagefolder" if subject.images.dtype == torch.uint8 else "safetensors"))
+    card = set_card(subject, kind.name, scores)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
-        save_again(temporary / FILE_NAME, generator)
-        with reading(FILE_NAME):
-            card = model_card(generator, generator.info)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        save_png(temporary / "samples.png", sample_grid(generator))
+        subject.save(temporary, format or kind.name, overwrite=True, whitening=whitening)
+        _write_card(temporary, card, None if kind.by_folder else set_grid(subject))
     return Path(folder)
 
 
-def push_to_hub(generator: Generator, repository: str, *, private: bool = False, token: str | None = None) -> str:
-    """Export a loaded generator and upload it to the Hugging Face Hub.
+def _write_card(folder: Path, card: str, samples: Image.Image | None) -> None:
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if samples is not None:
+        save_png(folder / SAMPLES, samples)
+
+
+def push_to_hub(
+    subject: Generator | SyntheticSet, repository: str, *, private: bool = False, token: str | None = None, **export: Any
+) -> str:
+    """Export a loaded generator or a set and upload it to the Hugging Face Hub, a set as a dataset.
 
     Args:
-        generator: from `load_generator`.
+        subject: a generator from `load_generator`, or a set.
         repository: `owner/name`; it is made if it does not exist.
         private: of a repository that is made.
         token: of the Hub. Default: the one that is stored on this machine.
+        export: goes to `save_pretrained`: format and scores of a set.
 
     Returns:
         The address of the repository.
 
     Raises:
-        InputError: if the generator was not loaded by `load_generator`.
+        InputError: if the generator was not loaded by `load_generator`, or no score is of the set.
     """
     import tempfile
 
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    api.create_repo(repository, private=private, exist_ok=True)
+    kind = "model" if isinstance(subject, Generator) else "dataset"
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save_pretrained(generator, Path(scratch) / "export")
-        api.upload_folder(repo_id=repository, folder_path=folder)
-    return f"{api.endpoint}/{repository}"
-
-
-def model_card(generator: Generator, info: dict[str, Any]) -> str:
-    """A model card that says what the generator is, what it was trained on, and how to use it."""
-    spec, about = generator.spec, info["about"]
-    around = "of all latents"
-    if generator.anchors is not None:
-        policy = f"{about.get('policy', 'chosen')}, spread {generator.spread:g}"
-        around = f"around {generator.anchors.shape[1]} images per class ({policy})"
-    facts = {
-        "data": f"{spec.name}, {spec.num_classes} classes, {spec.height}x{spec.width}x{spec.channels}",
-        "architecture": f"{info['generator']['name']}, {sum(value.numel() for value in generator.parameters()):,} parameters",
-        "images": around,
-        "steps": f"{about.get('step')} of {about.get('total_steps')}",
-        **({"departures": _departures(about["departures"])} if about.get("departures") else {}),
-        "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
-    }
-    table = "\n".join(f"| {name} | {for_markdown(text)} |" for name, text in facts.items())
-    return f"""---
-library_name: dim-distill
-tags: [dataset-distillation, image-generation]
----
-# A generator that stands for {for_markdown(spec.name)}
-
-{for_markdown(about.get("title", ""))}
-
-| | |
-|---|---|
-{table}
-
-![samples](samples.png)
-
-```python
-import dim
-
-generator = dim.load_generator("hub:OWNER/NAME")  # or this folder
-dim.sample_set(generator, ipc=10, seed=0).save("set-10")
-```
-"""
-
-
-def _departures(stated: Sequence[Mapping[str, Any]]) -> str:
-    """Where a run went on with other settings than it began with, see `dim.continuation.continues`."""
-    changes = [(each["step"], name, *pair) for each in stated for name, pair in each["changes"].items()]
-    return "; ".join(f"{name} from {before} to {after} after step {step}" for step, name, before, after in changes)
+        folder = save_pretrained(subject, Path(scratch) / "export", **export)
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder)
+    return f"{api.endpoint}/{'' if kind == 'model' else 'datasets/'}{repository}"

@@ -1,4 +1,4 @@
-"""Generators from runs, folders, files and the Hub."""
+"""Generators from runs, folders, files and the Hub; sets to and from the Hub."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 import dim
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.hub import model_card
 from dim.io import load_tensors, save_tensors
@@ -224,7 +225,7 @@ def test_a_hub_that_does_not_answer_is_one_clear_line(hub, monkeypatch, error):
         assert "the Hub does not answer for generator 'somebody/nothing'" in message
         assert hub == []
         # What was fetched before is used.
-        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "somewhere")
+        patch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "somewhere")
         assert dim.load_generator("hub:somebody/nothing").spec == SPEC
     if not isinstance(error, RuntimeError):
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
@@ -246,7 +247,9 @@ def test_a_hub_that_has_no_such_generator_is_one_clear_line(hub, monkeypatch):
     assert "the Hub has no generator 'somebody/nothing' (404 Client Error" in refused("somebody/nothing")
 
 
-def test_push_to_hub_uploads_the_export(run, monkeypatch):
+@pytest.fixture
+def api(monkeypatch):
+    """What is asked of the Hub's API."""
     calls = []
 
     class Api:
@@ -255,19 +258,76 @@ def test_push_to_hub_uploads_the_export(run, monkeypatch):
         def __init__(self, token=None):
             calls.append(("token", token))
 
-        def create_repo(self, repository, *, private, exist_ok):
-            calls.append((repository, private, exist_ok))
+        def create_repo(self, repository, *, repo_type, private, exist_ok):
+            calls.append((repository, repo_type, private, exist_ok))
 
-        def upload_folder(self, *, repo_id, folder_path):
-            calls.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
+        def upload_folder(self, *, repo_id, repo_type, folder_path):
+            calls.append((repo_id, repo_type, sorted(file.name for file in Path(folder_path).iterdir())))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    return calls
+
+
+def test_push_to_hub_uploads_the_export(run, api):
     address = dim.push_to_hub(dim.load_generator(run), "me/toy", private=True, token="secret")
     assert address == "https://hub.example/me/toy"
-    assert calls == [
+    assert api == [
         ("token", "secret"),
-        ("me/toy", True, True),
-        ("me/toy", ["README.md", "generator.safetensors", "samples.png"]),
+        ("me/toy", "model", True, True),
+        ("me/toy", "model", ["README.md", "generator.safetensors", "samples.png"]),
+    ]
+
+
+# --- sets --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subject():
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return SyntheticSet(images, torch.arange(6) % 3, SPEC)
+
+
+@pytest.fixture
+def dataset(hub, subject, monkeypatch, tmp_path):
+    """A set on the Hub; what is asked of it goes to `hub`."""
+    dim.save_pretrained(subject, tmp_path / "snapshot")
+
+    def download(repository, *, repo_type):
+        hub.append((repository, repo_type))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return hub
+
+
+def test_a_set_of_the_hub_is_downloaded(dataset, subject):
+    read = dim.load_set("hub:somebody/toy-set")
+    assert torch.equal(read.images, subject.images)
+    assert dataset == ["datasets/somebody/toy-set/resolve/main/set.json", ("somebody/toy-set", "dataset")]
+    with pytest.raises(InputError, match="is no repository of the Hub"):
+        dim.load_set("hub:nobody")
+
+
+def test_a_hub_that_does_not_give_a_set_is_one_clear_line(dataset, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("offline\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", fail)
+        with pytest.raises(InputError, match=r"the Hub did not give the set 'somebody/toy-set' \(offline\): try again"):
+            dim.load_set("hub:somebody/toy-set")
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    with pytest.raises(InputError, match="the Hub does not answer for set 'somebody/toy-set'"):
+        dim.load_set("hub:somebody/toy-set")
+
+
+def test_push_to_hub_uploads_a_set_as_a_dataset(api, subject):
+    address = dim.push_to_hub(subject, "me/toy-set", format="npz", scores=())
+    assert address == "https://hub.example/datasets/me/toy-set"
+    assert api == [
+        ("token", None),
+        ("me/toy-set", "dataset", False, True),
+        ("me/toy-set", "dataset", ["README.md", "data.npz", "samples.png", "set.json"]),
     ]
 
 

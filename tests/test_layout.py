@@ -33,6 +33,7 @@ FLOORS = (
     ("teacher", "objectives"),
     ("score", "emit"),
     ("runs",),
+    ("cards",),
     ("hub",),
     ("commands",),
 )

@@ -25,8 +25,8 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.exchange import ExportArguments, ImportArguments, export, import_
 from dim.commands.helping import completion
-from dim.commands.exchange import ImportArguments, import_
 from dim.commands.looking import data
 from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
     "import": (import_, ImportArguments),
+    "export": (export, ExportArguments),
     "recipes": (recipes, RecipesArguments),
     "completion": (_complete, CompletionArguments),
 }

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import tyro
 
 from dim.commands.parsing import parse, subjects_first, values_of
-from dim.commands.subjects import device_of
-from dim.config import FORMATS, DataConfig, ProtocolConfig, Settings
+from dim.commands.subjects import device_of, usual_root
+from dim.config import FORMATS, DataConfig, ProtocolConfig, Settings, from_dict
 from dim.config.settings import require
 from dim.errors import InputError
 from dim.text import say
@@ -24,8 +24,8 @@ class ImportArguments(Settings):
     out: str | None = None
     """The folder to write."""
     normalised_by: Literal["dc", "mtt", "zca", "none"] | None = None
-    """How images were made what students see. `dc`, `mtt`: with the constants of this code (`mtt`: also of TESLA and DATM) for the
-    data set; `zca`: ZCA whitening; `none`: not at all, values are in [0, 1]."""
+    """How images were made what students see. `dc`, `mtt`: with the constants that this code has for the data (`mtt`: as TESLA
+    and DATM); `zca`: ZCA whitening; `none`: not at all, values are in [0, 1]."""
     mean: tuple[float, ...] = ()
     """In place of --normalised-by: constants of another code, one for each channel, of images in [0, 1]."""
     std: tuple[float, ...] = ()
@@ -82,6 +82,78 @@ def import_(arguments: Sequence[str]) -> None:
     kept = "clipped, which --no-clip leaves out" if parsed.clip else "kept as they are"
     say(f"{outside:,} of {values:,} values ({outside / values:.1%}) lay outside [-1, 1]{f': {kept}' if outside else ''}")
     say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}  next: dim evaluate {parsed.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments(Settings):
+    """Write a set in another format: for another program, or to share it, with a card."""
+
+    set: tyro.conf.Positional[str]
+    """A set, or hub:owner/name."""
+    to: FORMATS.named("How it is stored.") = "imagefolder"
+    """How it is stored."""
+    out: str | None = None
+    """The folder to write."""
+    card: bool = False
+    """Also write README.md and a picture of samples, as the Hugging Face Hub shows them."""
+    scores: str | None = None
+    """With --card: a file of `dim evaluate --json`, whose rows of this set and of controls the card shows."""
+    data_root: str | None = None
+    """Where the real data lies; `ddranking` needs it for sets whose students see whitened images. Default: DIM_DATA_ROOT, or
+    where it was found before."""
+    device: str | None = None
+    """cpu, cuda, mps. Default: a GPU if there is one."""
+    code: tuple[str, ...] = ()
+    """Your own code that the set was made with, as package.module:Name. Code that only a file names is never imported."""
+    overwrite: bool = False
+    """Replace what the folder holds."""
+
+    def __post_init__(self) -> None:
+        FORMATS.require(self.to, "to")
+        expected = "a format of images; 'dim sample --format latents' draws such a set"
+        require(not FORMATS.load(self.to).latents, "to", self.to, expected)
+        require(self.card or self.scores is None, "scores", self.scores, "--card beside it, which shows them")
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`dim export`."""
+    parsed = parse(ExportArguments, subjects_first(arguments), "export")
+    if parsed.out is None:
+        raise InputError("no place for the set: name a folder with --out")
+
+    from dim.data.stored import require_classes, require_libraries
+    from dim.data.synthetic import load_set
+    from dim.hub import save_pretrained
+    from dim.outputs import require_free
+    from dim.score.record import read_scores
+
+    require_libraries(parsed.to)
+    require_free(parsed.out, overwrite=parsed.overwrite)
+    device = device_of(parsed.device)
+    subject = load_set(parsed.set, device)
+    kind = FORMATS.load(parsed.to)
+    require_classes(kind, subject.labels, subject.spec)
+    scores = [] if parsed.scores is None else read_scores(parsed.scores)
+    zca = kind.whitens and subject.info.get("protocol", {}).get("zca")
+    made_with = {"whitening": _whitening(subject, parsed) if zca else None, "overwrite": parsed.overwrite}
+    if parsed.card:
+        save_pretrained(subject, parsed.out, format=parsed.to, scores=scores, **made_with)
+    else:
+        subject.save(parsed.out, parsed.to, **made_with)
+    say(f"{len(subject)} images of {len(subject.labels.unique())} classes in {parsed.out}")
+
+
+def _whitening(subject: Any, parsed: ExportArguments) -> Any:
+    """That of the whole training part, as the other program fits it."""
+    from dim.data.real import load_data
+    from dim.data.whiten import Whitening
+
+    if not subject.info.get("data"):
+        raise InputError(f"{parsed.set} does not say which data it was made from, which are needed to whiten its images")
+    config = dataclasses.replace(from_dict(DataConfig, subject.info["data"]), val_fraction=0.0)
+    root = parsed.data_root or usual_root(config.dataset, subject.spec.fingerprint, [parsed.set])
+    data = load_data(dataclasses.replace(config, root=root or config.root))
+    return Whitening.fit(data.train, data.spec)
 
 
 def _normalisation(parsed: ImportArguments) -> Any:

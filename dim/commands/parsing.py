@@ -43,6 +43,7 @@ _NAMED = {
     "--protocol.students": (STUDENTS,),
     "--pool.students": (STUDENTS,),
     "--format": (FORMATS,),
+    "--to": (FORMATS,),
     "--controls": (CORESETS,),
     "--code": Choices.tables,
 }

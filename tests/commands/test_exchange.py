@@ -77,3 +77,65 @@ def test_import_refuses_formats_that_cannot_hold_such_images(files, tmp_path, ca
     said(capsys, "import", *words, "npz")
     assert load_set(tmp_path / "set").images.dtype == torch.float32
     assert str(tmp_path / "set") in said(capsys, "import", *words, "npz", status=2)
+
+
+# --- export --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(files, tmp_path, capsys):
+    """A set of float32 images."""
+    said(capsys, "import", *files, "--dataset", "digits", "--normalised-by", "none", "--out", tmp_path / "set", *STUDENT)
+    return tmp_path / "set"
+
+
+def test_export_writes_another_format_of_the_same_set(made, tmp_path, capsys):
+    assert f"10 images of 10 classes in {tmp_path / 'npz'}" in said(
+        capsys, "export", made, "--to", "npz", "--out", tmp_path / "npz"
+    )
+    assert torch.equal(load_set(tmp_path / "npz").images, load_set(made).images)
+    assert load_set(tmp_path / "npz").info == load_set(made).info
+    assert not (tmp_path / "npz" / "README.md").exists()
+
+
+def test_export_with_a_card_shows_the_scores(made, tmp_path, capsys):
+    said(capsys, "evaluate", made, "--seeds", "2", "--controls", "random", "--json", tmp_path / "scores.json")
+    words = ["export", made, "--to", "safetensors", "--out", tmp_path / "shared"]
+    said(capsys, *words, "--card", "--scores", tmp_path / "scores.json")
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "| this set | fixed | 1 |" in card
+    assert "| random real | fixed | 1 |" in card
+    assert torch.equal(load_set(tmp_path / "shared").images, load_set(made).images)
+    assert "expected --card beside it" in said(capsys, *words, "--scores", tmp_path / "scores.json", "--overwrite", status=2)
+
+
+def test_export_refuses_in_one_line(made, tmp_path, capsys):
+    words = ["export", made, "--out", tmp_path / "out", "--to"]
+    assert "8 bits per channel" in said(capsys, *words, "imagefolder", status=2)
+    assert "DDRanking does not know the data set 'digits'" in said(capsys, *words, "ddranking", status=2)
+    assert "dim sample --format latents" in said(capsys, *words, "latents", status=2)
+    assert "Did you mean 'npz'" in said(capsys, *words, "npy", status=2)
+    assert "no place for the set" in said(capsys, "export", made, "--to", "npz", status=2)
+    assert "no synthetic set" in said(capsys, "export", tmp_path, "--to", "npz", "--out", tmp_path / "out", status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_whitens_as_ddranking_does(made, tmp_path, capsys, monkeypatch):
+    """By the whole training part, whatever was held out when the set was made."""
+    from dim.config import DataConfig
+    from dim.data.formats.ddranking import DDRanking
+    from dim.data.real import load_data
+    from dim.data.whiten import Whitening
+
+    monkeypatch.setattr(DDRanking, "datasets", {"digits": "Digits"})
+    subject = load_set(made)
+    subject.info["protocol"]["zca"] = True
+    subject.info["data"]["val_fraction"] = 0.1
+    subject.save(made, "safetensors", overwrite=True)
+    said(capsys, "export", made, "--to", "ddranking", "--out", tmp_path / "out")
+    data = load_data(DataConfig(val_fraction=0.0))
+    expected = Whitening.fit(data.train, data.spec).whiten(subject.images)
+    torch.testing.assert_close(torch.load(tmp_path / "out" / "images.pt", weights_only=True), expected)
+    del subject.info["data"]
+    subject.save(made, "safetensors", overwrite=True)
+    assert "which data it was made from" in said(capsys, "export", made, "--to", "ddranking", "--out", tmp_path / "b", status=2)

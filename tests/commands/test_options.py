@@ -35,6 +35,7 @@ BASE = {
     "recipes": ["digits-dim"],
     "completion": ["bash"],
     "import": ["./nowhere.pt", "--dataset", "digits", "--normalised-by", "none", "--out", "out"],
+    "export": ["./nowhere", "--to", "npz", "--out", "out"],
 }
 TEXTS = [
     *("", " ", "-", "--", "=", "''", "x", "none", "None", "true", "False", "{}", "[]", "1,2", "x" * 400),
