@@ -77,7 +77,8 @@ def save_pretrained(
     """Export a loaded generator or a set as a folder with a card and a picture.
 
     Args:
-        subject: a generator from `load_generator`, or a set. A set is read by `dim.load_set`, and by the libraries that read its format.
+        subject: a generator from `load_generator`, or a set. A set is read by `dim.load_set`, and by the libraries that read its
+            format.
         folder: one that does not exist or is empty.
         overwrite: replace what the folder holds.
         format: of a set, see `SyntheticSet.save`. Default: `imagefolder`, or `safetensors` for float32 images.

@@ -43,6 +43,14 @@ EXAMPLES = {
         "dim distill --recipe cifar10-datm-ipc10 --data-root DIR --experts experts/cifar10 --out sets/datm-10",
         "dim distill --out sets/datm-10 --resume",
     ),
+    "import": (
+        "dim import images_best.pt labels_best.pt --dataset cifar10 --data-root DIR --normalised-by zca --out sets/mtt-10",
+        "dim import res_DSA_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data-root DIR --normalised-by dc --out sets/dsa-10",
+    ),
+    "export": (
+        "dim export sets/mtt-10 --to ddranking --out ranking/mtt-10",
+        "dim export sets/fashion-10 --to imagefolder --card --scores scores.json --out share/fashion-10",
+    ),
     "recipes": ("dim recipes", "dim recipes fashion-gan-small", "dim recipes --json recipes.json"),
     "completion": (
         "dim completion bash > ~/.local/share/bash-completion/completions/dim",

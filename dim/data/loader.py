@@ -160,8 +160,8 @@ class GeneratedLoader:
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose which `epoch`, 0 or more, the next iteration gives: from its first batch, or from where `load_state_dict` went within it, as
-        loops that go on after a restart name their epoch again."""
+        """Choose which `epoch`, 0 or more, the next iteration gives: from its first batch, or from where `load_state_dict` went
+        within it, as loops that go on after a restart name their epoch again."""
         epoch = whole_number(epoch, "epoch")
         if epoch != self.epoch or self._within is not None:
             self.epoch, self._step, self._within = epoch, 0, None

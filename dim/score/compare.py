@@ -20,6 +20,7 @@ from dim.nets.generator import Generator
 from dim.score.controls import is_coreset
 from dim.score.page import figure_png, html_image, html_page, html_table
 from dim.score.record import REAL, Score, arithmetic_note, protocol_differences, protocol_of
+from dim.score.recovery import HLR, IOR, NOTE, recovery
 from dim.score.report import format_accuracy, format_bytes, print_note, print_table
 from dim.spec import DataSpec
 from dim.text import for_html, for_plot
@@ -131,6 +132,8 @@ class Comparison:
                 same.append(row)
                 self._rows.append(row)
             row.scores[score.student] = score
+        found = recovery(self.scores)
+        self._recovery = {id(score): values for score, values in zip(self.scores, found, strict=True)}
 
     @property
     def tracks(self) -> list[str]:
@@ -147,13 +150,16 @@ class Comparison:
         protocol = self.reference
         steps = f"{protocol.epochs} epochs at batch size {protocol.batch_size}, or as many steps of a stream"
         how = f"learning rate {protocol.lr:g}, schedule {protocol.schedule}, augmentation {protocol.augment or 'none'}"
-        return f"Students: {steps}; {how}{', whitened images' if protocol.zca else ''}. {arithmetic_note(self.scores)}"
+        points = f" {NOTE}" if any(self._recovery.values()) else ""
+        return f"Students: {steps}; {how}{', whitened images' if protocol.zca else ''}. {arithmetic_note(self.scores)}{points}"
 
     def table(self, track: str) -> tuple[list[str], list[list[str]]]:
         """Columns and cells of one track: rows by method in the order they were given, controls last, then by IPC."""
         rows = self._of(track)
         students = [student for student in self.students if any(student in row.scores for row in rows)]
         columns = ["trained on", "IPC", "labels", "stored", "seconds to produce", "steps", *students]
+        names = [(student, name) for student in students for name in (HLR, IOR) if name in self._recovered(student, rows)]
+        columns += [name.upper() if len(students) == 1 else f"{name.upper()} {student}" for student, name in names]
         marked = any(row.differs for row in rows)
         cells = []
         for row in rows:
@@ -161,8 +167,13 @@ class Comparison:
             line = [first.name, "-" if first.ipc is None else str(first.ipc), first.labels]
             line += [format_bytes(sum(first.bytes.values())), _format_seconds(seconds), f"{first.steps:,}"]
             line += [_format_score(row.scores.get(student)) for student in students]
+            line += [_format_points(self._recovery.get(id(row.scores.get(student)), {}).get(name)) for student, name in names]
             cells.append([*line, row.differs] if marked else line)
         return [*columns, "differs in"] if marked else columns, cells
+
+    def _recovered(self, student: str, rows: Sequence[_Row]) -> set[str]:
+        """What `dim.score.recovery` can say of a student's rows."""
+        return {name for row in rows for name in self._recovery.get(id(row.scores.get(student)), ())}
 
     def _of(self, track: str) -> list[_Row]:
         rows = [row for row in self._rows if row.first.track == track]
@@ -258,6 +269,10 @@ def _label(row: _Row) -> str:
 
 def _format_score(score: Score | None) -> str:
     return "" if score is None else f"{format_accuracy(score)} ({len(score.accuracies)})"
+
+
+def _format_points(points: float | None) -> str:
+    return "-" if points is None else f"{points:.1f}"
 
 
 def _format_seconds(seconds: float | None) -> str:

@@ -83,12 +83,12 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Score":
-        """Inverse of `to_dict`: `values` are parsed JSON.
+        """Inverse of `to_dict`: `values` are parsed JSON. What follows from other rows is left out.
 
         Raises:
             TypeError, ValueError: for a field that is missing, unknown, or of another type.
         """
-        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n")}
+        values = {key: value for key, value in values.items() if key not in ("mean", "std", "n", "hlr", "ior")}
         score = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         score.check()
         return score

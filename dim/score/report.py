@@ -33,6 +33,7 @@ from dim.score.page import (
     picture,
 )
 from dim.score.record import FULL, ORACLE, REAL, Score, arithmetic_note
+from dim.score.recovery import NOTE, recovery, recovery_columns
 from dim.text import for_html, for_rich
 
 # What the records hold beside curves.
@@ -87,8 +88,10 @@ def print_scores(scores: Sequence[Score], console: Console | None = None) -> Non
     """Print the score table. Every row says its track, labels, steps and bytes; accuracies are of the last epoch."""
     first = scores[0]
     title = f"{first.data['name']}: {first.split} accuracy, last epoch, mean ± std over n seeds"
-    print_table(title, _COLUMNS, rows(scores), ("source", "track", "student", "labels"), console)
-    print_note(arithmetic_note(scores), console)
+    more, cells = recovery_columns(scores)
+    lines = [(*line, *own) for line, own in zip(rows(scores), cells, strict=True)]
+    print_table(title, (*_COLUMNS, *more), lines, ("source", "track", "student", "labels"), console)
+    print_note(f"{arithmetic_note(scores)}{f' {NOTE}' if more else ''}", console)
 
 
 def print_table(
@@ -113,8 +116,9 @@ def _console() -> Console:
 
 
 def scores_to_json(scores: Sequence[Score]) -> dict[str, Any]:
-    """What `--json` writes."""
-    return {"kind": "scores", "scores": [score.to_dict() for score in scores]}
+    """What `--json` writes; rows have what `dim.score.recovery` says of them."""
+    found = recovery(scores)
+    return {"kind": "scores", "scores": [score.to_dict() | own for score, own in zip(scores, found, strict=True)]}
 
 
 _COVERAGE_COLUMNS = ("source", "images", "FID", "precision", "recall", "density", "coverage", "coverage to expect")
