@@ -23,7 +23,7 @@ from dim.outputs import sole_writer
 from dim.processes import ALONE, Agreement, Processes
 from dim.run_folder import CHECKPOINT, FAILED, KINDS, append_metrics, open_run, what_is_read
 from dim.signals import ENDING, handle, heeded
-from dim.text import note, verbosity
+from dim.text import say_note, verbosity
 
 _TELL_SECONDS = 20.0
 
@@ -163,7 +163,7 @@ class Loop:
 
         processes.once(begin)
         if shown and self._main and (line := what_is_read(description)):
-            note(line, sys.stdout)
+            say_note(line, sys.stdout)
         self._saved_at = time.monotonic()
         self._started = self._saved_at - seconds
         self.progress = Progress(name, total, step, unit=unit, show=shown and self._main)
@@ -331,4 +331,4 @@ class Progress:
         left = f"{(self._total - self._done) / rate:.0f} s left" if rate > 0 else ""
         parts = [f"{self._unit} {self._done}/{self._total}", note, *(f"{name} {value}" for name, value in shown.items())]
         parts += [f"{rate:.2f} {self._unit}s/s", left]
-        note("  ".join(filter(None, parts)))
+        say_note("  ".join(filter(None, parts)))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dim.errors import InputError
-from dim.text import note
+from dim.text import say_note
 
 HUB = "hub:"
 """What stands before the name of a repository, as in `hub:owner/name`."""
@@ -43,7 +43,7 @@ def repository_of(name: str, expected: str) -> str:
     near = _nearest_here(name)
     owner = name.partition("/")[0]
     if near is None and _ID.fullmatch(name) and owner not in _HERE and not Path(owner).exists():
-        note(f"no folder {name!r} here: asking the Hugging Face Hub (write {HUB}{name} to say so)")
+        say_note(f"no folder {name!r} here: asking the Hugging Face Hub (write {HUB}{name} to say so)")
         return name
     hint = f"Did you mean {near!r}?" if near else f"A repository of the Hub is {HUB}owner/name."
     raise InputError(f"no run, folder or file {name!r}: expected {expected}. {hint}")

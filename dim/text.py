@@ -45,7 +45,7 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
-def note(text: Any, file: TextIO | None = None) -> None:
+def say_note(text: Any, file: TextIO | None = None) -> None:
     """Print a line that is neither a result nor a warning (default: on standard error), unless only these are wanted."""
     if _verbosity >= 0:
         say(text, sys.stderr if file is None else file)

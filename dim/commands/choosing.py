@@ -14,7 +14,7 @@ from dim.config import TrainConfig, to_toml
 from dim.config.data import located
 from dim.errors import InputError
 from dim.launch import launched
-from dim.text import note, say
+from dim.text import say, say_note
 
 _MINUTES = 30.0
 
@@ -39,7 +39,7 @@ class Automatic:
         data = located(own_data(parsed.folder, parsed.data, arguments))
         found = look(data)
         for line in found.lines():
-            note(f"dim: {line}")
+            say_note(f"dim: {line}")
         choice = choose(found, data, minutes=self._minutes, device=device_of(parsed.fit.device))
         self.config, self._why = choice.config, choice.reasons
         if warning := too_small(found):
@@ -74,8 +74,8 @@ class Automatic:
         left = 60 * self._minutes - (time.monotonic() - self._began)
         config, seconds = fill(config, self.data, accelerator, seconds=left)
         for line in to_toml(config, over=TrainConfig(), why=self._why).splitlines():
-            note(f"dim: {line}" if line else "dim:")
-        note(f"dim: {(seconds + time.monotonic() - self._began) / 60:.1f} minutes in all, {seconds / 60:.1f} from now")
+            say_note(f"dim: {line}" if line else "dim:")
+        say_note(f"dim: {(seconds + time.monotonic() - self._began) / 60:.1f} minutes in all, {seconds / 60:.1f} from now")
         return config
 
 
@@ -114,6 +114,6 @@ def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> Sampl
     asked = any(word.partition("=")[0].startswith(("--policy.", "--teacher.")) for word in arguments)
     if asked or not (experts / LAYOUT).is_file():
         return parsed
-    note(f"dim: images are refined with {experts}; for plain ones: --policy.steps without a value")
+    say_note(f"dim: images are refined with {experts}; for plain ones: --policy.steps without a value")
     policy = replace(parsed.policy, steps=("refined",))
     return replace(parsed, policy=policy, teacher=replace(parsed.teacher, folder=str(experts)), hard=True)

@@ -14,7 +14,7 @@ from dim.commands.subjects import data_of_subjects, device_of, load_subjects, us
 from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
-from dim.text import note, say
+from dim.text import say, say_note
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -218,6 +218,6 @@ def _telling(kept: Any) -> Callable[[Any], None]:
         kept.keep(score)
         ipc = "" if score.ipc is None else f" IPC {score.ipc}"
         text = f"{score.name}, {score.track}{ipc}, {score.student}: {format_accuracy(score)} ({score.seconds:.0f} s)"
-        note(text)
+        say_note(text)
 
     return report
