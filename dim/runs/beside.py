@@ -15,10 +15,17 @@ from dim.trajectory.record import record
 from dim.trajectory.store import ExpertStore
 
 FOLDER = "experts"
-_STUDENT = "convnet:width=32"
+_SMALLEST = 4  # side of a map that is normalised: over fewer pixels, gradients through a student's steps explode
 _BATCH, _MOMENT = 64, 35  # images of a step, steps between two recorded moments: about those of the teacher of docs/cifar10.md
 _REACHED, _COMPILING_SECONDS = 0.2, 40.0  # of a convolution's speed by whole steps; once
+_EAGER = 5e10  # operations that a core does in a second without a compiler
 _SHARE, _FEWEST, _MOST = 4, 350, 3500  # a step for so many of the generator's, and their limits
+
+
+def expert_student(spec: DataSpec) -> str:
+    """The network of the experts: three blocks, or fewer for images that are too small for them."""
+    side = min(spec.height, spec.width)
+    return f"convnet:width=32,depth={max(1, min(3, (side // _SMALLEST).bit_length()))}"
 
 
 def expert_steps(steps: int) -> int:
@@ -26,10 +33,16 @@ def expert_steps(steps: int) -> int:
     return round(min(_MOST, max(_FEWEST, steps / _SHARE)) / _MOMENT) * _MOMENT
 
 
-def _compile(config: TrainConfig, device: torch.device) -> Compile:
-    """On a CPU compiling always repays itself: a step in bfloat16 then takes a sixth of its time."""
-    on_cpu = torch.device(device).type == "cpu" and compiler_found(device)
-    return "on" if on_cpu else config.fit.compile
+def _operations(config: TrainConfig, spec: DataSpec, steps: int) -> float:
+    """Floating-point operations of recording all experts."""
+    return float(training_flops(expert_student(spec), spec)) * _BATCH * config.fit.experts * expert_steps(steps)
+
+
+def _compile(config: TrainConfig, operations: float, device: torch.device) -> Compile:
+    """On a CPU compiling soon repays itself: a step in bfloat16 then takes a sixth of its time."""
+    if torch.device(device).type != "cpu" or not compiler_found(device):
+        return config.fit.compile
+    return "on" if operations >= _COMPILING_SECONDS * _EAGER else "off"
 
 
 def recording_seconds(config: TrainConfig, spec: DataSpec, *, steps: int, speed: float, device: torch.device) -> float:
@@ -43,8 +56,9 @@ def recording_seconds(config: TrainConfig, spec: DataSpec, *, steps: int, speed:
     """
     if not config.fit.experts:
         return 0.0
-    operations = training_flops(_STUDENT, spec) * _BATCH * config.fit.experts * expert_steps(steps)
-    return operations / (_REACHED * speed) + (_COMPILING_SECONDS if _compile(config, device) == "on" else 0.0)
+    operations = _operations(config, spec, steps)
+    compiling = _COMPILING_SECONDS if _compile(config, operations, device) == "on" else 0.0
+    return operations / (_REACHED * speed) + compiling
 
 
 def record_beside(
@@ -73,10 +87,10 @@ def record_beside(
         weight_decay=5e-4,
         augment="crop|cutout|scale" if data.spec.channels == 1 else "crop|flip|cutout|scale",
         precision="bf16" if config.fit.precision == "bf16" else "fp32",
-        compile=_compile(config, device),
+        compile=_compile(config, _operations(config, data.spec, steps), device),
         seed=config.fit.seed,
         checkpoint_minutes=config.fit.checkpoint_minutes,
     )
     about = AboutConfig(title=f"Experts beside the generator of {out}")
-    recipe = RecordConfig(about=about, student=_STUDENT, data=config.data, experts=settings)
+    recipe = RecordConfig(about=about, student=expert_student(data.spec), data=config.data, experts=settings)
     return record(recipe, data, out / FOLDER, resume=True, device=device, processes=processes)

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
-from dim.compiling import worth_compiling
+from dim.compiling import work_repays, worth_compiling
 from dim.config import RefineConfig, require
 from dim.config.settings import Compile, Distance
 from dim.data.real import RealData
 from dim.emit.refine import of_block
 from dim.errors import InputError
+from dim.nets.student_step import training_flops
 from dim.objectives import Objective
 from dim.objectives.path_matching import following
 from dim.trajectory.experts import Experts
+from dim.trajectory.store import open_experts_of
 
 __all__ = ["following_experts"]
+
+_PASSES = 3  # what the exact gradient through a student's step costs, in steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class TrajectoryOptions:
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of the images, drawn anew for each student step."""
     compile: Compile = "auto"
-    """Compile the derivatives. `auto`: where a block has enough student steps to make it worth it."""
+    """Compile the derivatives. `auto`: where a block has work enough to make it worth it."""
 
     def __post_init__(self) -> None:
         for name in ("student_steps", "student_batch"):
@@ -52,7 +56,7 @@ class TrajectoryOptions:
 def following_experts(config: RefineConfig, folder: str, data: RealData, *, seed: int, device: torch.device) -> list[Objective]:
     """One objective for every block, as far as blocks differ; see `dim.emit.refine.build_objectives`."""
     youngest, *oldest = config.ages
-    compile = worth_compiling(config.compile, device, config.steps * config.student_steps)
+    compile = _worth_compiling(config, folder, data, device)
     experts = Experts(folder, data, device, compiled=compile)
     if max(config.span) >= experts.last:
         raise InputError(f"refine.span is {max(config.span):g} and {folder} was recorded to {experts.last:g}: expected less")
@@ -71,6 +75,15 @@ def following_experts(config: RefineConfig, folder: str, data: RealData, *, seed
         window = {"span": span, "starts": (youngest * left, age * left)}
         objectives.append(following(experts, **window, distance=of_block(config.distance, number), **common))
     return objectives
+
+
+def _worth_compiling(config: RefineConfig, folder: str, data: RealData, device: torch.device) -> bool:
+    calls = config.steps * config.student_steps
+    if device.type != "cpu":
+        return worth_compiling(config.compile, device, calls)
+    _, recorded = open_experts_of(folder, data.spec)
+    work = _PASSES * training_flops(recorded.student, data.spec) * config.student_batch * calls  # of a block
+    return work_repays(config.compile, device, work, seconds=60)
 
 
 following_experts.Options = TrajectoryOptions
