@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 SETS := sets/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs lint clean
 .DELETE_ON_ERROR:
 
 # Installed once, and again when the dependencies change. The marker is written last.
@@ -37,6 +37,11 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# The pages of docs/ as a site, in build/site; a warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
