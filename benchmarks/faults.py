@@ -367,9 +367,9 @@ _PARTS = {"artefacts": try_artefacts, "commands": try_commands, "kills": try_kil
 def run(arguments: Arguments, folder: Path, rows: Rows) -> list[dict[str, Any]]:
     """All parts that were asked for, in a folder that is filled here."""
     make_all(folder)
-    for part in arguments.parts:
-        if part not in _PARTS:
-            raise SystemExit(f"faults: unknown part {part!r}: expected {', '.join(_PARTS)}")
+    if unknown := set(arguments.parts) - set(_PARTS):
+        raise SystemExit(f"faults: unknown part {min(unknown)!r}: expected {', '.join(_PARTS)}")
+    for part in (part for part in _FULL if part in arguments.parts):  # in their order: later ones use what earlier ones made
         count = max(1, round(arguments.scale * _FULL[part]))
 
         def measure(part: str = part, count: int = count) -> dict[str, Any]:

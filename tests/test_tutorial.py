@@ -20,8 +20,6 @@ NOTEBOOK = ROOT / "docs" / "folder-to-student.ipynb"
 # What is put behind a command of the tutorial, by how it begins; the rest of it is run as it stands.
 SHORTER = {
     "train": "--stage-one.epochs 0.5 --stage-two.epochs 0.3",
-    "experts": "--experts.count 2 --experts.epochs 5",
-    "sample runs/digits --ipc 10 --out sets/digits-10-refined": "--refine.steps 3 --policy.candidates 15",
     "evaluate": "--protocol.epochs 4",
 }
 # What stands in the place of the notebook's lengths.
@@ -71,11 +69,16 @@ def told(tmp_path_factory) -> tuple[Path, dict, list[str]]:
 def test_the_tutorial_runs(told):
     folder, _, printed = told
     kinds = [kind for kind, _ in steps(TUTORIAL.read_text())]
-    assert (kinds.count("dim"), kinds.count("python"), kinds.count("other")) == (7, 5, 1)
+    assert (kinds.count("dim"), kinds.count("python"), kinds.count("other")) == (6, 5, 1)
     assert printed[0].startswith("torch.Size([4, 1, 8, 8])")
     assert printed[1] == "10 100 True True"
     assert [line.partition(":")[0] for line in printed[2:]] == ["trained on a stream", "trained on 100 images"]
-    for file in ("runs/digits/report.html", "runs/digits/samples", "experts/digits/weights.bin", "sets/digits-10/3_3/00000.png"):
+    for file in (
+        "runs/digits/report.html",
+        "runs/digits/samples",
+        "runs/digits/experts/weights.bin",
+        "sets/digits-10/3_3/00000.png",
+    ):
         assert (folder / file).exists(), file
 
 
@@ -88,7 +91,7 @@ def test_what_the_tutorial_says_of_its_images_is_so(told):
     plain, refined = names["ten"], names["refined"]
     assert torch.equal(plain.labels, refined.labels)
     assert not torch.equal(plain.images, refined.images)
-    assert refined.soft is None  # --hard
+    assert refined.soft is None
     assert refined[0][0].dtype == torch.float32
 
 

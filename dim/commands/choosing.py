@@ -10,7 +10,7 @@ from dim.commands.arguments import SampleArguments, TrainArguments
 from dim.commands.looking import own_data
 from dim.commands.parsing import parse_known, stray, values_of
 from dim.commands.subjects import device_of
-from dim.config import TrainConfig, to_toml
+from dim.config import RecordConfig, TrainConfig, to_toml
 from dim.config.data import located
 from dim.errors import InputError
 from dim.launch import launched
@@ -107,6 +107,7 @@ def require_recipe_alone(parsed: TrainArguments) -> None:
 
 def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> SampleArguments:
     """The arguments of `dim sample`, with the policies that a run's own experts make possible, where none is named."""
+    from dim.run_folder import load_run_config
     from dim.runs.beside import FOLDER
     from dim.trajectory.store import LAYOUT
 
@@ -115,5 +116,9 @@ def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> Sampl
     if asked or not (experts / LAYOUT).is_file():
         return parsed
     say_note(f"dim: images are refined with {experts}; for plain ones: --policy.steps without a value")
-    policy = replace(parsed.policy, steps=("refined",))
-    return replace(parsed, policy=policy, teacher=replace(parsed.teacher, folder=str(experts)), hard=True)
+    policy, refine = replace(parsed.policy, steps=("refined",)), parsed.refine
+    if not values_of(arguments, "--refine.augment") and hasattr(refine, "augment"):
+        seen = load_run_config(experts, RecordConfig, "experts").experts.augment
+        kept = [name for name in refine.augment.split("|") if name != "flip" or "flip" in seen]
+        refine = replace(refine, augment="|".join(kept))  # mirrored images are none of theirs where the experts saw none
+    return replace(parsed, policy=policy, refine=refine, teacher=replace(parsed.teacher, folder=str(experts)), hard=True)

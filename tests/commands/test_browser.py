@@ -1,4 +1,4 @@
-"""Pages in a real browser, where one is installed: no error on its console, nothing wider than the window, nothing from outside."""
+"""Pages in a real browser, where one is installed: no error on its console, nothing wider than the window or from outside."""
 
 import json
 import re

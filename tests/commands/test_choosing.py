@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dim.commands.arguments import SampleArguments
+from dim.commands.choosing import with_own_experts
 from dim.commands.cli import main
 from dim.commands.looking import own_data
-from dim.config import DataConfig
+from dim.commands.parsing import parse
+from dim.config import DataConfig, RecordConfig
 from dim.recipes.load import load_recipe
+from dim.run_folder import load_run_config
 from dim.runs import automatic, beside
 from dim.trajectory.store import ExpertStore
 
@@ -77,6 +81,21 @@ def test_a_damaged_picture_is_met_when_data_are_looked_at(photos, tmp_path, caps
     path.write_bytes(path.read_bytes()[:-40])
     assert main(["data", photos]) == 2
     assert "3.png cannot be read" in capsys.readouterr().err
+
+
+def test_sets_are_refined_without_mirrored_images_where_experts_saw_none(tmp_path, capsys):
+    narrow = ["--generator.width", "4", "--discriminator.width", "4", "--stage-two.epochs", "0", "--stage-one.epochs", "0.1"]
+    assert main(["train", "--recipe", "digits-dim", *narrow, "--out", str(tmp_path / "run")]) == 0
+    recorded = load_run_config(tmp_path / "run" / "experts", RecordConfig, "experts")
+    assert recorded.student == "convnet:width=32,depth=2"  # a third block would normalise maps of 2x2 pixels
+    words = [str(tmp_path / "run"), "--ipc", "1", "--out", "x"]
+
+    def augment(*more: str) -> str:
+        return with_own_experts(parse(SampleArguments, [*words, *more], "sample"), [*words, *more]).refine.augment
+
+    assert augment() == "color|crop|cutout|scale|rotate"
+    assert augment("--refine.augment", "flip") == "flip"
+    assert "flip" in augment("--policy.steps", "refined", "--teacher.folder", "somewhere")
 
 
 def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick, capsys, monkeypatch, tmp_path):

@@ -171,6 +171,11 @@ def test_steps_of_both_stages_are_timed():
     assert 0 < one < two < 30  # stage two takes the upkeep of the pool, too
 
 
+@pytest.mark.parametrize(("side", "depth"), [(4, 1), (7, 1), (8, 2), (15, 2), (16, 3), (28, 3), (64, 3)])
+def test_experts_normalise_no_maps_of_few_pixels(side, depth, spec):
+    assert beside.expert_student(spec(1, (side, 64))) == f"convnet:width=32,depth={depth}"
+
+
 @pytest.mark.parametrize(("steps", "expected"), [(0, 350), (2000, 490), (10**6, 3500)])
 def test_experts_take_a_share_of_the_generators_steps(steps, expected):
     assert beside.expert_steps(steps) == expected
