@@ -34,6 +34,7 @@ from common import RESULTS, Rows, Sources, save
 from faults_artefacts import Artefact, artefacts, commands, forged, make_all, mutated
 
 from dim.commands.cli import main as dim_main
+from dim.config import Choices
 from dim.errors import InputError
 from dim.io import load_tensors, read_json
 from dim.run_folder import read_metrics
@@ -109,6 +110,9 @@ def _is_good(message: str) -> bool:
 def try_artefacts(folder: Path, count: int, seed: int) -> Tally:
     """Damage every kind of file in many ways, and read each. A child process reads one kind, so that one that dies is noticed."""
     tally, kinds = Tally(), artefacts(folder)
+    for table in Choices.tables:  # a message that names every choice loads their libraries, once
+        for name in table.names():
+            table.load(name)
     for kind in kinds:
         tally.merge(_in_child(_damage, kind, max(1, count // len(kinds)), seed))
     return tally

@@ -263,7 +263,7 @@ def _kept_features(at: Path, data: Any) -> Any:
 
 def _refinement(folder: Path) -> Path:
     place = folder / "refinement"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     latents = torch.zeros(10, 2, 12)
     kept, moving = Kept(place / "kept", "own"), torch.zeros(20, 12, requires_grad=True)
     kept._saved = -1e9

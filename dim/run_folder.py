@@ -234,13 +234,13 @@ def load_checkpoint(
         InputError: if it is missing, damaged, or of a run with other settings or data.
     """
     tensors, metadata = load_tensors(out / name, device)
-    held = metadata.get("of", {})
+    held, step = metadata.get("of", {}), metadata.get("step")
+    if not isinstance(held, dict) or not isinstance(step, int) or step < 0:
+        raise InputError(f"{out / name} is damaged: it does not say its run and step; restore it or begin anew")
     for key in held.keys() & wanted.keys():
         if held[key] != wanted[key] and held[key] != changes.get(key, [wanted[key]])[0]:
             what = f"{key} {held[key]!r}, and {out / RUN} says {wanted[key]!r}"
             raise InputError(f"{out / name} is of a run with {what}: they do not belong together; restore both")
-    if not isinstance(metadata.get("step"), int) or metadata["step"] < 0:
-        raise InputError(f"{out / name} is damaged: it does not say its step; restore it or begin anew")
     return tensors, metadata
 
 

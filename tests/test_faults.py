@@ -1,10 +1,14 @@
 """The short form of `benchmarks/faults.py`: damaged files, nonsense on the command line, a kill, a full disk and a race."""
 
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from dim.io import load_tensors, read_document, save_tensors, write_document
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -37,6 +41,29 @@ def test_nothing_ends_in_a_traceback_or_is_believed(faults, made, part, count):
     assert tally.faults == []
     assert sum(tally.ends.values()) >= 40
     assert tally.ends["refused"] + tally.ends["status 2"] > 10, "most of it is nonsense"
+
+
+def test_no_field_of_another_type_ends_in_a_traceback(faults, made, tmp_path):
+    """Every field at the top of what a file says of itself, in the place of a value of every kind, under a checksum that fits."""
+    others = (None, -1, 10**18, "x", [1], {"a": {}})
+    refused = []
+    for kind in sys.modules["faults_artefacts"].artefacts(made):
+        if kind.forge is None:
+            continue
+        place, tally = kind.copied(tmp_path / "it"), faults.Tally()
+        path = place / kind.file
+        tensors, content = ({}, read_document(path)) if kind.forge == "document" else load_tensors(path)
+        for name in content:
+            for value in others:
+                if kind.forge == "document":
+                    write_document(path, {**content, name: value})
+                else:
+                    save_tensors(path, tensors, {**content, name: value})
+                faults.judged(tally, f"{kind.name}, {name}: {value!r}", partial(kind.read, place), None, 5.0)
+        assert tally.faults == []
+        refused.append(tally.ends["refused"])
+        shutil.rmtree(place)
+    assert sum(count > 10 for count in refused) >= 5, "most fields are needed by most files"
 
 
 @pytest.mark.timeout(600)

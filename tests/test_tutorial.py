@@ -3,13 +3,13 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from telling import SHORTER, shorter, steps, tell
 
 from dim.commands.cli import main
 
@@ -17,31 +17,8 @@ ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 NOTEBOOK = ROOT / "docs" / "folder-to-student.ipynb"
 
-# What is put behind a command of the tutorial, by how it begins; the rest of it is run as it stands.
-SHORTER = {
-    "train": "--stage-one.epochs 0.5 --stage-two.epochs 0.3",
-    "evaluate": "--protocol.epochs 4",
-}
 # What stands in the place of the notebook's lengths.
 NOTEBOOK_LENGTHS = {"STAGE_ONE, STAGE_TWO = 100, 10": "STAGE_ONE, STAGE_TWO = 0.3, 0.2", "EPOCHS = 150": "EPOCHS = 4"}
-
-
-def steps(page: str) -> list[tuple[str, str]]:
-    """The indented commands and the Python of a page, in order: `dim` with a command's arguments, `other`, `python`."""
-    found = []
-    for match in re.finditer(r"^```python\n((?:.*\n)*?)```$|^ {4}(\S.*)$", re.sub(r"\\\n\s*", "", page), flags=re.M):
-        if match[1] is not None:
-            found.append(("python", match[1]))
-        else:
-            word, _, rest = match[2].partition(" ")
-            found.append(("dim", rest) if word == "dim" else ("other", match[2]))
-    return found
-
-
-def shorter(command: str) -> list[str]:
-    """The arguments of a command, with the options that make it short."""
-    more = max((begin for begin in SHORTER if command.startswith(begin)), key=len, default=None)
-    return shlex.split(command) + shlex.split(SHORTER.get(more, ""))
 
 
 def test_the_commands_of_a_page_are_found():
@@ -58,11 +35,7 @@ def told(tmp_path_factory) -> tuple[Path, dict, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         names["print"] = lambda *values: printed.append(" ".join(map(str, values)))
-        for number, (kind, text) in enumerate(steps(TUTORIAL.read_text())):
-            if kind == "dim":
-                assert main(shorter(text)) == 0, text
-            elif kind == "python":
-                exec(compile(text, f"{TUTORIAL.name}, part {number}", "exec"), names)
+        tell(TUTORIAL, main, names)
     return folder, names, printed
 
 
