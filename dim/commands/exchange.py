@@ -36,8 +36,8 @@ class ImportArguments(Settings):
     """The learned step size, where no file holds it."""
     experiment: int | None = None
     """Which set of a `res_*.pt` with several, from 0."""
-    clip: bool = True
-    """Bring values outside [-1, 1] to the border. Without, they stay, and the set is scored as it was published."""
+    clip: bool = False
+    """Bring values outside [-1, 1] to the border. Default: they stay, and the set is scored as it was published."""
     format: FORMATS.named("How the set is stored: one that holds float32 images.") = "safetensors"
     """How the set is stored."""
     data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(val_fraction=0.0))
@@ -79,7 +79,7 @@ def import_(arguments: Sequence[str]) -> None:
     result.save(parsed.out, parsed.format, overwrite=parsed.overwrite)
     imported = result.info["imported"]
     outside, values = imported["outside"], imported["values"]
-    kept = "clipped, which --no-clip leaves out" if parsed.clip else "kept as they are"
+    kept = "clipped" if parsed.clip else "kept, as they were published (--clip: brought to the border)"
     say(f"{outside:,} of {values:,} values ({outside / values:.1%}) lay outside [-1, 1]{f': {kept}' if outside else ''}")
     say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}  next: dim evaluate {parsed.out}")
 

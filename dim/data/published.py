@@ -108,7 +108,7 @@ def import_set(
     soft_labels: SoftLabels | None = None,
     step_size: float | None = None,
     experiment: int | None = None,
-    clip: bool = True,
+    clip: bool = False,
     protocol: ProtocolConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> SyntheticSet:
@@ -122,7 +122,7 @@ def import_set(
         soft_labels: what labels (N, classes) are; DATM's are `logits`. They are class by class then, in equal numbers.
         step_size: the learned one, where no file holds it.
         experiment: which of several sets.
-        clip: bring values outside [-1, 1] to the border; otherwise they stay as they are, as those of `dim distill`.
+        clip: bring values outside [-1, 1] to the border. Default: they stay as they are, as those of `dim distill`.
         protocol: by which students are trained on it. Its `zca` is set for whitened images.
         device: where the whitening is fitted.
 

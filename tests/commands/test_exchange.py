@@ -32,17 +32,17 @@ def files(tmp_path):
     return [tmp_path / "images_best.pt", tmp_path / "labels_best.pt"]
 
 
-def test_import_says_what_it_clipped_and_evaluate_takes_the_set(files, tmp_path, capsys):
+def test_import_says_what_lay_outside_and_evaluate_takes_the_set(files, tmp_path, capsys):
     words = ["--dataset", "digits", "--normalised-by", "none", "--out", tmp_path / "set", *STUDENT]
     output = said(capsys, "import", *files, *words)
-    assert "1 of 640 values (0.2%) lay outside [-1, 1]: clipped" in output
+    assert "1 of 640 values (0.2%) lay outside [-1, 1]: kept, as they were published" in output
     assert f"10 images of 10 classes in {tmp_path / 'set'}" in output
     made = load_set(tmp_path / "set")
     assert made.info["data"]["val_fraction"] == 0
-    assert float(made.images.max()) == 1
+    assert float(made.images.max()) == 3
     assert "fixed" in said(capsys, "evaluate", tmp_path / "set", "--seeds", "1", "--controls", "random")
-    assert "kept as they are" in said(capsys, "import", *files, *words, "--no-clip", "--overwrite")
-    assert float(load_set(tmp_path / "set").images.max()) == 3
+    assert "[-1, 1]: clipped" in said(capsys, "import", *files, *words, "--clip", "--overwrite")
+    assert float(load_set(tmp_path / "set").images.max()) == 1
 
 
 def test_import_takes_constants_in_place_of_a_name(files, tmp_path, capsys):
