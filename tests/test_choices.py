@@ -47,6 +47,8 @@ ROOT = Path(dim.__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
 PACKAGES = (ADVERSARIES, CORESETS, DATASETS, DISTANCES, FORMATS, GENERATORS, POLICIES, POOLS, PURPOSES, STUDENTS)
 SHORT = [
+    "--fit.experts",
+    "0",
     "--stage-one.epochs",
     "0.1",
     "--stage-two.epochs",
@@ -138,7 +140,7 @@ def test_a_new_distance_policy_and_format_are_one_file_each(extended):
     assert "`toy`: A toy distance." in " ".join(text.replace("│", " ").split())
     assert "--matching.strength" in text
     assert "How strong the toy is." in text
-    text = " ".join(run(extended, "sample", "--help").replace("│", " ").split())
+    text = " ".join(run(extended, "sample", "--help-all").replace("│", " ").split())
     assert "`backwards`: A toy policy: the last candidate first." in text
     assert "`twice`: A toy format: safetensors under another name." in text
     toy = ["--matching.distance", "toy", "--matching.strength", "3", "--matching.weight", "1"]

@@ -115,7 +115,6 @@ def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> Sampl
     asked = any(word.partition("=")[0].startswith(("--policy.", "--teacher.")) for word in arguments)
     if asked or not (experts / LAYOUT).is_file():
         return parsed
-    say_note(f"dim: images are refined with {experts}; for plain ones: --policy.steps without a value")
     policy, refine = replace(parsed.policy, steps=("refined",)), parsed.refine
     if not values_of(arguments, "--refine.augment") and hasattr(refine, "augment"):
         seen = load_run_config(experts, RecordConfig, "experts").experts.augment

@@ -23,7 +23,7 @@ from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryR
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, load_recipe_for, summaries
-from dim.text import say
+from dim.text import say, say_note
 
 _FEW_STEPS = 2000  # about as many as the demo's digits take
 
@@ -94,7 +94,8 @@ def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> N
 
 def sample(arguments: Sequence[str]) -> None:
     """`dim sample`."""
-    parsed = with_own_experts(parse(SampleArguments, arguments, "sample"), arguments)
+    asked = parse(SampleArguments, arguments, "sample")
+    parsed = with_own_experts(asked, arguments)
     if parsed.ipc is None and not parsed.counts:
         raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
     if parsed.format == GENERATOR and (not parsed.policy.steps or parsed.counts or parsed.classes):
@@ -131,6 +132,8 @@ def sample(arguments: Sequence[str]) -> None:
     data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
+    if parsed is not asked and processes.main:
+        say_note(f"dim: images are refined with {parsed.teacher.folder}; for plain ones: --policy.steps without a value")
     if parsed.policy.steps:
         ipc = parsed.ipc or max(size["counts"].values())
         ranking = processes.once(lambda: _policy(parsed, data, teacher).rank(generator, seed=parsed.seed, ipc=ipc))
