@@ -358,7 +358,8 @@ def test_an_object_that_is_defined_again_brings_its_new_options():
         GeneratorConfig(name=3)
 
 
-def test_names_that_no_one_admitted_are_not_imported():
+def test_names_that_no_one_admitted_are_not_imported(monkeypatch):
+    monkeypatch.setattr(Choices, "tables", [])  # of which this table becomes one
     table = Choices("thing", "dim.nets.generators")
     with pytest.raises(InputError, match="code that only a file names is not imported"):
         table.load("os:system")
