@@ -20,7 +20,7 @@ from dim.nets.generator import Generator
 from dim.score.controls import is_coreset
 from dim.score.page import figure_png, html_image, html_page, html_table
 from dim.score.record import REAL, Score, arithmetic_note, protocol_differences, protocol_of
-from dim.score.recovery import HLR, IOR, NOTE, recovery
+from dim.score.recovery import HLR, IOR, NOTE, format_points, recovery
 from dim.score.report import format_accuracy, format_bytes, print_note, print_table
 from dim.spec import DataSpec
 from dim.text import for_html, for_plot
@@ -167,7 +167,7 @@ class Comparison:
             line = [first.name, "-" if first.ipc is None else str(first.ipc), first.labels]
             line += [format_bytes(sum(first.bytes.values())), _format_seconds(seconds), f"{first.steps:,}"]
             line += [_format_score(row.scores.get(student)) for student in students]
-            line += [_format_points(self._recovery.get(id(row.scores.get(student)), {}).get(name)) for student, name in names]
+            line += [format_points(self._recovery.get(id(row.scores.get(student)), {}).get(name)) for student, name in names]
             cells.append([*line, row.differs] if marked else line)
         return [*columns, "differs in"] if marked else columns, cells
 
@@ -269,10 +269,6 @@ def _label(row: _Row) -> str:
 
 def _format_score(score: Score | None) -> str:
     return "" if score is None else f"{format_accuracy(score)} ({len(score.accuracies)})"
-
-
-def _format_points(points: float | None) -> str:
-    return "-" if points is None else f"{points:.1f}"
 
 
 def _format_seconds(seconds: float | None) -> str:

@@ -22,15 +22,15 @@ def recovery(scores: Sequence[Score]) -> list[dict[str, float]]:
     HLR needs a row of the full data, and hard labels. IOR needs a row of random real images of the same IPC and labels, and is of
     sets alone: a stream is no set of that size. The rows must be of the same student, protocol and images.
     """
-    return [_of(score, scores) for score in scores]
+    measured = [(score, _setting(score)) for score in scores if score.mean is not None and score.protocol]
+    of_subjects = {id(score): _of(score, setting, measured) for score, setting in measured if "digest" in score.made}
+    return [of_subjects.get(id(score), {}) for score in scores]
 
 
-def _of(score: Score, scores: Sequence[Score]) -> dict[str, float]:
+def _of(score: Score, setting: tuple, measured: Sequence[tuple[Score, tuple]]) -> dict[str, float]:
     found: dict[str, float] = {}
-    if score.mean is None or not score.protocol or "digest" not in score.made:  # the last of a control
-        return found
-    for other in scores:
-        if other.mean is None or not other.protocol or _setting(other) != _setting(score):
+    for other, others in measured:
+        if others != setting:
             continue
         method = other.made.get("method")
         if score.labels == "hard" and (other.track, method, other.labels) == ("full", REAL, "hard"):
@@ -50,5 +50,9 @@ def recovery_columns(scores: Sequence[Score]) -> tuple[tuple[str, ...], list[tup
     """Titles of columns and their cells, a tuple for each row; no column for what no row has."""
     found = recovery(scores)
     names = [name for name in (HLR, IOR) if any(name in values for values in found)]
-    cells = [tuple(f"{values[name]:.1f}" if name in values else "-" for name in names) for values in found]
-    return tuple(name.upper() for name in names), cells
+    return tuple(name.upper() for name in names), [tuple(format_points(values.get(name)) for name in names) for values in found]
+
+
+def format_points(points: float | None) -> str:
+    """A difference of accuracies as a cell of a table."""
+    return "-" if points is None else f"{points:.1f}"
