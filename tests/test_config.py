@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import tomllib
+import typing
 
 import pytest
 
+import dim.config
 from dim.config import (
     DataConfig,
     ExpertsConfig,
@@ -125,6 +127,33 @@ def test_a_written_configuration_does_not_hold_the_options_of_other_generators()
     assert not {"latent_dim", "label_scale", "pretrained"} & written.keys()
     assert "latent_dim" in to_dict(TrainConfig())["generator"]
     assert "latent_dim" not in to_toml(config)
+
+
+def _literals(hint):
+    """All values that an annotation lists, however deep they stand in it."""
+    arguments = typing.get_args(hint)
+    return (
+        list(arguments) if typing.get_origin(hint) is typing.Literal else [one for part in arguments for one in _literals(part)]
+    )
+
+
+LISTED = [
+    (cls, name, value)
+    for cls in vars(dim.config).values()
+    if dataclasses.is_dataclass(cls)
+    for name, hint in typing.get_type_hints(cls).items()
+    for value in _literals(hint)
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), LISTED, ids=lambda part: getattr(part, "__name__", str(part)))
+def test_every_value_that_a_setting_lists_can_be_set(cls, name, value):
+    refused = ""
+    try:
+        assert getattr(from_dict(cls, {name: value}), name) == value
+    except InputError as error:
+        refused = str(error)
+    assert "expected one of" not in refused  # it may need other settings beside it
 
 
 def test_toml_round_trip_of_unusual_values():
@@ -280,6 +309,8 @@ def test_values_out_of_range_are_refused(values):
         ({"trajectory": {"max_start_at_first": 5}}, "trajectory.grows_for"),
         ({"trajectory": {"gradient": "unroll", "compile": "on"}}, "trajectory.gradient"),
         ({"trajectory": {"gradient": "unroll", "offload": True}}, "trajectory.gradient"),
+        ({"trajectory": {"gradient": "unroll", "precision": "bf16"}}, "trajectory.precision"),
+        ({"trajectory": {"order": "reverse-over-reverse", "precision": "bf16"}}, "trajectory.precision"),
         ({"trajectory": {"gradient": "exact"}}, "trajectory.gradient"),
         ({"trajectory": {"distance": "angle"}}, "trajectory.distance"),
         ({"trajectory": {"distance": "direction"}}, "step_size.lr"),

@@ -143,7 +143,7 @@ class TrajectoryConfig(Section):
     """`endpoint`: squared distance from the student's end to the expert's. `direction`: the same at the best length of the
     student's displacement, so that only its direction counts. The gradient of `direction` grows as the student moves less, so it
     needs another learning rate, and the step size cannot be learned by it."""
-    order: Literal["auto"] | Order = "auto"
+    order: Literal["auto", Order] = "auto"
     """How the second derivative is taken. All three orders are exact; `auto` takes the fastest."""
     augment: str = "color|crop|cutout|flip|scale|rotate"
     """Augmentation of synthetic images, drawn anew for each student step."""
