@@ -19,7 +19,7 @@ from dim.io import read_document, reading, write_document
 from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
 from dim.run_folder import KINDS, RUN, read_metrics, read_run, what_is_read
-from dim.score.controls import is_coreset
+from dim.score.controls import is_control
 from dim.score.coverage import CoverageScore, Nearest
 from dim.score.page import (
     captioned,
@@ -32,7 +32,7 @@ from dim.score.page import (
     html_table,
     picture,
 )
-from dim.score.record import FULL, ORACLE, REAL, Score, arithmetic_note
+from dim.score.record import ORACLE, Score, arithmetic_note
 from dim.score.recovery import NOTE, recovery, recovery_columns
 from dim.text import for_html, for_rich
 
@@ -242,11 +242,6 @@ def score_findings(scores: Sequence[Score]) -> list[str]:
             words = f"{100 * row.mean / oracle.mean:.0f} % of the accuracy that real images give in as many steps"
             found.append(f"The stream of {row.name} gives {row.student} {words} (those of {many}).")
     return found
-
-
-def is_control(score: Score) -> bool:
-    """Whether a row is of real images."""
-    return score.name in (ORACLE, FULL) or score.made.get("method") == REAL or is_coreset(score.made.get("method"))
 
 
 def _coverage_findings(kept: Mapping[str, Any]) -> list[str]:

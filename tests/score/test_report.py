@@ -155,7 +155,7 @@ def test_what_rows_say_beside_their_controls():
         score(60.0, name="random real", ipc=50, made={"method": REAL}),
         score(75.0, name="herding real", made={"method": "herding"}),
         score(45.0, name="mine", track="stream"),
-        score(50.0, name=ORACLE, track="stream"),
+        score(50.0, name=ORACLE, track="stream", made={"method": REAL}),
         score(None, name="bad", diverged=(3,)),
         score(10.0, name="alone", ipc=1),
     ]
