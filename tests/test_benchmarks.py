@@ -15,7 +15,7 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
+    *("accuracy", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching", "own_data"),
     *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory"),
 )
 
