@@ -1,8 +1,8 @@
 """DiM distillation: distill an image data set into a generator, and emit training sets of any size from it.
 
 The main objects, all importable from here: `load_generator`, `sample_set`, `load_set`, `SyntheticSet`,
-`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `coverage`, `fit`, `load_data`, `load_recipe`; for trajectory matching
-`record`, `distill` and `dim.trajectory.hypergradient`.
+`GeneratedDataset`, `GeneratedLoader`, `evaluate`, `verify`, `coverage`, `fit`, `load_data`, `load_recipe`; for trajectory
+matching `record`, `distill` and `dim.trajectory.hypergradient`.
 """
 
 import importlib
@@ -26,7 +26,9 @@ _HOMES = {
     "Teacher": "dim.teacher",
     "TrainConfig": "dim.config",
     "TrajectoryRecipe": "dim.config",
+    "Verdict": "dim.score.verify",
     "anchored": "dim.sampler",
+    "claim": "dim.score.claims",
     "coverage": "dim.score.coverage",
     "distill": "dim.runs.distill",
     "evaluate": "dim.score.evaluate",
@@ -42,6 +44,7 @@ _HOMES = {
     "record": "dim.trajectory.record",
     "sample_set": "dim.sampler",
     "save_pretrained": "dim.hub",
+    "verify": "dim.score.verify",
     "with_soft_labels": "dim.teacher",
 }
 
@@ -67,12 +70,15 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which read no table
     from dim.runs.train import fit as fit
     from dim.sampler import anchored as anchored
     from dim.sampler import sample_set as sample_set
+    from dim.score.claims import claim as claim
     from dim.score.coverage import Coverage as Coverage
     from dim.score.coverage import CoverageScore as CoverageScore
     from dim.score.coverage import coverage as coverage
     from dim.score.evaluate import Evaluator as Evaluator
     from dim.score.evaluate import evaluate as evaluate
     from dim.score.record import Score as Score
+    from dim.score.verify import Verdict as Verdict
+    from dim.score.verify import verify as verify
     from dim.spec import DataSpec as DataSpec
     from dim.teacher import Teacher as Teacher
     from dim.teacher import load_teacher as load_teacher

@@ -10,6 +10,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.sampler import identity
+from dim.score.claims import claims_of
 from dim.score.record import Score, label_kind_of
 from dim.score.report import format_accuracy, format_bytes
 from dim.text import for_markdown
@@ -56,7 +57,7 @@ tags: [dataset-distillation, image-generation]
 {_facts(facts)}
 
 ![samples]({SAMPLES})
-
+{_claimed(generator)}
 ```python
 import dim
 
@@ -100,6 +101,7 @@ def set_card(subject: SyntheticSet, storage: str, scores: Sequence[Score] = ()) 
         f"# A distilled set that stands for {for_markdown(spec.name)}",
         _facts(facts),
         *([_scores(subject, scores)] if scores else []),
+        *([text] if (text := _claimed(subject).strip()) else []),
         _pictures(subject) if storage == "imagefolder" else f"![samples]({SAMPLES})",
         '```python\nimport dim\n\nsubject = dim.load_set("hub:OWNER/NAME")  # or this folder; a map-style Dataset\n'
         f'scores = dim.evaluate(subject, students=["convnet"], seeds=5, root="DIR")\n{hub if files else ""}'.rstrip()
@@ -119,13 +121,32 @@ def _scores(subject: SyntheticSet, scores: Sequence[Score]) -> str:
         raise InputError(f"none of {len(scores)} scores is of this set: measure it with 'dim evaluate SET --json FILE'")
     of = (own[0].split, own[0].data.get("fingerprint"))
     controls = [one for one in scores if "digest" not in one.made and (one.split, one.data.get("fingerprint")) == of]
-    lines = [f"Accuracy on the {of[0]} part in percent, last epoch, mean ± std over n students:", ""]
-    lines += ["| trained on | track | IPC | student | labels | accuracy | n | steps |", "|---|---|---|---|---|---|---|---|"]
-    for score in [*own, *controls]:
-        cells = ["this set" if score in own else score.name, score.track, "-" if score.ipc is None else score.ipc, score.student]
+    named = [("this set", score) for score in own] + [(score.name, score) for score in controls]
+    return "\n".join([f"Accuracy on the {of[0]} part in percent, last epoch, mean ± std over n students:", "", *_rows(named)])
+
+
+def _claimed(subject: SyntheticSet | Generator) -> str:
+    """What a set or a generator claims of itself, and how to test it; empty if it claims nothing."""
+    rows = [claim.score for claim in claims_of(subject) if claim.is_of(subject)]
+    if not rows:
+        return ""
+    what = "set" if isinstance(subject, SyntheticSet) else "generator"
+    parts = " and ".join(dict.fromkeys(row.split for row in rows))
+    lines = [
+        f"Claimed accuracy on the {parts} part in percent, last epoch, mean ± std over n students. The protocol travels with"
+    ]
+    lines += [f"the {what}, so everybody can test the claim with fresh students:", "", "    dim verify hub:OWNER/NAME"]
+    return "\n".join(["", *lines, "", *_rows([(f"this {what}", row) for row in rows]), ""])
+
+
+def _rows(named: Sequence[tuple[str, Score]]) -> list[str]:
+    """Lines of a table of scores by name."""
+    lines = ["| trained on | track | IPC | student | labels | accuracy | n | steps |", "|---|---|---|---|---|---|---|---|"]
+    for name, score in named:
+        cells = [name, score.track, "-" if score.ipc is None else score.ipc, score.student]
         cells += [score.labels, format_accuracy(score), len(score.accuracies), f"{score.steps:,}"]
         lines.append(f"| {' | '.join(for_markdown(cell) for cell in cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _pictures(subject: SyntheticSet) -> str:

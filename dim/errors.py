@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that stand for a user's mistake, and for what a test refuses."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,13 @@ class InputError(ValueError):
     The `message` is one line of at most 300 printable characters: the value received, what was expected, and the remedy. The
     command line prints it without a traceback and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class RefusedError(Exception):
+    """Something was tested and is refused. The command line prints the `message` as one line and exits with status 3."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

@@ -204,7 +204,7 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
     kept = {name: value for name, value in earlier.items() if not name.startswith(("policy", "refinement"))}
     about = {**kept, **ranking.about, "anchors": ipc, "spread": spread, "policy_seed": seed}
     about["policy_seconds"] = round(ranking.about.get("policy_seconds", 0.0) + earlier.get("policy_seconds", 0.0), 2)
-    result.info = {**info, "about": about}
+    result.info = {name: value for name, value in info.items() if name != "claims"} | {"about": about}
     return result
 
 

@@ -118,6 +118,7 @@ def with_soft_labels(subject: SyntheticSet, teacher: Teacher) -> SyntheticSet:
         A set of the same images, with float32 (N, K) probabilities in `soft` and the teacher's name in `info`.
     """
     info = {**subject.info, "teacher": teacher.name, "top_k": teacher.top_k}
+    info.pop("claims", None)  # which are of the other labels
     soft = teacher.labels(subject.images)
     return SyntheticSet(subject.images, subject.labels, subject.spec, soft=soft, info=info, latents=subject.latents)
 

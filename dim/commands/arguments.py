@@ -241,6 +241,8 @@ class EvaluateArguments(ScoringArguments):
     """For generators: images per class, one row each."""
     track: tuple[Literal["stream", "fixed"], ...] = ("stream",)
     """For generators: a stream at the step budget of --ipc, a set of --ipc drawn on the spot, or both."""
+    claim: bool = False
+    """Write the rows of each set and generator into it, as claims, which 'dim verify' tests."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.parsing import parse
 from dim.commands.scoring import compare, coverage, evaluate, report
-from dim.errors import InputError, is_out_of_memory, nearest
+from dim.commands.verifying import VerifyArguments, verify
+from dim.errors import InputError, RefusedError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell
 from dim.signals import ENDING, handle, heeded
 from dim.text import in_ascii, one_line, set_verbosity, verbosity
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "compare": (compare, CompareArguments),
     "coverage": (coverage, CoverageArguments),
     "report": (report, ReportArguments),
+    "verify": (verify, VerifyArguments),
     "experts": (experts, ExpertsArguments),
     "distill": (distill, DistillArguments),
     "import": (import_, ImportArguments),
@@ -98,6 +100,8 @@ def _run(arguments: list[str]) -> int:
         if verbosity() > 0:
             traceback.print_exc()
         return _fail(str(error), 2)
+    except RefusedError as error:
+        return _fail(str(error), 3)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except _Ended as ended:

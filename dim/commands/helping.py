@@ -31,10 +31,16 @@ EXAMPLES = {
     "evaluate": (
         "dim evaluate sets/fashion-10 --students convnet resnet18 --seeds 5 --controls random",
         "dim evaluate runs/fashion --track stream --ipc 10 --controls oracle --json scores.json",
+        "dim evaluate sets/fashion-10 --students convnet --seeds 5 --claim",
     ),
     "compare": ("dim compare sets/* runs/fashion scores.json --ipc 1 10 50 --controls random --picture all.png",),
     "coverage": ("dim coverage runs/fashion", "dim coverage sets/fashion-10 runs/fashion --json coverage.json"),
     "report": ("dim report runs/fashion",),
+    "verify": (
+        "dim verify sets/fashion-10 --data-root DIR",
+        "dim verify hub:owner/fashion-10 --quick",
+        "dim verify sets/mtt-10 --claimed 65.3 --claimed-sd 0.7 --claimed-n 5 --data-root DIR",
+    ),
     "experts": (
         "dim experts --recipe cifar10-datm-ipc10 --data-root DIR --out experts/cifar10",
         "dim experts --out experts/cifar10 --resume",

@@ -25,6 +25,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         raise InputError("nothing to evaluate: name sets, runs or generators")
 
     from dim.io import write_document
+    from dim.score.claims import claim, keep_claims
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
     from dim.score.report import print_scores, scores_to_json
@@ -36,7 +37,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     default = EvaluateArguments(subjects=tyro.MISSING, protocol=carried)
     parsed = parse(EvaluateArguments, arguments, "evaluate", default=default)
     _require_used(parsed)
-    processes.once(lambda: _require_targets(parsed, "json"))
+    processes.once(lambda: (_require_targets(parsed, "json"), _require_claims(parsed, subjects)))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
     teacher = parsed.teacher.load(data, device)
     kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, teacher))
@@ -50,6 +51,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     print_scores(scores)
     if parsed.json:
         write_document(parsed.json, scores_to_json(scores))
+    for name, subject in subjects.items() if parsed.claim else ():
+        claim(subject, [score for score in scores if score.name == name])
+        keep_claims(name, subject)
+        say(f"{name} claims its scores  next: dim verify {name}")
     kept.remove()
     for name in subjects:
         if (Path(name) / "run.json").is_file():
@@ -173,6 +178,17 @@ def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:
     """Refuse options that would change nothing."""
     if parsed.teacher.folder is None:
         require_default(parsed.teacher, "without --teacher.folder")
+
+
+def _require_claims(parsed: EvaluateArguments, subjects: Mapping[str, Any]) -> None:
+    """Refuse claims that could not be written, or that nobody could verify."""
+    from dim.data.synthetic import SyntheticSet
+    from dim.score.claims import require_claimable, require_hard
+
+    for name, subject in subjects.items() if parsed.claim else ():
+        require_claimable(name)
+        if parsed.teacher.folder is not None and not isinstance(subject, SyntheticSet):
+            require_hard(f"soft ({parsed.teacher.folder})")
 
 
 def _require_targets(parsed: Any, *options: str) -> None:

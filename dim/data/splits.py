@@ -130,6 +130,31 @@ class HeldSplit(StreamSplit):
                 self._missing = None
 
 
+class PartOfSplit:
+    """Some images of another split.
+
+    Args:
+        split: the other.
+        indices: int64 (N,), which images.
+    """
+
+    def __init__(self, split: Split, indices: Tensor) -> None:
+        self._split, self._indices = split, indices
+        self.labels = split.labels[indices]
+
+    @property
+    def streams(self) -> bool:
+        """See `Split.streams`."""
+        return self._split.streams
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Split.batch`."""
+        return self._split.batch(self._indices[indices.cpu()])
+
+
 def in_chunks(
     split: Split, indices: Tensor | None = None, *, largest: int = 4096, budget: int = IMAGES
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

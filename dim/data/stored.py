@@ -1,6 +1,6 @@
 """Synthetic sets on disk: a folder with `set.json` and the data in some format, one file each in `dim.data.formats`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,12 @@ def write_into(folder: Path, content: Mapping[str, Tensor], spec: DataSpec, info
     for old in folder.glob("data-*.safetensors"):
         if old.name != description["file"]:
             old.unlink()
+
+
+def rewrite_claims(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
+    """Put claims in place of those that a set's description holds; the data stay as they are."""
+    description = read_document(path)
+    write_document(path, {**description, "info": {**description["info"], "claims": list(claims)}})
 
 
 def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], storage: str) -> dict[str, Any]:

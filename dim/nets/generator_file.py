@@ -1,6 +1,7 @@
 """One self-describing file per generator: weights, architecture, data specification, and how it was made."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def save_generator_file(
     data: DataConfig,
     protocol: ProtocolConfig,
     about: dict[str, Any],
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a generator atomically.
 
@@ -37,6 +39,7 @@ def save_generator_file(
         data: the data it was trained on; where that lay is left out.
         protocol: how its sets are to be scored.
         about: further JSON: recipe, steps, ...
+        claims: what it says of its own scores, see `dim.score.claims`.
     """
     metadata = {
         "format": _FORMAT,
@@ -48,8 +51,15 @@ def save_generator_file(
         "protocol": to_dict(protocol),
         "about": about,
         "versions": versions(),
+        **({"claims": list(claims)} if claims else {}),
     }
     save_tensors(path, generator.state_dict(), metadata)
+
+
+def rewrite_claims(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
+    """Put claims in place of those that a generator's file holds; all else stays as it is."""
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, {**metadata, "claims": list(claims)})
 
 
 def save_again(path: Path | str, generator: Generator) -> None:
@@ -68,6 +78,7 @@ def save_again(path: Path | str, generator: Generator) -> None:
         data=from_dict(DataConfig, info["data"]),
         protocol=from_dict(ProtocolConfig, info["protocol"]),
         about=info["about"],
+        claims=info.get("claims", ()),
     )
 
 

@@ -32,6 +32,7 @@ BASE = {
     "compare": ["./nowhere"],
     "coverage": ["./nowhere"],
     "report": ["./nowhere"],
+    "verify": ["./nowhere"],
     "recipes": ["digits-dim"],
     "completion": ["bash"],
     "import": ["./nowhere.pt", "--dataset", "digits", "--normalised-by", "none", "--out", "out"],
