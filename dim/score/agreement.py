@@ -90,7 +90,8 @@ def look(stated: Stated, found: Sequence[float], planned: int) -> Agreement:
     """
     count, last = len(found), len(found) >= planned
     known = stated.n - 1 if stated.std is not None else 0
-    own = statistics.variance(found) if count > 1 else 0.0
+    mean = statistics.fmean(found)
+    own = math.fsum((value - mean) ** 2 for value in found) / max(1, count - 1)
     freedom = known + count - 1
     pooled = (known * (stated.std or 0.0) ** 2 + (count - 1) * own) / freedom if freedom else 0.0
     level = _EARLY / (planned - 1) if not last else LEVEL - _EARLY - _OWN if planned > 1 else LEVEL
@@ -98,7 +99,7 @@ def look(stated: Stated, found: Sequence[float], planned: int) -> Agreement:
     if last and count > 1:
         widths.append(_quantile(_OWN, count - 1, own, last))
     width = min(widths) * math.sqrt(1 / stated.n + 1 / count)
-    return Agreement(difference=statistics.fmean(found) - stated.mean, half_width=width)
+    return Agreement(difference=mean - stated.mean, half_width=width)
 
 
 def _quantile(level: float, freedom: int, variance: float, last: bool) -> float:

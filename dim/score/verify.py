@@ -31,6 +31,7 @@ from dim.score.report import print_note, print_table
 
 STUDENTS = 5
 """Fresh students for each claim."""
+_WIDE = 5.0  # points: a wider interval says little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,5 +310,9 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     title = f"accuracy in percent, mean ± std (n students); refused at the {LEVEL:.0%} level: zero is not in the interval"
     print_table(title, _COLUMNS, cells, ("subject", "track", "student", "verdict"))
     for one in verdicts:
-        for text in (*([one.reason] if one.reason else ()), *one.notes):
+        texts = [one.reason, *one.notes]
+        if one.accepted and one.interval[1] - one.interval[0] > 2 * _WIDE:
+            width = (one.interval[1] - one.interval[0]) / 2
+            texts.append(f"these students tell no difference below {width:.1f} points; more of them (--seeds) tell a smaller one")
+        for text in filter(None, texts):
             print_note(f"{one.name}, {one.track}, {one.student}: {text}")
