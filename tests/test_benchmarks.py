@@ -16,7 +16,7 @@ import tyro
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
     *("accuracy", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching", "own_data"),
-    *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory"),
+    *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory", "verify"),
 )
 
 
@@ -303,10 +303,39 @@ def test_program_explains_itself(load, name, capsys):
     with pytest.raises(SystemExit) as ended:
         tyro.cli(module.Arguments, args=["--help"])
     assert ended.value.code == 0
-    keeps = name in ("generators", "matching", "policies", "published")
+    keeps = name in ("generators", "matching", "policies", "published", "verify")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
     assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
+
+
+def test_verification_is_measured_in_miniature(load, tmp_path, monkeypatch):
+    """One true claim and one false one of each kind, from claim to result; and a second call finds all of them."""
+    module = load("verify")
+    chosen = (1, 7, 2, 12)  # labels, ZCA, score, step size
+    monkeypatch.setattr(module, "SUBJECTS", tuple(module.SUBJECTS[place] for place in chosen))
+    monkeypatch.setattr(module, "ALTERED", {kind: (place,) for place, kind in enumerate(module.ALTERED)})
+    arguments = module.Arguments(tiny=True, claims=2, students=2, out=str(tmp_path))
+    module.main(arguments)
+    rows = json.loads((tmp_path / "verify.json").read_text())["rows"]
+    assert [row["name"].partition(":")[0] for row in rows if row.get("true") is False] == [
+        f"false, {kind}" for kind in ("labels", "ZCA", "score", "step size")
+    ]
+    whole = {row["name"]: row for row in rows}
+    assert [whole[name]["trials"] for name in ("true claims", "false claims", "false claims, ZCA")] == [4, 4, 1]
+    assert all(row["reason"] == "" or "students score" in row["reason"] for row in rows if "reason" in row)
+    assert all("digest" not in row.get("reason", "") for row in rows)
+    rate = whole["simulated: claim of 5, 5 fresh, 5 standard deviations too high"]
+    assert (rate["trials"], rate["refused_percent"] > 90) == (200, True)
+    assert whole["spread of the students of a set"]["trials"] > 50
+
+    def fail(*arguments, **settings):
+        pytest.fail("measured again")
+
+    monkeypatch.setattr(module, "verify", fail)
+    module.main(arguments)
+    again = json.loads((tmp_path / "verify.json").read_text())["rows"]
+    assert [row for row in again if "true" in row] == [row for row in rows if "true" in row]
 
 
 # --- results that lie here ---------------------------------------------------------------------------------------------------
