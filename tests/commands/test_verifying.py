@@ -6,9 +6,11 @@ import pytest
 
 import dim
 from dim.commands.cli import main
+from dim.commands.verifying import load_subject
 from dim.config import DataConfig, ProtocolConfig, to_dict
 from dim.data.real import per_class_indices
 from dim.data.synthetic import SyntheticSet, load_set
+from dim.errors import InputError
 from dim.io import read_document
 from dim.score.claims import CLAIMS, claims_of
 from dim.spec import to_uint8
@@ -139,3 +141,20 @@ def test_refusals_are_one_line(ten, capsys, monkeypatch, words, expected):
 def test_generators_with_a_teacher_cannot_claim(run, digits_experts, capsys):
     words = ["evaluate", run, "--ipc", "1", "--claim", "--teacher.folder", digits_experts]
     assert "the teacher is no part of the generator" in said(capsys, *words, status=2)[1]
+
+
+def test_a_name_of_the_hub_is_a_set_or_else_a_generator(monkeypatch, digits_gan, ten):
+    def no_set(name, device):
+        raise InputError(f"no set {name}")
+
+    def no_generator(name, device):
+        raise InputError(f"no generator {name}")
+
+    monkeypatch.setattr("dim.data.synthetic.load_set", lambda name, device: load_set(ten))
+    assert len(load_subject("hub:owner/name", "cpu")) == 100
+    monkeypatch.setattr("dim.data.synthetic.load_set", no_set)
+    monkeypatch.setattr("dim.hub.load_generator", lambda name, device: digits_gan)
+    assert load_subject("hub:owner/name", "cpu") is digits_gan
+    monkeypatch.setattr("dim.hub.load_generator", no_generator)
+    with pytest.raises(InputError, match="no generator hub:owner/name; as a set: no set hub:owner/name"):
+        load_subject("hub:owner/name", "cpu")
