@@ -6,6 +6,7 @@ One step of any length along the flow is then exact for an exact network: x_r = 
 """
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -113,11 +114,12 @@ class Diffusion(Generator):
 
     def guided(self, x: Tensor, r: float, t: float, y: Tensor) -> Tensor:
         """The average velocity with guidance; one evaluation of the network where guidance is 1."""
-        r, t = (torch.full((len(x),), value, dtype=x.dtype, device=x.device) for value in (r, t))
+        r, t = (x.new_full((x.shape[0],), value) for value in (r, t))
         if self.config.guidance == 1:
             return self.average_velocity(x, r, t, y)
         twice = (torch.cat((value, value)) for value in (x, r, t))
-        own, free = self.average_velocity(*twice, torch.cat((y, torch.full_like(y, self.null)))).chunk(2)
+        both = self.average_velocity(*twice, torch.cat((y, torch.full_like(y, self.null))))
+        own, free = both.unflatten(0, (2, -1))
         return free + self.config.guidance * (own - free)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -127,10 +129,9 @@ class Diffusion(Generator):
                 t, r = step / self.config.steps, (step - 1) / self.config.steps
                 x = x - (t - r) * self.guided(x, r, t, y).to(x.dtype)
             return x.clamp(-1, 1)
-        scheduler = copy.deepcopy(_SOLVERS[self.config.scheduler])  # a scheduler counts its steps: one per call
-        scheduler.set_timesteps(self.config.steps, device=x.device)
+        scheduler = copy.copy(_solver(self.config.scheduler, self.config.steps))  # it counts its steps: one per call
         for time in scheduler.timesteps:
-            t = float(time) / scheduler.config.num_train_timesteps
+            t = time / scheduler.config.num_train_timesteps
             x = scheduler.step(self.guided(x, t, t, y).to(x.dtype), time, x).prev_sample
         return x.clamp(-1, 1)
 
@@ -154,4 +155,14 @@ class _Waves(nn.Module):
         return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
-_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler(), "heun": FlowMatchHeunDiscreteScheduler()}
+_SOLVERS = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}
+
+
+@functools.cache
+def _solver(name: str, steps: int) -> FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler:
+    """A scheduler before its first step; its times and noise levels are plain numbers, so that a tracer can follow the steps."""
+    scheduler = _SOLVERS[name]()
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
+    scheduler.timesteps, scheduler.sigmas = scheduler.timesteps.tolist(), scheduler.sigmas.tolist()
+    return scheduler

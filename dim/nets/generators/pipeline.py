@@ -107,6 +107,7 @@ class Pipeline(Generator):
         super().__init__(spec, net.in_channels * math.prod(size))
         self.latent_shape = (net.in_channels, *size)
         self.kind, self.denoiser, self.vae, self.scheduler = parts
+        self._schedules: dict[int, DDIMScheduler] = {}
         self.vae.requires_grad_(False)
         scale = 2 ** (len(vae.block_out_channels) - 1)
         self._encoder_shape = (vae.in_channels, scale * size[0], scale * size[1])
@@ -135,16 +136,19 @@ class Pipeline(Generator):
         if config.guidance != 1 and self.null is None:
             raise InputError(f"generator.guidance is {config.guidance}: this pipeline has no class for 'none'; expected 1")
         total = self.scheduler.config.num_train_timesteps
-        first = int(self._schedule(config.steps).timesteps[0]) if config.steps <= total else total
+        first = self._schedule(config.steps).timesteps[0] if config.steps <= total else total
         if not total // 2 <= first < total:
             spacing = f"the pipeline's spacing {self.scheduler.config.timestep_spacing!r} begins at time {first} of {total}"
             raise InputError(f"generator.steps is {config.steps}: {spacing}, outside the noisier half; expected 2 to {total - 1}")
 
     def _schedule(self, steps: int) -> DDIMScheduler:
-        """A scheduler of its own for each call: it holds state, and calls run in several threads."""
-        schedule = copy.copy(self.scheduler)
-        schedule.set_timesteps(steps)
-        return schedule
+        """The scheduler for so many steps, which do not change it; its times are plain numbers, so that a tracer can follow them."""
+        if steps not in self._schedules:
+            schedule = copy.copy(self.scheduler)
+            schedule.set_timesteps(steps)
+            schedule.timesteps = schedule.timesteps.tolist()
+            self._schedules[steps] = schedule
+        return self._schedules[steps]
 
     def architecture(self) -> dict[str, Any]:
         return {self.kind: _plain(self.denoiser), "vae": _plain(self.vae), "scheduler": _plain(self.scheduler)}
@@ -167,13 +171,13 @@ class Pipeline(Generator):
         if self.config.guidance == 1:
             return self.predict(x, times, classes).to(x.dtype)
         labels = torch.cat((classes, torch.full_like(classes, self.null)))
-        own, free = self.predict(torch.cat((x, x)), torch.cat((times, times)), labels).to(x.dtype).chunk(2)
+        own, free = self.predict(torch.cat((x, x)), torch.cat((times, times)), labels).to(x.dtype).unflatten(0, (2, -1))
         return free + self.config.guidance * (own - free)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         x, classes = z.view(-1, *self.latent_shape), self.classes[y]
         schedule = self._schedule(self.config.steps)
-        for time in schedule.timesteps.tolist():
+        for time in schedule.timesteps:
             x = schedule.step(self.guided(x, time, classes), time, x).prev_sample
         images = self.vae.decode(x / self.vae.config.scaling_factor).sample.to(x.dtype)
         return fit_images(images, self.spec.image_shape).clamp(-1, 1)
