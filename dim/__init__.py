@@ -32,6 +32,7 @@ _HOMES = {
     "coverage": "dim.score.coverage",
     "distill": "dim.runs.distill",
     "evaluate": "dim.score.evaluate",
+    "export_generator": "dim.program",
     "fit": "dim.runs.train",
     "from_dataset": "dim.data.real",
     "import_set": "dim.data.published",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which read no table
     from dim.hub import push_to_hub as push_to_hub
     from dim.hub import save_pretrained as save_pretrained
     from dim.nets.generator import Generator as Generator
+    from dim.program import export_generator as export_generator
     from dim.recipes.load import load_recipe as load_recipe
     from dim.runs.distill import distill as distill
     from dim.runs.train import fit as fit

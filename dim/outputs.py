@@ -99,6 +99,13 @@ def require_writable(path: Path | str, option: str = "output") -> None:
     _require_creatable(place.parent, path, option)
 
 
+def require_new_file(path: Path | str, *, overwrite: bool = False) -> None:
+    """Raise InputError if a file is at `path` and `overwrite` is not set, or if none can be written there."""
+    require_writable(path)
+    if not overwrite and followed(path).is_file():
+        raise InputError(f"output {path} is there already: name a new file, or pass --overwrite to replace it")
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------------
 
 

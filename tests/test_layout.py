@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "dim").rglob("*.py"))
 FLOORS = (
     ("text",),
     ("errors", "rng", "provenance", "launch", "signals"),
-    ("classes",),
+    ("classes", "libraries"),
     ("outputs",),
     ("spec", "config", "io", "processes", "repository", "chunks"),
     ("recipes", "augment", "pictures", "run_folder", "compiling"),
@@ -27,7 +27,8 @@ FLOORS = (
     ("loop",),
     ("nets",),
     ("data",),
-    ("trajectory", "features", "sampler"),
+    ("trajectory", "features", "sampler", "program"),
+    ("programs",),
     ("pool",),
     ("pools",),
     ("teacher", "objectives"),

@@ -1,17 +1,19 @@
-"""Commands that exchange sets with other projects: `dim import`, `dim export`."""
+"""Commands that exchange sets and generators with other projects: `dim import`, `dim export`."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from dim.commands.arguments import SamplerArguments
 from dim.commands.parsing import parse, subjects_first, values_of
 from dim.commands.subjects import device_of, usual_root
-from dim.config import FORMATS, DataConfig, ProtocolConfig, Settings, from_dict
-from dim.config.settings import require
-from dim.errors import InputError
+from dim.config import FORMATS, PROGRAMS, DataConfig, ProtocolConfig, Settings, from_dict
+from dim.config.settings import require, require_default
+from dim.errors import InputError, nearest
 from dim.text import say
 
 
@@ -84,16 +86,26 @@ def import_(arguments: Sequence[str]) -> None:
     say(f"{len(result)} images of {len(result.labels.unique())} classes in {parsed.out}  next: dim evaluate {parsed.out}")
 
 
+_TO = tyro.conf.arg(
+    help=f"A set: {FORMATS.explained()} A generator, as a program: {PROGRAMS.explained()}",
+    metavar="|".join((*FORMATS.names(), *PROGRAMS.names())),
+    aliases=["--format"],
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments(Settings):
-    """Write a set in another format: for another program, or to share it, with a card."""
+    """Write a set in another format: for another program, or to share it, with a card. Or write a generator as a program that
+    runs without this package."""
 
-    set: tyro.conf.Positional[str]
-    """A set, or hub:owner/name."""
-    to: FORMATS.named("How it is stored.") = "imagefolder"
+    subject: tyro.conf.Positional[str]
+    """A set, or hub:owner/name; for a program, a run or another generator."""
+    to: Annotated[str, _TO] = "imagefolder"
     """How it is stored."""
     out: str | None = None
-    """The folder to write."""
+    """The folder to write; for a program, the file."""
+    sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
+    """Of a program's few-step generator, whose steps are unrolled."""
     card: bool = False
     """Also write README.md and a picture of samples, as the Hugging Face Hub shows them."""
     scores: str | None = None
@@ -102,22 +114,43 @@ class ExportArguments(Settings):
     """Where the real data lies; `ddranking` needs it for sets whose students see whitened images. Default: DIM_DATA_ROOT, or
     where it was found before."""
     device: str | None = None
-    """cpu, cuda, mps. Default: a GPU if there is one."""
+    """cpu, cuda, mps. Default: a GPU if there is one. Programs are made on the CPU, for any device."""
     code: tuple[str, ...] = ()
     """Your own code that the set was made with, as package.module:Name. Code that only a file names is never imported."""
     overwrite: bool = False
-    """Replace what the folder holds."""
+    """Replace what the folder holds, or the file."""
 
     def __post_init__(self) -> None:
+        if self.program:
+            self._require_for_program()
+            return
+        if ":" not in self.to and self.to not in FORMATS.names():
+            raise InputError(f"to is {self.to!r}: expected a format. {nearest(self.to, (*FORMATS.names(), *PROGRAMS.names()))}")
         FORMATS.require(self.to, "to")
+        require_default(self.sampler, f"as {self.to!r} is a format of sets, whose images are there")
         expected = "a format of images; 'dim sample --format latents' draws such a set"
         require(not FORMATS.load(self.to).latents, "to", self.to, expected)
         require(self.card or self.scores is None, "scores", self.scores, "--card beside it, which shows them")
+
+    @property
+    def program(self) -> bool:
+        """Whether a program is asked for."""
+        return self.to in PROGRAMS.names() or PROGRAMS.suits_named(self.to)
+
+    def _require_for_program(self) -> None:
+        """Refuse what only sets have a use for."""
+        for name in ("card", "scores", "data_root", "device"):
+            expected = f"its default with --to {self.to}, which is one file, made on the CPU without the data"
+            require(getattr(self, name) in (None, False), name, getattr(self, name), expected)
 
 
 def export(arguments: Sequence[str]) -> None:
     """`dim export`."""
     parsed = parse(ExportArguments, subjects_first(arguments), "export")
+    _require_kind(parsed)
+    if parsed.program:
+        _export_program(parsed)
+        return
     if parsed.out is None:
         raise InputError("no place for the set: name a folder with --out")
 
@@ -130,7 +163,7 @@ def export(arguments: Sequence[str]) -> None:
     require_libraries(parsed.to)
     require_free(parsed.out, overwrite=parsed.overwrite)
     device = device_of(parsed.device)
-    subject = load_set(parsed.set, device)
+    subject = load_set(parsed.subject, device)
     kind = FORMATS.load(parsed.to)
     require_classes(kind, subject.labels, subject.spec)
     scores = [] if parsed.scores is None else read_scores(parsed.scores)
@@ -143,15 +176,48 @@ def export(arguments: Sequence[str]) -> None:
     say(f"{len(subject)} images of {len(subject.labels.unique())} classes in {parsed.out}")
 
 
+def _export_program(parsed: ExportArguments) -> None:
+    """Write a generator as a program."""
+    if parsed.out is None:
+        raise InputError(f"no place for the program: name a file with --out, as in --out generator.{parsed.to}")
+
+    from dim.hub import load_generator
+    from dim.program import MOST_DIFFERENCE, export_generator, program_of
+
+    program_of(parsed.to).require(parsed.out, overwrite=parsed.overwrite)
+    generator = load_generator(parsed.subject).configure(**parsed.sampler.given())
+    difference = export_generator(generator, parsed.out, parsed.to, overwrite=parsed.overwrite)
+    shape = ", ".join(map(str, ("N", *generator.spec.image_shape)))
+    differ = f"images differ by up to {difference:.1e} from the generator's (at most {MOST_DIFFERENCE:.0e} is allowed)"
+    say(f"{parsed.out}: latents and labels of {generator.spec.num_classes} classes -> images ({shape}); {differ}")
+
+
+def _require_kind(parsed: ExportArguments) -> None:
+    """Refuse a generator with a format of sets, and a set with one of programs, as far as it is told by their files."""
+    from dim.data.stored import DESCRIPTION
+    from dim.nets.generator_file import FILE_NAME
+
+    path = Path(parsed.subject)
+    is_set = (path / DESCRIPTION).is_file()
+    is_generator = not is_set and (path.is_file() or (path / FILE_NAME).is_file())
+    if parsed.program and is_set:
+        raise InputError(f"{path} is a set, and {parsed.to!r} a format of generators: name a run, or use --to imagefolder")
+    if not parsed.program and is_generator:
+        programs = " or ".join(PROGRAMS.names())
+        raise InputError(
+            f"{path} is a generator, and {parsed.to!r} a format of sets: use --to {programs}, or draw a set with dim sample"
+        )
+
+
 def _whitening(subject: Any, parsed: ExportArguments) -> Any:
     """That of the whole training part, as the other program fits it."""
     from dim.data.real import load_data
     from dim.data.whiten import Whitening
 
     if not subject.info.get("data"):
-        raise InputError(f"{parsed.set} does not say which data it was made from, which are needed to whiten its images")
+        raise InputError(f"{parsed.subject} does not say which data it was made from, which are needed to whiten its images")
     config = dataclasses.replace(from_dict(DataConfig, subject.info["data"]), val_fraction=0.0)
-    root = parsed.data_root or usual_root(config.dataset, subject.spec.fingerprint, [parsed.set])
+    root = parsed.data_root or usual_root(config.dataset, subject.spec.fingerprint, [parsed.subject])
     data = load_data(dataclasses.replace(config, root=root or config.root))
     return Whitening.fit(data.train, data.spec)
 

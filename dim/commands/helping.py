@@ -55,6 +55,7 @@ EXAMPLES = {
     ),
     "export": (
         "dim export sets/mtt-10 --to ddranking --out ranking/mtt-10",
+        "dim export runs/fashion --to onnx --out fashion.onnx",
         "dim export sets/fashion-10 --to imagefolder --card --scores scores.json --out share/fashion-10",
     ),
     "recipes": ("dim recipes", "dim recipes fashion-gan-small", "dim recipes --json recipes.json"),

@@ -19,6 +19,7 @@ from dim.config import (
     CORESETS,
     FORMATS,
     OBJECTIVES,
+    PROGRAMS,
     STUDENTS,
     Choices,
     Section,
@@ -42,8 +43,8 @@ _NAMED = {
     "--students": (STUDENTS,),
     "--protocol.students": (STUDENTS,),
     "--pool.students": (STUDENTS,),
-    "--format": (FORMATS,),
-    "--to": (FORMATS,),
+    "--format": (FORMATS, PROGRAMS),
+    "--to": (FORMATS, PROGRAMS),
     "--controls": (CORESETS,),
     "--code": Choices.tables,
 }

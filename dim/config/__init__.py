@@ -6,7 +6,7 @@ their range are refused with the nearest known name or the range. `settings` and
 
 from dim.config.choices import Choices
 from dim.config.data import DATASETS, DataConfig
-from dim.config.emit import FORMATS, POLICIES, PURPOSES, PolicyConfig, RefineConfig
+from dim.config.emit import FORMATS, POLICIES, PROGRAMS, PURPOSES, PolicyConfig, RefineConfig
 from dim.config.protocol import CORESETS, STUDENTS, FeatureConfig, ProtocolConfig, ScoringConfig
 from dim.config.settings import Section, Settings, field_docs, require
 from dim.config.train import (
@@ -49,6 +49,7 @@ __all__ = [
     "OBJECTIVES",
     "POLICIES",
     "POOLS",
+    "PROGRAMS",
     "PURPOSES",
     "STUDENTS",
     "AboutConfig",

@@ -1,4 +1,4 @@
-"""Which of a generator's images a set takes."""
+"""Which of a generator's images a set takes, and how sets and generators are stored."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dim.config.settings import Section, require
 POLICIES = Choices("policy", "dim.emit.policies", base="dim.emit.policy:Step")
 PURPOSES = Choices("purpose of refinement", "dim.emit.purposes", takes=(3, ("seed", "device")))
 FORMATS = Choices("format", "dim.data.formats", base="dim.data.format:Format")
+PROGRAMS = Choices("program format", "dim.programs", base="dim.program:Program")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """A format of stored sets: what one has to say of itself and to do; one file each in `dim.data.formats`."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dim.data.whiten import Whitening
-from dim.errors import InputError
+from dim.libraries import library
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
 
@@ -95,7 +94,4 @@ class Format:
             InputError: if it is not installed, naming the extra that brings it.
         """
         assert module in self.needs, f"{type(self).__name__}.needs says {self.needs}, and not {module!r}"
-        try:
-            return importlib.import_module(module)
-        except ImportError:
-            raise InputError(f"format {self.name!r} needs the library {module!r}: pip install 'dim-distill[export]'") from None
+        return library(module, f"format {self.name!r}", "export")

@@ -142,7 +142,7 @@ class Pipeline(Generator):
             raise InputError(f"generator.steps is {config.steps}: {spacing}, outside the noisier half; expected 2 to {total - 1}")
 
     def _schedule(self, steps: int) -> DDIMScheduler:
-        """The scheduler for so many steps, which do not change it; its times are plain numbers, so that a tracer can follow them."""
+        """The scheduler for so many steps, which leave it as it is; its times are plain numbers, so that a tracer can follow."""
         if steps not in self._schedules:
             schedule = copy.copy(self.scheduler)
             schedule.set_timesteps(steps)

@@ -1,0 +1,1 @@
+"""Formats of exported programs, one per file."""
