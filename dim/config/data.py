@@ -44,12 +44,22 @@ class DataConfig(Section):
     """Part of every class of the training data that is held out for choices, in [0, 0.5]. Never trained on."""
     split_seed: int = 0
     """Seed of the split into training, validation and test part."""
+    fraction: float = 1.0
+    """Part of every class of the training data that is trained on, in (0, 1]. The rest is left out of all parts, so that
+    `dim audit` can compare images that were trained on with others."""
+    fraction_seed: int = 0
+    """Which images these are: another seed gives another random part."""
+    canaries: int = 0
+    """Images of the whole training data that get a random wrong label. Those of them that are trained on can only be remembered,
+    which `dim audit` looks for."""
     memory_gib: float = 1.5
     """Decoded images up to this size are held on the device; a larger data set is read batch by batch."""
 
     def __post_init__(self) -> None:
         require(0 <= self.val_fraction <= 0.5, "data.val_fraction", self.val_fraction, "a number in [0, 0.5]")
         require(self.resolution is None or self.resolution >= 4, "data.resolution", self.resolution, "at least 4 pixels")
+        require(0 < self.fraction <= 1, "data.fraction", self.fraction, "a number in (0, 1]")
+        require(self.canaries >= 0, "data.canaries", self.canaries, "0 or more")
         require(self.memory_gib >= 0, "data.memory_gib", self.memory_gib, "0 or more")
 
 

@@ -286,7 +286,46 @@ def divided(config: DataConfig, train: Items, test: Items | None, val: Items | N
         taken = " and ".join(["test"] * (test is None) + ["validation"] * (val is None and config.val_fraction > 0))
         remedy = f"expected at least {count + 1}, as every class has an image in the {taken} part"
         raise InputError(f"class {train.names[label]!r} has {count} images, and none is left to train on: {remedy}")
-    return {"train": (train, rest), "val": parts["val"], "test": parts["test"]}
+    train = _with_canaries(train, rest, config)
+    used = part_of_classes(train.labels[rest], config.fraction, config.fraction_seed)
+    return {"train": (train, rest[used]), "val": parts["val"], "test": parts["test"]}
+
+
+def part_of_classes(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Which images of the whole training part, of int64 (N,) `labels`, are kept by `data.fraction` and `data.fraction_seed`:
+    int64 (M,) indices, sorted."""
+    return torch.arange(len(labels)) if fraction == 1 else stratified(labels, fraction, rng.fold(seed, "data-fraction"))[0]
+
+
+def canary_indices(size: int, config: DataConfig) -> Tensor:
+    """Which of the `size` images of the whole training part get a wrong label: int64 (canaries,) indices. They are the same ones
+    for every `data.fraction_seed`.
+
+    Raises:
+        InputError: if there are fewer images.
+    """
+    if config.canaries > size:
+        raise InputError(f"data.canaries is {config.canaries}: expected at most {size}, the number of training images")
+    return torch.randperm(size, generator=rng.generator(config.split_seed, "data-canaries"))[: config.canaries]
+
+
+def _with_canaries(train: Items, rest: Tensor, config: DataConfig) -> Items:
+    """The items with wrong labels for the canaries among `rest`, the indices of the whole training part."""
+    if config.canaries == 0:
+        return train
+    chosen, classes = rest[canary_indices(len(rest), config)], len(train.names)
+    source = rng.generator(config.split_seed, "data-canary-labels")
+    labels = train.labels.clone()
+    labels[chosen] = (labels[chosen] + torch.randint(1, classes, (len(chosen),), generator=source)) % classes
+    return replace(train, labels=labels)
+
+
+def with_training_part(data: RealData, train: Split) -> RealData:
+    """The same data set with another training part, which is read once to describe it."""
+    found = _look_at(train, f"{data.spec.name}, another training part")
+    made = replace(data, spec=replace(data.spec, mean=found.mean, std=found.std, fingerprint=found.digest), train=train)
+    made._digests.update({part: digest for part, digest in data._digests.items() if part != "train"})
+    return made
 
 
 def _look_at(split: Split, what: str) -> Survey:

@@ -2,7 +2,7 @@
 when they are too large for that, decoded batch by batch. All have the same interface, so nothing above knows which it has.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Protocol
@@ -130,29 +130,41 @@ class HeldSplit(StreamSplit):
                 self._missing = None
 
 
-class PartOfSplit:
-    """Some images of another split.
+class JoinedSplit:
+    """Images of several splits, one after another, or some of them.
 
     Args:
-        split: the other.
-        indices: int64 (N,), which images.
+        splits: on one device.
+        indices: int64 (N,), which of all their images, and in which order. Default: all.
     """
 
-    def __init__(self, split: Split, indices: Tensor) -> None:
-        self._split, self._indices = split, indices
-        self.labels = split.labels[indices]
+    def __init__(self, splits: Sequence[Split], indices: Tensor | None = None) -> None:
+        labels = torch.cat([split.labels for split in splits])
+        self._splits, self._indices = splits, torch.arange(len(labels)) if indices is None else indices
+        self._ends = torch.tensor([len(split) for split in splits]).cumsum(0)
+        self.labels = labels[self._indices]
 
     @property
     def streams(self) -> bool:
         """See `Split.streams`."""
-        return self._split.streams
+        return any(split.streams for split in self._splits)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Split.batch`."""
-        return self._split.batch(self._indices[indices.cpu()])
+        wanted = self._indices[indices.cpu()]
+        owner = torch.searchsorted(self._ends, wanted, right=True)
+        found = [(owner == number).nonzero().squeeze(1) for number in range(len(self._splits))]
+        parts = [
+            split.batch(wanted[places] - (end - len(split)))
+            for split, places, end in zip(self._splits, found, self._ends.tolist(), strict=True)
+            if len(places)
+        ]
+        back = torch.cat(found).argsort().to(parts[0][0].device)
+        images, labels = (torch.cat(each) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True))
+        return (images, labels) if len(parts) == 1 else (images[back], labels[back])
 
 
 def in_chunks(

@@ -15,7 +15,7 @@ import torch
 from dim import rng
 from dim.config import ProtocolConfig, to_dict
 from dim.data.real import RealData, stratified
-from dim.data.splits import PartOfSplit
+from dim.data.splits import JoinedSplit
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import require_whitenable
 from dim.errors import InputError
@@ -166,4 +166,4 @@ def _with_held_out(data: RealData) -> RealData:
     if len(data.val):
         return data
     held, _ = stratified(data.train.labels, _HELD_OUT, rng.fold(0, "reproduce-held-out"))
-    return RealData(data.spec, data.train, PartOfSplit(data.train, held), data.test)
+    return RealData(data.spec, data.train, JoinedSplit([data.train], held), data.test)
