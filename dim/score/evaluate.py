@@ -69,6 +69,7 @@ class Evaluator:
         report: called with every row when it is done.
         selector: chooses coresets. Default: `Selector(data)`, by features and scores with the default settings.
         processes: those that share the seeds; all of them get all rows.
+        trained: called with the name, the seed and the prediction of every student, natural images (B, C, H, W) -> logits.
 
     Raises:
         InputError: for an unknown student or no seeds.
@@ -85,8 +86,10 @@ class Evaluator:
         report: Callable[[Score], None] = lambda score: None,
         selector: Selector | None = None,
         processes: Processes = ALONE,
+        trained: Callable[[str, int, Callable[[Tensor], Tensor]], None] = lambda student, seed, predict: None,
     ) -> None:
         self.data, self.protocol, self.split, self.report, self._processes = data, protocol, split, report, processes
+        self._trained = trained
         self.seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
         if not self.seeds:
             raise InputError("no seeds: expected at least one")
@@ -322,6 +325,8 @@ class Evaluator:
                     continue
                 judge = StudentStep(net, protocol.precision, protocol.compile)
                 found[seed] = accuracy(judge.logits, getattr(self._seen, self.split), self.device), None
+                whiten = self._whitening.whiten if self._whitening else lambda images: images
+                self._trained(student, seed, lambda images, ask=judge.logits, seen=whiten: ask(seen(images)))
             for own in self._processes.gather(found):
                 found |= own
             accuracies, diverged = zip(*(found[seed] for seed in self.seeds), strict=True)
