@@ -11,6 +11,7 @@ from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.sampler import identity
 from dim.score.claims import claims_of
+from dim.score.privacy import AUDIT_NOTE, COLUMNS, AuditResult, audit_cells
 from dim.score.record import Score, label_kind_of
 from dim.score.report import format_accuracy, format_bytes
 from dim.text import for_markdown
@@ -31,8 +32,12 @@ _SOURCES = {
 _DATA_FILES = {"imagefolder": "*/*.png", "parquet": "data.parquet", "webdataset": "data-*.tar"}
 
 
-def model_card(generator: Generator, info: dict[str, Any]) -> str:
-    """A model card that says what the generator is, what it was trained on, and how to use it."""
+def model_card(generator: Generator, info: dict[str, Any], audit: AuditResult | None = None) -> str:
+    """A model card that says what the generator is, what it was trained on, what an audit found, and how to use it.
+
+    Raises:
+        InputError: if the audit is of another generator.
+    """
     spec, about = generator.spec, info["about"]
     around = "of all latents"
     if generator.anchors is not None:
@@ -55,7 +60,7 @@ tags: [dataset-distillation, image-generation]
 {for_markdown(about.get("title", ""))}
 
 {_facts(facts)}
-
+{"" if audit is None else f"{chr(10)}{_audited(generator, audit)}{chr(10)}"}
 ![samples]({SAMPLES})
 {_claimed(generator)}
 ```python
@@ -67,16 +72,17 @@ dim.sample_set(generator, ipc=10, seed=0).save("set-10")
 """
 
 
-def set_card(subject: SyntheticSet, storage: str, scores: Sequence[Score] = ()) -> str:
+def set_card(subject: SyntheticSet, storage: str, scores: Sequence[Score] = (), audit: AuditResult | None = None) -> str:
     """A dataset card that says what a set is, what its source's licence is, how it scored, and how to load it.
 
     Args:
         subject: the set.
         storage: the format that it is stored in.
         scores: rows of `dim evaluate`; those of this set and of controls are shown.
+        audit: what `dim audit` found of it.
 
     Raises:
-        InputError: if scores are given and none is of this set.
+        InputError: if scores are given and none is of this set, or the audit is of another one.
     """
     spec, info = subject.spec, subject.info
     source, licence, licence_id = _SOURCES.get(info.get("data", {}).get("dataset", ""), (spec.name, "unknown", "unknown"))
@@ -102,6 +108,7 @@ def set_card(subject: SyntheticSet, storage: str, scores: Sequence[Score] = ()) 
         _facts(facts),
         *([_scores(subject, scores)] if scores else []),
         *([text] if (text := _claimed(subject).strip()) else []),
+        *([] if audit is None else [_audited(subject, audit)]),
         _pictures(subject) if storage == "imagefolder" else f"![samples]({SAMPLES})",
         '```python\nimport dim\n\nsubject = dim.load_set("hub:OWNER/NAME")  # or this folder; a map-style Dataset\n'
         f'scores = dim.evaluate(subject, students=["convnet"], seeds=5, root="DIR")\n{hub if files else ""}'.rstrip()
@@ -147,6 +154,17 @@ def _rows(named: Sequence[tuple[str, Score]]) -> list[str]:
         cells += [score.labels, format_accuracy(score), len(score.accuracies), f"{score.steps:,}"]
         lines.append(f"| {' | '.join(for_markdown(cell) for cell in cells)} |")
     return lines
+
+
+def _audited(subject: Generator | SyntheticSet, audit: AuditResult) -> str:
+    """What an audit found, as a table."""
+    if audit.digest != identity(subject):
+        raise InputError(f"the audit is of {audit.name!r} with other content: audit this one with 'dim audit'")
+    lines = ["What it reveals of the images that it was made from:", ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(map(for_markdown, cells))} |" for cells in audit_cells(audit.rows)]
+    lines += ["", *(f"- {for_markdown(line)}" for line in audit.findings()), "", for_markdown(AUDIT_NOTE)]
+    return "\n".join(lines)
 
 
 def _pictures(subject: SyntheticSet) -> str:

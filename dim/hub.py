@@ -21,6 +21,7 @@ from dim.outputs import atomic_folder
 from dim.pictures import save_png
 from dim.repository import repository_of, require_answer
 from dim.sampler import sample_grid, set_grid
+from dim.score.privacy import read_audit
 from dim.score.record import Score
 
 
@@ -72,6 +73,7 @@ def save_pretrained(
     overwrite: bool = False,
     format: str | type[Format] | None = None,
     scores: Sequence[Score] = (),
+    audit: Path | str | None = None,
     whitening: Whitening | None = None,
 ) -> Path:
     """Export a loaded generator or a set as a folder with a card and a picture.
@@ -83,23 +85,26 @@ def save_pretrained(
         overwrite: replace what the folder holds.
         format: of a set, see `SyntheticSet.save`. Default: `imagefolder`, or `safetensors` for float32 images.
         scores: of a set: rows that `dim evaluate` measured, for the card.
+        audit: what `dim audit` found of the subject, for the card: its file, or the folder that it was left in.
         whitening: of a set, see `SyntheticSet.save`.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if the folder holds something, the generator was not loaded by `load_generator`, or no score is of the set.
+        InputError: if the folder holds something, the generator was not loaded by `load_generator`, no score is of the set, or
+            the audit is of something else.
     """
+    found = None if audit is None else read_audit(audit)
     if isinstance(subject, Generator):
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             save_again(temporary / FILE_NAME, subject)
             with reading(FILE_NAME):
-                card = model_card(subject, subject.info)
+                card = model_card(subject, subject.info, found)
             _write_card(temporary, card, sample_grid(subject))
         return Path(folder)
     kind = format_of(format or ("imagefolder" if subject.images.dtype == torch.uint8 else "safetensors"))
-    card = set_card(subject, kind.name, scores)
+    card = set_card(subject, kind.name, scores, found)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         subject.save(temporary, format or kind.name, overwrite=True, whitening=whitening)
         _write_card(temporary, card, None if kind.by_folder else set_grid(subject))

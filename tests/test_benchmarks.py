@@ -15,7 +15,7 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching", "own_data"),
+    *("accuracy", "audit", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching", "own_data"),
     *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory", "verify"),
 )
 
@@ -303,7 +303,7 @@ def test_program_explains_itself(load, name, capsys):
     with pytest.raises(SystemExit) as ended:
         tyro.cli(module.Arguments, args=["--help"])
     assert ended.value.code == 0
-    keeps = name in ("generators", "matching", "policies", "published", "verify")
+    keeps = name in ("audit", "generators", "matching", "policies", "published", "verify")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
     assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
@@ -360,3 +360,21 @@ def test_every_row_of_a_result_has_a_commit_or_says_why_not(path):
         else:
             assert set(_NEW) <= made.keys()
             assert made["clean"] or made["commit"] is None or made["changes"]
+
+
+# --- one of them as a whole ----------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_runs_on_digits_and_finds_its_cells_again(load, tmp_path, monkeypatch, capsys):
+    module = load("audit")
+    arguments = module.Arguments(tiny=True, out=str(tmp_path), results=str(tmp_path))
+    module.main(arguments)
+    content = json.loads((tmp_path / "audit-tiny.json").read_text())
+    assert [row["name"] for row in content["rows"]] == list(module.Suite(arguments).cells)
+    found = {row["name"]: row["audit"] for row in content["rows"]}
+    assert {copy["verdict"] for copy in found["real"]["copies"]} == {"leak"}
+    assert {row["references"] for row in found["pixels-real"]["rows"]} == {"", "1 of the same kind, offline"}
+    assert {row["subject"].split(" on ")[-1] for row in found["generator"]["rows"]} == {"the set itself", "the set", "the stream"}
+    monkeypatch.setattr(module.Suite, "audit", lambda *given: pytest.fail("made again"))
+    module.main(arguments)
+    assert json.loads((tmp_path / "audit-tiny.json").read_text()) == content

@@ -33,6 +33,7 @@ FLOORS = (
     ("pools",),
     ("teacher", "objectives"),
     ("score", "emit"),
+    ("audit",),
     ("runs",),
     ("cards",),
     ("hub",),

@@ -25,6 +25,7 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
+from dim.commands.auditing import AuditArguments, audit
 from dim.commands.exchange import ExportArguments, ImportArguments, export, import_
 from dim.commands.helping import completion
 from dim.commands.looking import data
@@ -51,6 +52,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], type]] = {
     "evaluate": (evaluate, EvaluateArguments),
     "compare": (compare, CompareArguments),
     "coverage": (coverage, CoverageArguments),
+    "audit": (audit, AuditArguments),
     "report": (report, ReportArguments),
     "verify": (verify, VerifyArguments),
     "experts": (experts, ExpertsArguments),

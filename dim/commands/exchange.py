@@ -107,7 +107,8 @@ class ExportArguments(Settings):
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """Of a program's few-step generator, whose steps are unrolled."""
     card: bool = False
-    """Also write README.md and a picture of samples, as the Hugging Face Hub shows them."""
+    """Also write README.md and a picture of samples, as the Hugging Face Hub shows them. If the set was audited, it says what was
+    found."""
     scores: str | None = None
     """With --card: a file of `dim evaluate --json`, whose rows of this set and of controls the card shows."""
     data_root: str | None = None
@@ -158,6 +159,7 @@ def export(arguments: Sequence[str]) -> None:
     from dim.data.synthetic import load_set
     from dim.hub import save_pretrained
     from dim.outputs import require_free
+    from dim.score.privacy import FILE
     from dim.score.record import read_scores
 
     require_libraries(parsed.to)
@@ -170,7 +172,8 @@ def export(arguments: Sequence[str]) -> None:
     zca = kind.whitens and subject.info.get("protocol", {}).get("zca")
     made_with = {"whitening": _whitening(subject, parsed) if zca else None, "overwrite": parsed.overwrite}
     if parsed.card:
-        save_pretrained(subject, parsed.out, format=parsed.to, scores=scores, **made_with)
+        audit = parsed.set if (Path(parsed.set) / FILE).is_file() else None
+        save_pretrained(subject, parsed.out, format=parsed.to, scores=scores, audit=audit, **made_with)
     else:
         subject.save(parsed.out, parsed.to, **made_with)
     say(f"{len(subject)} images of {len(subject.labels.unique())} classes in {parsed.out}")

@@ -35,6 +35,10 @@ EXAMPLES = {
     ),
     "compare": ("dim compare sets/* runs/fashion scores.json --ipc 1 10 50 --controls random --picture all.png",),
     "coverage": ("dim coverage runs/fashion", "dim coverage sets/fashion-10 runs/fashion --json coverage.json"),
+    "audit": (
+        "dim audit sets/fashion-10",
+        "dim audit runs/half-0 --references runs/half-1 runs/half-2 runs/half-3 runs/half-4 --track stream fixed",
+    ),
     "report": ("dim report runs/fashion",),
     "verify": (
         "dim verify sets/fashion-10 --data-root DIR",

@@ -32,6 +32,7 @@ from dim.score.page import (
     html_table,
     picture,
 )
+from dim.score.privacy import AUDIT_NOTE, COLUMNS, COPY_COLUMNS, AuditResult, audit_cells, copy_cells, found_audit
 from dim.score.record import ORACLE, Score, arithmetic_note
 from dim.score.recovery import NOTE, recovery, recovery_columns
 from dim.text import for_html, for_rich
@@ -151,6 +152,17 @@ def coverage_to_json(scores: Sequence[CoverageScore]) -> dict[str, Any]:
     return {"kind": "coverage", "scores": [score.to_dict() for score in scores]}
 
 
+def print_audit(result: AuditResult, console: Console | None = None) -> None:
+    """Print the tables of an audit, and what they say."""
+    left, name = ("attack on", "attack", "references", "images"), f"{result.data['name']}: what {result.name} reveals"
+    print_table(f"{name} of {result.data['train_images']:,} images", COLUMNS, audit_cells(result.rows), left, console)
+    if result.controls:
+        print_table("Controls: students on real images", COLUMNS, audit_cells(result.controls), left, console)
+    print_table("Copies", COPY_COLUMNS, copy_cells(result.copies), COPY_COLUMNS[:1], console)
+    for line in (*result.findings(), AUDIT_NOTE):
+        print_note(line, console)
+
+
 def write_report(
     run: Path | str,
     data: RealData,
@@ -178,10 +190,12 @@ def write_report(
     metrics = read_metrics(run)
     step = metrics[-1]["step"] if metrics else None
     kept = _keep(run, step, scores, coverage, nearest)
+    audit = found_audit(run)
     rows_kept = [Score.from_dict(row) for row in kept["scores"]["rows"]] if "scores" in kept else []
     with reading(run / RUN):
         head = _head(run, description, metrics)
-    sections = [("", head + html_list([*score_findings(rows_kept), *_coverage_findings(kept)]))]
+    findings = [*score_findings(rows_kept), *_coverage_findings(kept), *(audit.findings() if audit else ())]
+    sections = [("", head + html_list(findings))]
     if rows_kept:
         sections.append(("Scores", _score_table(rows_kept) + _accuracy(rows_kept) + _stale(kept["scores"]["step"], step)))
     sections += _samples(run, data)
@@ -195,6 +209,7 @@ def write_report(
         sections.append(("Coverage", "\n".join(parts)))
     if losses := [name for name in names if name not in METRICS]:
         sections.append(("Training", html_image(curves(metrics, losses), "loss curves")))
+    sections += [("Privacy", _audit_part(audit) + _stale(audit.settings.get("step"), step))] if audit is not None else []
     sections.append(("Commands", _commands(run, description)))
     for title, content in (("Configuration", description["config"]), ("Versions and hardware", _surroundings(description))):
         sections.append((title, html_details("Show", f"<pre>{for_html(json.dumps(content, indent=2))}</pre>")))
@@ -336,6 +351,14 @@ def _keep(
     if scores or coverage:
         write_document(path, kept)
     return kept
+
+
+def _audit_part(audit: AuditResult) -> str:
+    """The tables of an audit."""
+    tables = [html_table(COLUMNS, audit_cells(audit.rows))]
+    tables += [html_details("Controls: students on real images", html_table(COLUMNS, audit_cells(audit.controls)))]
+    tables += [html_table(COPY_COLUMNS, copy_cells(audit.copies)), f"<p>{for_html(AUDIT_NOTE)}</p>"]
+    return "\n".join(tables)
 
 
 def _stale(measured: int | None, step: int | None) -> str:

@@ -31,6 +31,7 @@ BASE = {
     "evaluate": ["./nowhere"],
     "compare": ["./nowhere"],
     "coverage": ["./nowhere"],
+    "audit": ["./nowhere"],
     "report": ["./nowhere"],
     "verify": ["./nowhere"],
     "recipes": ["digits-dim"],
