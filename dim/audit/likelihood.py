@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """How sure a classifier is of the labels, as the logarithm of the odds, which is nearly normal over models (section VI.A).
+    """How sure a classifier is of the labels, as the logarithm of the odds, which is nearly normal over models.
 
     Args:
         logits: float (N, classes).
@@ -30,8 +30,8 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
 def online(observed: Tensor, references: Tensor, inside: Tensor) -> Tensor:
     """Logarithm of the likelihood ratio of two normal distributions: of references with the image, and of those without it.
 
-    Their means are each image's own. Their two variances are those of all images, which is better with fewer than 64 references
-    (figure 9 there); here they are the mean variance within images, where the published code takes the spread over all.
+    Their means are each image's own. Their two variances are those of all images, which the paper finds better with few
+    references; here they are the mean variance within images, where the published code takes the spread over all.
 
     Args:
         observed: float64 (N,).

@@ -3,7 +3,8 @@
 import dataclasses
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_type_hints
 
 import tyro
@@ -83,16 +84,21 @@ def show_help(cls: type, arguments: Sequence[str], command: str, default: Any) -
     """
     given = {word[2:].partition(".")[0].replace("-", "_") for word in arguments if word.startswith("--") and "." in word}
     folded = {} if ALL in arguments else {k: v for k, v in _sections(cls).items() if k not in {*_SHOWN, *given}}
-    hidden = _changed(cls, {name: Annotated[section, tyro.conf.Suppress] for name, section in folded.items()})
-    values = {} if default is None else {"default": _copied(default, hidden)}
+    types = {name: Annotated[section, tyro.conf.Suppress] for name, section in folded.items()}
+    short = {} if ALL in arguments else {name: _daily(cls, name, default) for name in set(_SHOWN) & _sections(cls).keys() - given}
+    hidden = _changed(cls, types | {name: type(value) for name, value in short.items()}, short)
+    values = {} if default is None else {"default": _copied(default, hidden, short)}
     try:
         tyro.cli(hidden, args=["--help"], prog=f"dim {command}", **values)
     except SystemExit:
-        if folded:
+        more = {f"{name}.*": _summary(section) for name, section in folded.items()}
+        rare = {name: [one.replace("_", "-") for one in value.rare] for name, value in short.items() if value.rare}
+        more |= {f"{name}.{first}": f"and {', '.join(others)}: of rare use" for name, (first, *others) in rare.items()}
+        if more:
             say(f"More options, shown by dim {command} {ALL}:")
-            width = max(map(len, folded)) + 5
-            for name, section in folded.items():
-                say(f"  {'--' + name.replace('_', '-') + '.*':<{width}}  {_summary(section)}")
+            width = max(map(len, more)) + 2
+            for name, text in more.items():
+                say(f"  {'--' + name.replace('_', '-'):<{width}}  {text}")
             say("")
         say("Examples:")
         for line in EXAMPLES[command]:
@@ -113,26 +119,36 @@ def _summary(section: type) -> str:
     return textwrap.shorten(re.split(r"\. |\.$", text)[0], 100, placeholder=" ...")
 
 
-def _changed(cls: type, types: dict[str, Any]) -> type:
-    """The same options, some of another type."""
+def _daily(cls: type, name: str, default: Any) -> Any:
+    """The settings of a section as they are by default, of a class that hides those of rare use."""
+    field = cls.__dataclass_fields__[name]
+    value = field.default_factory() if default is None else getattr(default, name)
+    hints = get_type_hints(type(value), include_extras=True)
+    return _copied(value, _changed(type(value), {one: Annotated[hints[one], tyro.conf.Suppress] for one in value.rare}))
+
+
+def _changed(cls: type, types: dict[str, Any], values: Mapping[str, Any] = MappingProxyType({})) -> type:
+    """The same options, some of another type, and perhaps with another default."""
     if not types:
         return cls
     fields = {field.name: field for field in dataclasses.fields(cls)}
     space: dict[str, Any] = {"__annotations__": types, "__doc__": cls.__doc__, "__module__": cls.__module__}
     for name in types:
         field = fields[name]
-        if field.default is not dataclasses.MISSING:
+        if name in values:
+            space[name] = values[name]
+        elif field.default is not dataclasses.MISSING:
             space[name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             space[name] = dataclasses.field(default_factory=field.default_factory)
     return dataclasses.dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), space))
 
 
-def _copied(value: Any, cls: type) -> Any:
-    """A value of a command's class as one of a changed class."""
+def _copied(value: Any, cls: type, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """A value of a command's class as one of a changed class, with some fields changed."""
     copy = object.__new__(cls)  # what is shown was checked before, or, as a missing value, cannot be
     for field in dataclasses.fields(cls):
-        object.__setattr__(copy, field.name, getattr(value, field.name))
+        object.__setattr__(copy, field.name, changes.get(field.name, getattr(value, field.name)))
     return copy
 
 

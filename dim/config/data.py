@@ -29,6 +29,7 @@ class DataConfig(Section):
     choices: ClassVar = DATASETS
     selector: ClassVar = "dataset"
     prefix: ClassVar = "data."
+    rare: ClassVar = ("fraction", "fraction_seed", "canaries")
 
     dataset: Annotated[str, tyro.conf.arg(aliases=["--dataset"])] = "digits"
     """The data set."""

@@ -89,6 +89,8 @@ class Settings(metaclass=_Checked):
 
     prefix: ClassVar[str] = ""
     """What stands before a field's name in messages, as in `generator.`."""
+    rare: ClassVar[tuple[str, ...]] = ()
+    """Fields that only --help-all shows."""
 
 
 class Section(Settings):
