@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from dim.cards import SAMPLES, model_card, set_card
+from dim.coding.container import is_coded
+from dim.coding.generators import load_coded_generator
 from dim.config import GENERATORS
 from dim.data.format import Format
 from dim.data.stored import format_of
@@ -29,8 +31,8 @@ def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code
     """Load a generator in evaluation mode.
 
     Args:
-        name: a run folder, an exported folder, a generator file, or `hub:owner/name`, a repository of the Hub. A bare
-            `owner/name` is one, too, where nothing here looks like it; a note on standard error then says that the Hub is asked.
+        name: a run folder, an exported folder, a generator file, coded or not, or `hub:owner/name`, a repository of the Hub.
+            A bare `owner/name` is one, too, where nothing here looks like it; a note on standard error then says so.
         device: where to put it.
         code: classes of your own, of which the file may name one. Code that only a file names is never imported.
 
@@ -49,7 +51,7 @@ def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code
         what = "this run has not saved one yet" if (path / "run.json").is_file() else "it is no run and no exported generator"
         raise InputError(f"{path} has no {FILE_NAME}: {what}")
     if path.is_file():
-        return load_generator_file(path, device)
+        return (load_coded_generator if is_coded(path) else load_generator_file)(path, device)
     repository = repository_of(str(name), "a set, or a run made by 'dim train'")
     require_answer(repository, FILE_NAME, "generator")
     return load_generator_file(_download(repository), device)

@@ -51,10 +51,16 @@ def read_json(path: Path | str) -> Any:
     if (size := path.stat().st_size) > _MOST_JSON:
         raise InputError(f"{path} has {size:,} bytes: expected JSON of at most {_MOST_JSON:,}; it is no file of this package")
     with reading(path, "not valid JSON"):
-        return _parse(path.read_bytes())
+        return parse_json(path.read_bytes())
 
 
-def _parse(text: bytes | str) -> Any:
+def parse_json(text: bytes | str) -> Any:
+    """Parse JSON, of which Python's own reader takes more than there is.
+
+    Raises:
+        ValueError: if it is none, or holds a number that is not finite.
+    """
+
     def finite(number: str) -> float:
         if not math.isfinite(float(number)):
             raise ValueError(f"{number[:20]} is no number that JSON can hold")
@@ -152,7 +158,7 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
     if digest(tensors, header[_METADATA_KEY]) != header.get(_DIGEST_KEY):
         raise InputError(f"{path} is damaged: its content does not match its checksum; restore it or make it again")
     with reading(path, "its metadata is not valid JSON"):
-        metadata = _parse(header[_METADATA_KEY])
+        metadata = parse_json(header[_METADATA_KEY])
     if not isinstance(metadata, dict):
         raise InputError(f"{path} is damaged: its metadata is no JSON object; restore it or make it again")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata

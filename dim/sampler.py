@@ -209,7 +209,9 @@ def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, 
 
 
 def stored_bytes(generator: Generator) -> int:
-    """Bytes of a generator's weights and buffers."""
+    """Bytes of a generator's weights and buffers, or of the coded file that holds them."""
+    if generator.file_bytes is not None:
+        return generator.file_bytes
     return sum(tensor.numel() * tensor.element_size() for tensor in generator.state_dict().values())
 
 

@@ -136,15 +136,36 @@ class TeacherArguments(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodingArguments(Settings):
+    """How candidates of --bytes are made and compared."""
+
+    prefix: ClassVar = "coding."
+
+    student: str | None = None
+    """Architecture that each candidate is scored by. Default: the first of the protocol."""
+    budget_ipc: int = 10
+    """Every candidate gets the student steps that the protocol has for so many images per class."""
+    calibration_steps: int = 300
+    """Updates that fit a generator's rounded weights to its own images; 0: they are only rounded."""
+
+    def __post_init__(self) -> None:
+        require(self.budget_ipc >= 1, "coding.budget_ipc", self.budget_ipc, "at least 1")
+        require(self.calibration_steps >= 0, "coding.calibration_steps", self.calibration_steps, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleArguments(Settings):
     """Draw a training set from a generator, of any size. Sets are nested: a smaller one is the beginning of a larger one."""
 
     generator: tyro.conf.Positional[str]
     """A run folder, an exported folder, or hub:owner/name."""
     out: str
-    """The folder to write."""
+    """The folder to write; with --bytes a file that ends in .dimz."""
     ipc: int | None = None
-    """Images per class; also far more than it was trained for."""
+    """Images per class; also far more than it was trained for. With --bytes: at most so many (default: 1000; policies: 50)."""
+    bytes: str | None = None
+    """In place of a size: the most accuracy in one coded file of at most so many bytes, such as 30k (30,000) or 1M. The generator
+    and its images are coded in several ways; one student of each is scored on the validation part."""
     counts: tuple[str, ...] = ()
     """Images for single classes, in place of --ipc: `--counts 3=100 cat=20`, by number or name."""
     classes: tuple[str, ...] = ()
@@ -168,8 +189,12 @@ class SampleArguments(Settings):
     """What policies ask, and what labels the images."""
     hard: bool = False
     """Ask the teacher for the policy only: labels stay hard."""
+    coding: CodingArguments = dataclasses.field(default_factory=CodingArguments)
+    """With --bytes."""
+    json: str | None = None
+    """With --bytes: also write the candidates, with their bytes and accuracies, to this file."""
     data_root: str | None = None
-    """Where the real data lies; the policies `matched` and `refined`, and experts of whitened images, need it. Default:
+    """Where the real data lies; the policies `matched` and `refined`, experts of whitened images, and --bytes need it. Default:
     DIM_DATA_ROOT, or where the run had it."""
     code: tuple[str, ...] = ()
     """Your own code that a run, generator or set was made with, as package.module:Name. Code that only a file names is never

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dim.commands.arguments import SamplerArguments
+from dim.commands.arguments import CodingArguments, SamplerArguments
 from dim.commands.parsing import parse, subjects_first, values_of
 from dim.commands.subjects import device_of, usual_root
 from dim.config import FORMATS, PROGRAMS, DataConfig, ProtocolConfig, Settings, from_dict
@@ -103,7 +103,14 @@ class ExportArguments(Settings):
     to: Annotated[str, _TO] = "imagefolder"
     """How it is stored."""
     out: str | None = None
-    """The folder to write; for a program, the file."""
+    """The folder to write; for a program, the file; with --bytes a file that ends in .dimz."""
+    bytes: str | None = None
+    """In place of a format: the most accuracy in one coded file of at most so many bytes, such as 30k (30,000) or 1M. How many
+    images of each class are stored, and how, is chosen by one student of each candidate on the validation part."""
+    coding: CodingArguments = dataclasses.field(default_factory=CodingArguments)
+    """With --bytes."""
+    json: str | None = None
+    """With --bytes: also write the candidates, with their bytes and accuracies, to this file."""
     sampler: SamplerArguments = dataclasses.field(default_factory=SamplerArguments)
     """Of a program's few-step generator, whose steps are unrolled."""
     card: bool = False
@@ -112,8 +119,8 @@ class ExportArguments(Settings):
     scores: str | None = None
     """With --card: a file of `dim evaluate --json`, whose rows of this set and of controls the card shows."""
     data_root: str | None = None
-    """Where the real data lies; `ddranking` needs it for sets whose students see whitened images. Default: DIM_DATA_ROOT, or
-    where it was found before."""
+    """Where the real data lies; `ddranking` needs it for sets whose students see whitened images, and --bytes. Default:
+    DIM_DATA_ROOT, or where it was found before."""
     device: str | None = None
     """cpu, cuda, mps. Default: a GPU if there is one. Programs are made on the CPU, for any device."""
     code: tuple[str, ...] = ()
@@ -132,6 +139,12 @@ class ExportArguments(Settings):
         expected = "a format of images; 'dim sample --format latents' draws such a set"
         require(not FORMATS.load(self.to).latents, "to", self.to, expected)
         require(self.card or self.scores is None, "scores", self.scores, "--card beside it, which shows them")
+        if self.bytes is None:
+            require_default(self.coding, "without --bytes")
+            require(self.json is None, "json", self.json, "--bytes beside it, whose candidates are written")
+        else:
+            usual, given = CodingArguments().calibration_steps, self.coding.calibration_steps
+            require(given == usual, "coding.calibration_steps", given, f"{usual}, its default, as a set has no weights")
 
     @property
     def program(self) -> bool:
@@ -140,7 +153,8 @@ class ExportArguments(Settings):
 
     def _require_for_program(self) -> None:
         """Refuse what only sets have a use for."""
-        for name in ("card", "scores", "data_root", "device"):
+        require_default(self.coding, f"as {self.to!r} is a program, which --bytes has no use for")
+        for name in ("bytes", "json", "card", "scores", "data_root", "device"):
             expected = f"its default with --to {self.to}, which is one file, made on the CPU without the data"
             require(getattr(self, name) in (None, False), name, getattr(self, name), expected)
 
@@ -154,6 +168,11 @@ def export(arguments: Sequence[str]) -> None:
         return
     if parsed.out is None:
         raise InputError("no place for the set: name a folder with --out")
+    if parsed.bytes is not None:
+        from dim.commands.fitting import export_bytes
+
+        export_bytes(parsed)
+        return
 
     from dim.data.stored import require_classes, require_libraries
     from dim.data.synthetic import load_set
@@ -172,7 +191,7 @@ def export(arguments: Sequence[str]) -> None:
     zca = kind.whitens and subject.info.get("protocol", {}).get("zca")
     made_with = {"whitening": _whitening(subject, parsed) if zca else None, "overwrite": parsed.overwrite}
     if parsed.card:
-        audit = parsed.set if (Path(parsed.set) / FILE).is_file() else None
+        audit = parsed.subject if (Path(parsed.subject) / FILE).is_file() else None
         save_pretrained(subject, parsed.out, format=parsed.to, scores=scores, audit=audit, **made_with)
     else:
         subject.save(parsed.out, parsed.to, **made_with)

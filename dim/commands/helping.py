@@ -28,6 +28,7 @@ EXAMPLES = {
         "dim sample runs/fashion --ipc 10 --out sets/fashion-10",
         "dim sample runs/fashion --counts Sneaker=500 Bag=20 --out sets/some --format parquet",
         "dim sample runs/fashion --ipc 10 --out sets/best-10 --policy.steps matched refined --teacher.folder experts/fashion",
+        "dim sample runs/fashion --bytes 30k --out sets/fashion.dimz",
     ),
     "evaluate": (
         "dim evaluate sets/fashion-10 --students convnet resnet18 --seeds 5 --controls random",
@@ -62,6 +63,7 @@ EXAMPLES = {
         "dim export sets/mtt-10 --to ddranking --out ranking/mtt-10",
         "dim export runs/fashion --to onnx --out fashion.onnx",
         "dim export sets/fashion-10 --to imagefolder --card --scores scores.json --out share/fashion-10",
+        "dim export sets/fashion-10 --bytes 8k --out share/fashion.dimz",
     ),
     "recipes": ("dim recipes", "dim recipes fashion-gan-small", "dim recipes --json recipes.json"),
     "completion": (

@@ -96,13 +96,19 @@ def sample(arguments: Sequence[str]) -> None:
     """`dim sample`."""
     asked = parse(SampleArguments, arguments, "sample")
     parsed = with_own_experts(asked, arguments)
-    if parsed.ipc is None and not parsed.counts:
-        raise InputError("no size: give --ipc N (images per class), or --counts CLASS=N ...")
+    if parsed.ipc is None and not parsed.counts and parsed.bytes is None:
+        raise InputError("no size: give --ipc N (images per class), --counts CLASS=N ..., or --bytes N")
     if parsed.format == GENERATOR and (not parsed.policy.steps or parsed.counts or parsed.classes):
         expected = "expected --policy.steps, and --ipc without --counts or --classes"
         raise InputError(f"format is 'generator', which keeps the images that a policy takes of every class: {expected}")
 
     _require_used(parsed)
+    if parsed.bytes is not None:
+        from dim.commands.fitting import sample_bytes
+
+        sample_bytes(parsed, rank=_policy, needs_note=parsed is not asked)
+        _state_of(parsed.out).unlink(missing_ok=True)
+        return
 
     from dim.data.stored import require_classes, require_libraries
     from dim.hub import load_generator, save_pretrained
@@ -158,9 +164,12 @@ def _require_used(parsed: SampleArguments) -> None:
     """Refuse options that would change nothing."""
     if not any(POLICIES.load(name).moves for name in parsed.policy.steps):
         require_default(parsed.refine, "as no policy refines: add --policy.steps refined")
-    if parsed.format != GENERATOR:
+    if parsed.format != GENERATOR and (parsed.bytes is None or not parsed.policy.steps):
         usual = SampleArguments.__dataclass_fields__["spread"].default
         require(parsed.spread == usual, "spread", parsed.spread, f"{usual}, its default, without --format generator")
+    if parsed.bytes is None:
+        require_default(parsed.coding, "without --bytes")
+        require(parsed.json is None, "json", parsed.json, "--bytes beside it, whose candidates are written")
     if parsed.teacher.folder is None:
         require_default(parsed.teacher, "without --teacher.folder")
         require(not parsed.hard, "hard", parsed.hard, "a teacher beside it (--teacher.folder), whose labels it leaves out")

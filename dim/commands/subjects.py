@@ -12,13 +12,14 @@ from dim.errors import InputError
 
 def load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:
     """Sets and generators by name."""
+    from dim.coding.container import is_coded, read
     from dim.data.stored import DESCRIPTION
     from dim.data.synthetic import load_set
     from dim.hub import load_generator
 
     subjects: dict[str, Any] = {}
     for name in names:
-        if (Path(name) / DESCRIPTION).is_file():
+        if (Path(name) / DESCRIPTION).is_file() or (is_coded(name) and read(name)[0]["kind"] == "set"):
             subjects[name] = load_set(name, device)
         else:
             subjects[name] = load_generator(name, device).configure(**sampler.given())

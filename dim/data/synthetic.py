@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dim.coding.container import is_coded
+from dim.coding.sets import read_coded_set
 from dim.data.format import Format
 from dim.data.stored import DESCRIPTION, format_of, read_folder, write_folder
 from dim.data.whiten import Whitening
@@ -36,10 +38,15 @@ class SyntheticSet(Dataset):
         latents: float32 (N, Z) or (N, Z + E), see `Generator`, from which the generator in `info` makes the images, or None. Then
             it counts as stored in that form.
 
+    Attributes:
+        file_bytes: of the coded file that it was read from; None: it was not.
+
     Raises:
         InputError: if shapes disagree, a label is out of range, images or latents hold a value that is not finite, float images
             look like 0 to 255, or soft labels are no probabilities.
     """
+
+    file_bytes: int | None = None
 
     def __init__(
         self,
@@ -92,11 +99,14 @@ class SyntheticSet(Dataset):
         return int(counts[0]) if bool((counts == counts[0]).all()) else None
 
     def bytes_stored(self) -> dict[str, int]:
-        """Uncompressed bytes of images and labels, or of latents, their generator, and labels.
+        """Uncompressed bytes of images and labels, or of latents, their generator, and labels; of a set from a coded file, those
+        of the whole file.
 
         Hard labels count `DataSpec.label_bytes` each; soft labels four bytes per probability, and those of which only the k
         largest are kept (`info["top_k"]`) the class of each beside it.
         """
+        if self.file_bytes is not None:
+            return {"file": self.file_bytes}
         label = self.spec.label_bytes if self.soft is None else self.spec.soft_label_bytes(self.info.get("top_k") or 0)
         labels = {"labels": len(self) * label}
         if self.latents is not None:
@@ -167,16 +177,22 @@ def _require_generator(generator: Generator, info: Mapping[str, Any], which: str
 
 
 def load_set(path: Path | str, device: torch.device | str = "cpu") -> SyntheticSet:
-    """Read a folder written by `SyntheticSet.save`, in any of its formats, or a set on the Hugging Face Hub.
+    """Read a folder written by `SyntheticSet.save`, in any of its formats, a coded file, or a set on the Hugging Face Hub.
 
     Args:
-        path: the folder, or `hub:owner/name`, a dataset of the Hub.
+        path: the folder, a file made with `--bytes`, or `hub:owner/name`, a dataset of the Hub.
         device: where images are drawn if the set is stored as latents. They are bit by bit those that were drawn if it is the
             same kind of machine.
 
     Raises:
         InputError: if the folder is missing, is no set, or is damaged, or the Hub does not give it.
     """
+    if is_coded(path):
+        content, spec, info = read_coded_set(path)
+        with reading(path):
+            coded = _made_of(path, content, spec, info, device)
+        coded.file_bytes = Path(path).stat().st_size
+        return coded
     path = downloaded(str(path)) if str(path).startswith(HUB) else path
     content, spec, info = read_folder(path)
     with reading(path):

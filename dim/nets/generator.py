@@ -43,8 +43,10 @@ class Generator(nn.Module):
         settings: sections of a `TrainConfig`, or single settings, that only such training uses.
         anchors: float32 (classes, n, Z) or (classes, n, Z + E), or None: see `anchor`.
         spread: float32 (), beside them.
+        file_bytes: of the coded file that it was read from; None: there is none.
     """
 
+    file_bytes: int | None = None
     sampler_options: tuple[str, ...] = ()
     learns_by: Literal["adversary", "flow", "denoising"] = "adversary"
     settings: tuple[str, ...] = ("adversarial", "discriminator")
@@ -124,6 +126,7 @@ class Generator(nn.Module):
         require_spread(spread)
         self.anchors = anchors.detach().to(self.device, torch.float32, copy=True)
         self.spread = torch.tensor(spread, dtype=torch.float32, device=self.device)
+        self.file_bytes = None
         return self
 
     def require_width(self, width: int) -> None:

@@ -103,7 +103,9 @@ def load_generator_file(path: Path | str, device: torch.device | str = "cpu") ->
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{path} holds weights that are not finite ({name}): train it again with a lower learning rate")
     with reading(path):
-        return _built(path, tensors, metadata).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        return (
+            from_description(path, tensors, metadata).to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        )
 
 
 def _require_plausible(config: GeneratorConfig, tensors: dict[str, Tensor]) -> None:
@@ -114,8 +116,18 @@ def _require_plausible(config: GeneratorConfig, tensors: dict[str, Tensor]) -> N
             raise ValueError(f"generator.{name} is {getattr(config, name)} and its weights are of at most {most}")
 
 
-def _built(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Generator:
-    """The generator that a file describes, with its weights."""
+def from_description(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Generator:
+    """The generator that a file describes, with its weights.
+
+    Args:
+        path: of the file, for messages.
+        tensors: its state.
+        metadata: what `save_generator_file` writes beside it.
+
+    Raises:
+        InputError: if they do not fit one another, or are of a later format.
+        ValueError, LookupError, TypeError: for metadata that have other fields; see `dim.io.reading`.
+    """
     if metadata["format"] > _FORMAT:
         raise InputError(f"{path} has format {metadata['format']}: this version reads up to {_FORMAT}; upgrade dim-distill")
     if any(not isinstance(metadata.get(key), dict) for key in ("data", "protocol", "about", "versions")):
