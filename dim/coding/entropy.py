@@ -42,7 +42,7 @@ def decode(content: bytes, count: int, base: int) -> np.ndarray:
         found = decoder.decompress(content[_FRAME.size :], max_length=size + 1)
     except lzma.LZMAError as error:
         raise ValueError(f"a stream cannot be decoded: {error}") from None
-    if len(found) != size or decoder.unused_data:
+    if len(found) != size or not decoder.eof or decoder.unused_data:
         raise ValueError(f"{len(found)} bytes came of a stream of {size}")
     packed = np.frombuffer(found, np.uint8)
     if digits == 1:

@@ -181,7 +181,7 @@ def calibrated(
     *,
     steps: int = 300,
     batch_size: int = 32,
-    lr: float = 2e-3,
+    lr: float = 0.01,
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[float, float]]:
     """Move a generator's weights so that, rounded, they make its own images.
@@ -193,7 +193,7 @@ def calibrated(
     Args:
         generator: left as it is; on any device.
         bits: see `code`.
-        steps, batch_size, lr: of Adam, whose learning rate falls to 0.
+        steps, batch_size, lr: of Adam, whose learning rate falls to 0; `lr` is in steps of a tensor's rounding.
         progress: called after every step.
 
     Returns:
@@ -208,7 +208,8 @@ def calibrated(
     scale_of = {name: scales(state[name].float().reshape(size), own[name]) for name, size in rows.items()}
     moving = {name: state[name].clone().requires_grad_() for name in rows if name != ANCHORS}
     fixed = {name: value for name, value in state.items() if name not in moving}
-    optimizer = torch.optim.Adam(moving.values(), lr=lr)
+    sizes = [float(scale_of[name].float().mean()) for name in moving]
+    optimizer = torch.optim.Adam([{"params": [value], "lr": 0.0} for value in moving.values()])
 
     def through(name: str, value: Tensor) -> Tensor:
         flat = value.float().reshape(rows[name])
@@ -236,7 +237,8 @@ def calibrated(
     with torch.no_grad():
         before = float(error({name: state[name] for name in moving}, *judged))
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        for group, scale in zip(optimizer.param_groups, sizes, strict=True):
+            group["lr"] = lr * scale * (1 - step / steps)
         optimizer.zero_grad()
         error(moving, *draw((8 + step) * batch_size, batch_size)).backward()
         optimizer.step()
