@@ -129,7 +129,7 @@ def _damage(kind: Artefact, count: int, seed: int) -> Tally:
         for number in range(count):
             own = kind.forge is not None and number % 3 == 0
             (place / kind.file).write_bytes(content)
-            how = forged(kind, place / kind.file, draw) if own else mutated(place / kind.file, content, draw)
+            how = forged(kind, place, draw) if own else mutated(place / kind.file, content, draw)
             free = own or not kind.checked
             accept = None if free else lambda found: kind.same(found, good)
             judged(tally, f"{kind.name}, {how}", partial(kind.read, place), accept, usual)

@@ -15,6 +15,10 @@ import torch
 from PIL import Image
 
 import dim
+from dim.coding import container
+from dim.coding.generators import code_generator
+from dim.coding.pictures import Codec
+from dim.coding.sets import code_set
 from dim.commands.cli import COMMANDS
 from dim.commands.cli import main as dim_main
 from dim.config import (
@@ -96,6 +100,7 @@ def make_all(folder: Path) -> None:
     _do("distill", "--recipe", folder / "tiny-experts.toml", "--experts", folder / "experts", "--out", folder / "distilled")
     for name in FORMATS:
         _do("sample", run, "--ipc", 2, "--format", name, "--out", folder / f"set-{name}")
+    _coded(folder / "coded", run)
     _do("evaluate", folder / "set-npz", run, "--ipc", 1, *small, "--json", folder / "scores.json")
     _photos(folder / "photos")
 
@@ -103,6 +108,14 @@ def make_all(folder: Path) -> None:
 def _do(*arguments: Any) -> None:
     if dim_main([str(argument) for argument in arguments]):
         raise SystemExit(f"faults: dim {arguments[0]} failed")
+
+
+def _coded(folder: Path, run: Path) -> None:
+    generator = dim.load_generator(run)
+    drawn = dim.with_soft_labels(dim.sample_set(generator, ipc=2), dim.load_teacher(run, generator.spec))
+    for name, codec in (("webp", Codec("webp", 50)), ("values", Codec("values", 4, half=True))):
+        container.write(folder / f"{name}.dimz", code_set(drawn.content(), drawn.spec, drawn.info, codec))
+    container.write(folder / "generator.dimz", code_generator(generator, 4))
 
 
 def _photos(folder: Path) -> None:
@@ -129,13 +142,26 @@ class Artefact:
     checked: bool = True
     """Whether it has a checksum, so that damage is refused or changes nothing."""
     forge: str | None = None
-    """How damage under a checksum that fits is made: `document`, `tensors` or not at all."""
+    """How damage under a checksum that fits is made: `document`, `tensors`, `coded` or not at all."""
     same: Callable[[Any, Any], bool] = lambda found, good: found == good
 
     def copied(self, place: Path) -> Path:
         """A copy of the folder."""
         shutil.copytree(self.source, place)
         return place
+
+    def opened(self, place: Path) -> tuple[dict[str, Any], dict[str, Any], Callable[[], None]]:
+        """What the file of a copy says, its tensors or streams by name, and a function that writes both after they were changed,
+        under a checksum that fits."""
+        path = place / self.file
+        if self.forge == "document":
+            said, held = read_document(path), {}
+            return said, held, lambda: write_document(path, said)
+        if self.forge == "coded":
+            said, held = container.read(path)
+            return said, held, lambda: container.write(path, container.pack(said, held))
+        held, said = load_tensors(path)
+        return said, held, lambda: save_tensors(path, held, said)
 
 
 def artefacts(folder: Path) -> list[Artefact]:
@@ -165,6 +191,11 @@ def artefacts(folder: Path) -> list[Artefact]:
         ),
         Artefact("features", _features(folder, data), "kept", lambda at: _kept_features(at, data), forge="tensors"),
         Artefact("refinement", _refinement(folder), "kept", _kept_refinement, forge="tensors"),
+        Artefact(
+            "coded generator", folder / "coded", "generator.dimz", lambda at: _generator(at / "generator.dimz"), forge="coded"
+        ),
+        Artefact("coded set", folder / "coded", "values.dimz", lambda at: _set(at / "values.dimz"), forge="coded"),
+        Artefact("coded picture", folder / "coded", "webp.dimz", lambda at: _set(at / "webp.dimz"), forge="coded"),
     ]
     for name in FORMATS:
         at = folder / f"set-{name}"
@@ -322,33 +353,40 @@ _NASTY = (
 )
 
 
-def forged(kind: Artefact, path: Path, draw: random.Random) -> str:
+def forged(kind: Artefact, place: Path, draw: random.Random) -> str:
     """Write other content under a checksum that fits, and say how."""
-    if kind.forge == "document":
-        values = read_document(path)
-        how = _forge(values, draw)
-        write_document(path, values)
-        return f"forged: {how}"
-    tensors, metadata = load_tensors(path)
-    if draw.random() < 0.5:
-        how = _forge(metadata, draw)
+    said, held, write = kind.opened(place)
+    if not held or draw.random() < 0.5:
+        how = _forge(said, draw)
     else:
-        name = draw.choice(sorted(tensors))
-        how, tensors[name] = draw.choice(
-            [
-                ("another shape", tensors[name].flatten()[:1]),
-                ("no value", tensors[name].flatten()[:0]),
-                ("whole numbers", torch.zeros(tensors[name].shape, dtype=torch.int64)),
-                ("not numbers", torch.full(tensors[name].shape, float("nan"))),
-                ("bigger", torch.zeros(2, *tensors[name].shape)),
-                ("left out", torch.zeros(())),
-            ]
-        )
-        how = f"{name}, {how}"
-        if how.endswith("left out"):
-            del tensors[name]
-    save_tensors(path, tensors, metadata)
+        name = draw.choice(sorted(held))
+        ways = _other_bytes(held[name], draw) if kind.forge == "coded" else _other_tensors(held[name])
+        way, held[name] = draw.choice([*ways, ("left out", None)])
+        how = f"{name}, {way}"
+        if held[name] is None:
+            del held[name]
+    write()
     return f"forged: {how}"
+
+
+def _other_tensors(tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    return [
+        ("another shape", tensor.flatten()[:1]),
+        ("no value", tensor.flatten()[:0]),
+        ("whole numbers", torch.zeros(tensor.shape, dtype=torch.int64)),
+        ("not numbers", torch.full(tensor.shape, float("nan"))),
+        ("bigger", torch.zeros(2, *tensor.shape)),
+    ]
+
+
+def _other_bytes(content: bytes, draw: random.Random) -> list[tuple[str, bytes]]:
+    place, noise = draw.randrange(len(content)), bytes(draw.randrange(256) for _ in range(20))
+    return [
+        ("other bytes", content[:place] + noise + content[place + 20 :]),
+        ("cut short", content[:place]),
+        ("twice", content + content),
+        ("noise", noise),
+    ]
 
 
 def _forge(values: dict[str, Any], draw: random.Random) -> str:

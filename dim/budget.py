@@ -160,7 +160,7 @@ def generator_candidates(generator: Generator, size: int, *, name: str = "genera
         generator: from `dim.load_generator`.
         size: bytes of the file.
         name: in words.
-        steps: of calibration, see `dim.coding.weights.calibrated`.
+        steps: of calibration, see `dim.coding.calibration.calibrated`.
     """
     for bits in weights.BITS:
         content = code_generator(generator, bits)

@@ -8,8 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from dim.io import load_tensors, read_document, save_tensors, write_document
-
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -51,15 +49,14 @@ def test_no_field_of_another_type_ends_in_a_traceback(faults, made, tmp_path):
         if kind.forge is None:
             continue
         place, tally = kind.copied(tmp_path / "it"), faults.Tally()
-        path = place / kind.file
-        tensors, content = ({}, read_document(path)) if kind.forge == "document" else load_tensors(path)
-        for name in content:
+        content, _, write = kind.opened(place)
+        for name in list(content):
+            good = content[name]
             for value in others:
-                if kind.forge == "document":
-                    write_document(path, {**content, name: value})
-                else:
-                    save_tensors(path, tensors, {**content, name: value})
+                content[name] = value
+                write()
                 faults.judged(tally, f"{kind.name}, {name}: {value!r}", partial(kind.read, place), None, 5.0)
+            content[name] = good
         assert tally.faults == []
         refused.append(tally.ends["refused"])
         shutil.rmtree(place)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dim.coding import container, weights
+from dim.coding.calibration import calibrated
 from dim.config import GENERATORS, GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.io import reading
@@ -31,7 +32,7 @@ def code_generator(
     Args:
         generator: from `dim.load_generator`.
         bits: of matrices and kernels, 2 to 8.
-        state, scales: weights that `dim.coding.weights.calibrated` made of the generator's. Default: these, rounded.
+        state, scales: weights that `dim.coding.calibration.calibrated` made of the generator's. Default: these, rounded.
 
     Raises:
         InputError: if the generator does not say how it was made, or has a weight that is too large.
@@ -100,6 +101,6 @@ def _shapes(header: dict[str, Any]) -> dict[str, weights.Shape]:
 
 
 def with_calibration(generator: Generator, bits: int, **settings: Any) -> tuple[bytes, tuple[float, float]]:
-    """The content of a coded file with calibrated weights, and what `dim.coding.weights.calibrated` says of their error."""
-    state, scales, errors = weights.calibrated(generator, bits, **settings)
+    """The content of a coded file with calibrated weights, and what `dim.coding.calibration.calibrated` says of their error."""
+    state, scales, errors = calibrated(generator, bits, **settings)
     return code_generator(generator, bits, state, scales), errors

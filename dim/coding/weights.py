@@ -2,22 +2,19 @@
 
 Matrices and kernels have the bits that are asked for, vectors (biases) eight, with one scale; buffers stay as they are, but for
 anchors, which have at least six. A scale is the one of several under which the rounding error of its channel is smallest, in
-half precision. `calibrated` moves weights before they are rounded until the network's own images change least.
+half precision.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from dim import rng
 from dim.coding import entropy
 from dim.errors import InputError
-from dim.nets.generator import Generator
 
 BITS = (8, 6, 4, 3, 2)
 """Of matrices and kernels, that are tried, best first."""
@@ -25,7 +22,6 @@ ANCHORS = "anchors"
 _VECTOR_BITS, _ANCHOR_BITS = 8, 6
 _CLIPPED = torch.linspace(1.0, 0.3, 29)  # scales that are tried, as parts of the one that clips nothing
 _HALF = 65504.0
-_CALIBRATION_SEED = 0x5CA1E
 
 
 @dataclass(frozen=True)
@@ -57,8 +53,8 @@ def bits_of(name: str, shape: Shape, bits: int) -> int:
     return bits if len(shape.size) > 1 else _VECTOR_BITS
 
 
-def _rows(name: str, shape: Shape) -> int:
-    """Scales of a tensor."""
+def rows_of(name: str, shape: Shape) -> int:
+    """How many scales a tensor has."""
     if name == ANCHORS:
         return math.prod(shape.size[:-1])
     return shape.size[0] if len(shape.size) > 1 else 1
@@ -110,7 +106,7 @@ def code(
         if not own:
             exact.append(value.reshape(-1).view(torch.uint8).numpy())
             continue
-        rows = value.float().reshape(_rows(name, shapes[name]), -1)
+        rows = value.float().reshape(rows_of(name, shapes[name]), -1)
         scale = scales(rows, own) if name not in (scale_of or {}) else scale_of[name]
         shifted = rounded(rows, scale, own) + (2 ** (own - 1) - 1)
         found.setdefault(own, []).append(shifted.to(torch.uint8).reshape(-1).numpy())
@@ -134,7 +130,7 @@ def decode(parts: Mapping[str, bytes], shapes: Mapping[str, Shape], bits: int) -
         if own and members:
             count = sum(shapes[name].count for name in members)
             streams[own] = entropy.decode(parts[f"{own} bits"], count, 2**own - 1).astype(np.int16) - (2 ** (own - 1) - 1)
-    half_bytes = 2 * sum(_rows(name, shapes[name]) for own in range(1, 9) for name in names[own])
+    half_bytes = 2 * sum(rows_of(name, shapes[name]) for own in range(1, 9) for name in names[own])
     exact_bytes = sum(shapes[name].count * shapes[name].dtype.itemsize for name in names[0])
     halves = (
         torch.from_numpy(_together(entropy.decode(parts["scales"], half_bytes, 256), 2)).view(torch.float16)
@@ -153,7 +149,7 @@ def decode(parts: Mapping[str, bytes], shapes: Mapping[str, Shape], bits: int) -
             byte += size
             continue
         integers = torch.from_numpy(streams[own][places[own] : places[own] + shape.count])
-        rows = _rows(name, shape)
+        rows = rows_of(name, shape)
         values = integers.float().reshape(rows, -1) * halves[row : row + rows].float()[:, None]
         state[name] = values.reshape(shape.size).to(shape.dtype)
         places[own], row = places[own] + shape.count, row + rows
@@ -170,82 +166,3 @@ def _together(planes: np.ndarray, width: int) -> np.ndarray:
     """Inverse of `_planes`."""
     even = len(planes) // width * width
     return np.concatenate((planes[:even].reshape(width, -1).T.reshape(-1), planes[even:]))
-
-
-# --- calibration ------------------------------------------------------------------------------------------------------------
-
-
-def calibrated(
-    generator: Generator,
-    bits: int,
-    *,
-    steps: int = 300,
-    batch_size: int = 32,
-    lr: float = 0.01,
-    progress: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[float, float]]:
-    """Move a generator's weights so that, rounded, they make its own images.
-
-    The gradient passes rounding unchanged (Bengio et al. 2013, arXiv 1308.3432), the loss is the mean square difference to the
-    images of the generator on random latents, and scales stay. It is judged on other latents; where rounding alone changes their
-    images less, the weights stay as they were.
-
-    Args:
-        generator: left as it is; on any device.
-        bits: see `code`.
-        steps, batch_size, lr: of Adam, whose learning rate falls to 0; `lr` is in steps of a tensor's rounding.
-        progress: called after every step.
-
-    Returns:
-        The state on the CPU, the scales of its rounded tensors for `code`, and the root mean square change of an image's values,
-        in [-1, 1], by rounding alone and after calibration.
-    """
-    net, device = generator, generator.device
-    state = {name: value.detach() for name, value in net.state_dict().items()}
-    shapes = shapes_of(state, [name for name, _ in net.named_parameters()])
-    own = {name: bits_of(name, shape, bits) for name, shape in shapes.items()}
-    rows = {name: (_rows(name, shapes[name]), -1) for name in own if own[name]}
-    scale_of = {name: scales(state[name].float().reshape(size), own[name]) for name, size in rows.items()}
-    moving = {name: state[name].clone().requires_grad_() for name in rows if name != ANCHORS}
-    fixed = {name: value for name, value in state.items() if name not in moving}
-    sizes = [float(scale_of[name].float().mean()) for name in moving]
-    optimizer = torch.optim.Adam([{"params": [value], "lr": 0.0} for value in moving.values()])
-
-    def through(name: str, value: Tensor) -> Tensor:
-        flat = value.float().reshape(rows[name])
-        near = (rounded(flat.detach(), scale_of[name], own[name]).float() * scale_of[name].float()).reshape(value.shape)
-        return value + (near.to(value.dtype) - value).detach()
-
-    def error(weights: Mapping[str, Tensor], latents: Tensor, labels: Tensor) -> Tensor:
-        made = functional_call(
-            net, {**fixed, **{name: through(name, value) for name, value in weights.items()}}, (latents, labels)
-        )
-        with torch.no_grad():
-            wanted = net(latents, labels)
-        return (made - wanted).float().square().mean()
-
-    def draw(first: int, count: int) -> tuple[Tensor, Tensor]:
-        places = first + torch.arange(count)
-        labels = places % net.spec.num_classes
-        seed = rng.fold(_CALIBRATION_SEED, "calibration")
-        latents = net.latents(labels, places // net.spec.num_classes, seed=seed).to(device)
-        return latents.to(next(net.parameters()).dtype), labels.to(device)
-
-    judged = draw(0, 8 * batch_size)
-    was_training = net.training
-    net.eval()
-    with torch.no_grad():
-        before = float(error({name: state[name] for name in moving}, *judged))
-    for step in range(steps):
-        for group, scale in zip(optimizer.param_groups, sizes, strict=True):
-            group["lr"] = lr * scale * (1 - step / steps)
-        optimizer.zero_grad()
-        error(moving, *draw((8 + step) * batch_size, batch_size)).backward()
-        optimizer.step()
-        progress()
-    with torch.no_grad():
-        after = float(error(moving, *judged))
-    net.train(was_training)
-    chosen = moving if after < before else {}
-    result = {name: chosen.get(name, value).detach().cpu() for name, value in state.items()}
-    return result, {name: value.cpu() for name, value in scale_of.items()}, (math.sqrt(before), math.sqrt(min(after, before)))

@@ -108,8 +108,12 @@ def sample(arguments: Sequence[str]) -> None:
 
         sample_bytes(parsed, rank=_policy, needs_note=parsed is not asked)
         _state_of(parsed.out).unlink(missing_ok=True)
-        return
+    else:
+        _sample_folder(parsed, needs_note=parsed is not asked)
 
+
+def _sample_folder(parsed: SampleArguments, *, needs_note: bool) -> None:
+    """`dim sample` of a set, or of a generator; with a note where the command chose the policy."""
     from dim.data.stored import require_classes, require_libraries
     from dim.hub import load_generator, save_pretrained
     from dim.nets.generator import require_spread
@@ -138,7 +142,7 @@ def sample(arguments: Sequence[str]) -> None:
     data = processes.in_turn(lambda: _real_data_for(parsed, generator))
     teacher = parsed.teacher.load(data, generator.device)
     ranking = None
-    if parsed is not asked and processes.main:
+    if needs_note and processes.main:
         say_note(f"dim: images are refined with {parsed.teacher.folder}; for plain ones: --policy.steps without a value")
     if parsed.policy.steps:
         ipc = parsed.ipc or max(size["counts"].values())

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dim.coding import weights
+from dim.coding.calibration import calibrated
 from dim.coding.weights import Shape
 from dim.errors import InputError
 
@@ -84,7 +85,7 @@ def test_streams_of_another_state_are_refused():
 
 def test_calibration_brings_images_nearer_and_leaves_the_generator(digits_gan):
     before = {name: value.clone() for name, value in digits_gan.state_dict().items()}
-    state, scales, (plain, moved) = weights.calibrated(digits_gan, 4, steps=80)
+    state, scales, (plain, moved) = calibrated(digits_gan, 4, steps=80)
     assert moved < 0.9 * plain
     assert all(torch.equal(value, before[name]) for name, value in digits_gan.state_dict().items())
     assert not torch.equal(state["linear.weight"], before["linear.weight"])
@@ -103,6 +104,6 @@ def test_calibration_brings_images_nearer_and_leaves_the_generator(digits_gan):
 
 
 def test_calibration_that_does_harm_is_not_taken(digits_gan):
-    state, _, (plain, moved) = weights.calibrated(digits_gan, 8, steps=3, lr=300.0)
+    state, _, (plain, moved) = calibrated(digits_gan, 8, steps=3, lr=300.0)
     assert moved == plain
     assert all(torch.equal(state[name], value) for name, value in digits_gan.state_dict().items())
