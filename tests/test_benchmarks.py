@@ -15,8 +15,8 @@ import tyro
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "audit", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching", "own_data"),
-    *("policies", "pool", "published", "scale", "speed", "step_time", "trajectory", "verify"),
+    *("accuracy", "audit", "bytes", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
+    *("own_data", "policies", "pool", "published", "scale", "speed", "step_time", "trajectory", "verify"),
 )
 
 
@@ -303,7 +303,7 @@ def test_program_explains_itself(load, name, capsys):
     with pytest.raises(SystemExit) as ended:
         tyro.cli(module.Arguments, args=["--help"])
     assert ended.value.code == 0
-    keeps = name in ("audit", "generators", "matching", "policies", "published", "verify")
+    keeps = name in ("audit", "bytes", "generators", "matching", "policies", "published", "verify")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
     assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
@@ -336,6 +336,42 @@ def test_verification_is_measured_in_miniature(load, tmp_path, monkeypatch):
     module.main(arguments)
     again = json.loads((tmp_path / "verify.json").read_text())["rows"]
     assert [row for row in again if "true" in row] == [row for row in rows if "true" in row]
+
+
+@pytest.mark.timeout(600)
+def test_bytes_are_measured_in_cells_that_are_found_again(load, common, tmp_path, monkeypatch):
+    """All subjects, on the digits, and the table that a result becomes."""
+    program = load("bytes")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    arguments = program.Arguments(
+        tiny=True, out=str(tmp_path / "out"), sizes=("2500",), subjects=("generator", "random", "model")
+    )
+    program.main(arguments)
+    first = json.loads((tmp_path / "bytes-digits.json").read_text())
+    assert [row["subject"] for row in first["rows"]] == ["generator", "random", "model"]
+    for row in first["rows"]:
+        (score,) = row["scores"]
+        assert (score["split"], score["n"], score["bytes"]) == ("test", 2, {"file": row["bytes"]})
+        assert row["bytes"] <= 2500
+        scored = [one for one in row["candidates"] if one["accuracy"] is not None]
+        assert row["chosen"] in [one["what"] for one in scored]
+    assert (tmp_path / "out" / "files" / "random-2500.dimz").stat().st_size == first["rows"][1]["bytes"]
+    program.main(arguments)
+    assert json.loads((tmp_path / "bytes-digits.json").read_text()) == first
+    page = program.rendered("a\n<!-- rendered: bytes-digits -->\nold\n<!-- end -->\nb\n", lambda name: first)
+    assert "| random real images |" in page
+    assert "old" not in page
+    assert page.count("±") == 3
+    assert program.rendered(page, lambda name: first) == page
+    assert "Not run." in program.rendered(page, lambda name: None)
+
+
+def test_the_page_of_bytes_holds_what_the_results_say(load):
+    program = load("bytes")
+    text = program.PAGE.read_text()
+    assert program.rendered(text, program.stored) == text
+    names = {path.stem for path in (_BENCHMARKS / "results").glob("bytes-*.json")}
+    assert names <= {found[1] for found in re.finditer(r"rendered: (\S+) -->", text)}
 
 
 # --- results that lie here ---------------------------------------------------------------------------------------------------
