@@ -8,6 +8,7 @@ is put in its place. What a file says of itself is the JSON of `describe`.
 import base64
 import contextlib
 import copy
+import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -240,11 +241,12 @@ def _trace(generator: Generator) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Without what tracers log: graphs of hundreds of lines. What fails is raised as well."""
+    """Without what tracers log and print: graphs of hundreds of lines. What fails is raised as well."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

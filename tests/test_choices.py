@@ -20,6 +20,7 @@ from dim.config import (
     GENERATORS,
     POLICIES,
     POOLS,
+    PROGRAMS,
     PURPOSES,
     STUDENTS,
     Choices,
@@ -45,7 +46,7 @@ from dim.score.evaluate import Evaluator
 
 ROOT = Path(dim.__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
-PACKAGES = (ADVERSARIES, CORESETS, DATASETS, DISTANCES, FORMATS, GENERATORS, POLICIES, POOLS, PURPOSES, STUDENTS)
+PACKAGES = (ADVERSARIES, CORESETS, DATASETS, DISTANCES, FORMATS, GENERATORS, POLICIES, POOLS, PROGRAMS, PURPOSES, STUDENTS)
 SHORT = [
     "--fit.experts",
     "0",

@@ -188,9 +188,8 @@ def test_a_half_precise_generator_in_training_is_left_as_it_is(digits_gan, tmp_p
     export_generator(generator, tmp_path / "half.pt2", "pt2")
     assert generator.training
     assert all(parameter.requires_grad for parameter in generator.parameters())
-    assert all(
-        torch.equal(value, before[name]) and value.dtype == torch.bfloat16 for name, value in generator.state_dict().items()
-    )
+    after = generator.state_dict()
+    assert all(after[name].dtype == torch.bfloat16 and torch.equal(after[name], value) for name, value in before.items())
     check_images(generator.float().eval(), read(tmp_path / "half.pt2")[0], 3, 1e-4)
 
 

@@ -1,11 +1,17 @@
 """`dim import` and `dim export`: what is asked, what is said, and what is refused."""
 
+import json
+import re
+
 import pytest
 import torch
 
 from dim.commands.cli import main
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.data.synthetic import load_set
 from dim.data.torch_files import write_torch
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import FILE_NAME, save_generator_file
 
 STUDENT = ("--protocol.students", "convnet:width=4,depth=2", "--protocol.epochs", "2", "--protocol.batch-size", "5")
 
@@ -122,7 +128,6 @@ def test_export_refuses_in_one_line(made, tmp_path, capsys):
 
 def test_export_whitens_as_ddranking_does(made, tmp_path, capsys, monkeypatch):
     """By the whole training part, whatever was held out when the set was made."""
-    from dim.config import DataConfig
     from dim.data.formats.ddranking import DDRanking
     from dim.data.real import load_data
     from dim.data.whiten import Whitening
@@ -139,3 +144,62 @@ def test_export_whitens_as_ddranking_does(made, tmp_path, capsys, monkeypatch):
     del subject.info["data"]
     subject.save(made, "safetensors", overwrite=True)
     assert "which data it was made from" in said(capsys, "export", made, "--to", "ddranking", "--out", tmp_path / "b", status=2)
+
+
+# --- export of a generator -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generators(digits, tmp_path_factory):
+    """A run with a generator of one pass, and one whose sampler has options."""
+    made = tmp_path_factory.mktemp("generators")
+    for config in (GeneratorConfig(name="gan", width=4, latent_dim=6), GeneratorConfig(name="diffusion", width=4)):
+        net = build_generator(config, digits.spec, seed=0)
+        (made / config.name).mkdir()
+        about = {"data": DataConfig(), "protocol": ProtocolConfig(), "about": {}}
+        save_generator_file(made / config.name / FILE_NAME, net, config=config, **about)
+    return made
+
+
+@pytest.mark.parametrize(("option", "format"), [("--to", "onnx"), ("--format", "pt2")])
+def test_export_writes_a_program_and_says_how_far_it_is_from_the_generator(generators, tmp_path, capsys, option, format):
+    place = tmp_path / f"digits.{format}"
+    output = said(capsys, "export", generators / "gan", option, format, "--out", place)
+    assert f"{place}: latents and labels of 10 classes -> images (N, 1, 8, 8)" in output
+    (difference,) = re.findall(r"images differ by up to (\S+) from the generator's \(at most 1e-03 is allowed\)", output)
+    assert float(difference) < 1e-4
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_export_takes_options_of_the_sampler(generators, tmp_path, capsys):
+    place = tmp_path / "flow.pt2"
+    said(capsys, "export", generators / "diffusion", "--to", "pt2", "--out", place, "--sampler.guidance", "1.5")
+    about = {"about.json": ""}
+    torch.export.load(place, extra_files=about)
+    assert json.loads(about["about.json"])["generator"]["guidance"] == 1.5
+
+
+def test_export_of_a_generator_refuses_in_one_line(generators, made, tmp_path, capsys):
+    gan, out = generators / "gan", tmp_path / "out.pt2"
+    words = ["export", gan, "--to", "pt2", "--out", out]
+    assert "is a generator, and 'npz' a format of sets: use --to onnx or pt2" in said(
+        capsys, "export", gan, "--to", "npz", "--out", tmp_path / "out", status=2
+    )
+    assert "is a set, and 'onnx' a format of generators" in said(capsys, "export", made, "--to", "onnx", "--out", out, status=2)
+    assert "as in --out generator.onnx" in said(capsys, "export", gan, "--to", "onnx", status=2)
+    assert "ends in .onnx" in said(capsys, "export", gan, "--to", "onnx", "--out", out, status=2)
+    assert "Did you mean 'onnx'" in said(capsys, "export", gan, "--to", "onx", "--out", out, status=2)
+    assert "unknown sampler option steps" in said(capsys, *words, "--sampler.steps", "2", status=2)
+    assert "device is 'cpu': expected its default with --to pt2" in said(capsys, *words, "--device", "cpu", status=2)
+    assert "card is True: expected its default" in said(capsys, *words, "--card", status=2)
+    assert "sampler.steps is 2" in said(
+        capsys, "export", made, "--to", "npz", "--out", tmp_path / "out", "--sampler.steps", "2", status=2
+    )
+    assert "no run and no exported generator" in said(capsys, "export", tmp_path, "--to", "pt2", "--out", out, status=2)
+    assert "--to and --format are one option" in said(capsys, *words, "--format", "onnx", status=2)
+    (tmp_path / "damaged").mkdir()
+    content = bytearray((gan / FILE_NAME).read_bytes())
+    content[-10] ^= 1
+    (tmp_path / "damaged" / FILE_NAME).write_bytes(content)
+    assert "is damaged" in said(capsys, "export", tmp_path / "damaged", "--to", "pt2", "--out", out, status=2)
+    assert not out.exists()
