@@ -2,9 +2,11 @@
 them ends. Nothing here imports PyTorch before there are others.
 """
 
+import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -31,10 +33,27 @@ def launched() -> tuple[int, int, int]:
     return (rank, world, local) if world > 1 else (0, 1, 0)
 
 
+_said: set[str] | None = None
+
+
 def say_once(text: str) -> None:
-    """A line on standard error; of several processes only the first speaks."""
-    if launched()[0] == 0:
+    """A line on standard error; of several processes only the first speaks. See `without_repeats`, too."""
+    if launched()[0] == 0 and (_said is None or text not in _said):
         say(text, sys.stderr)
+    if _said is not None:
+        _said.add(text)
+
+
+@contextlib.contextmanager
+def without_repeats() -> Iterator[None]:
+    """Within the block, what `say_once` has said is not said again, as a command looks at the same data more than once."""
+    global _said
+    before = _said
+    _said = set() if before is None else before
+    try:
+        yield
+    finally:
+        _said = before
 
 
 def watch() -> None:

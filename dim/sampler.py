@@ -19,7 +19,7 @@ from dim.classes import whole_number
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError, nearest
 from dim.io import digest
-from dim.nets.generator import Generator
+from dim.nets.generator import Generator, require_generator
 from dim.pictures import grid
 from dim.processes import ALONE, Processes
 from dim.spec import DataSpec, as_unit_range
@@ -69,11 +69,15 @@ def request(
     if (ipc is None) == (counts is None):
         raise InputError("give either a number of images per class (ipc) or counts by class, and not both")
     if counts is None:
-        wanted = [(label, ipc) for label in (range(spec.num_classes) if classes is None else classes)]
+        one = isinstance(classes, str) or not hasattr(classes, "__iter__") or getattr(classes, "ndim", 1) == 0
+        own = range(spec.num_classes) if classes is None else [classes] if one else classes
+        wanted = [(label, ipc) for label in own]
         if whole_number(ipc, "ipc") < 1:
             raise InputError(f"ipc is {ipc}: expected 1 or more images per class")
     elif classes is not None:
         raise InputError("give either counts by class or a list of classes, and not both")
+    elif not hasattr(counts, "items"):
+        raise InputError(f"counts is {str(counts)[:60]}: expected a number of images by class, as {{0: 10, 3: 5}}")
     else:
         wanted = list(counts.items())
     if not wanted:
@@ -136,7 +140,9 @@ def sample_set(
     Raises:
         InputError: see `request`; or for a batch size below 1, or a ranking with fewer images.
     """
+    require_generator(generator)
     require_batch_size(batch_size)
+    _require_share(rank, world)
     labels, indices = request(generator.spec, ipc=ipc, counts=counts, classes=classes)
     moved, places = None, indices
     if ranking is not None:
@@ -150,7 +156,7 @@ def sample_set(
     labels, indices = labels[rank::world], indices[rank::world]
     moved = None if moved is None else moved[rank::world]
     started = time.perf_counter()
-    images = generator.pixels(labels, indices, seed=seed, latents=moved, batch_size=batch_size)
+    images = generator.pixels(labels, indices, seed=seed, latents=moved, batch_size=int(batch_size))
     origin = getattr(generator, "info", {})
     info = {
         "method": "generator",
@@ -168,8 +174,14 @@ def sample_set(
 
 def require_batch_size(batch_size: int) -> None:
     """Raise InputError for a number of images that cannot be generated at a time."""
-    if batch_size < 1:
+    if whole_number(batch_size, "batch_size") < 1:
         raise InputError(f"batch_size is {batch_size}: expected 1 or more")
+
+
+def _require_share(rank: int, world: int) -> None:
+    """Raise InputError for a process that is not among so many."""
+    if not 0 <= whole_number(rank, "rank") < whole_number(world, "world"):
+        raise InputError(f"rank is {rank}: expected 0 to {world - 1}, as there are {world} processes")
 
 
 def anchored(generator: Generator, ranking: Ranked, *, ipc: int, spread: float, seed: int = 0) -> Generator:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dim.errors import InputError
+from dim.launch import say_once
 
 _MOST_PIXELS = 8192  # per side
 # By field, what JSON has, and what a list of it holds.
@@ -137,12 +138,22 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def require_same_data(subject: DataSpec, data: DataSpec) -> None:
-    """Raise InputError if a set or a generator has other image sizes, another number of classes, or the same classes in another
-    order than the real data."""
+    """Raise InputError if a set or a generator has other image sizes, another number of classes, or classes in another order than
+    the real data. Where only names of classes differ, they are taken as the same, and that is said."""
     if (subject.image_shape, subject.num_classes) != (data.image_shape, data.num_classes):
         made = f"made for {subject.name!r} ({subject.num_classes} classes of {subject.image_shape})"
         raise InputError(f"{made}: expected {data.name!r} ({data.num_classes} classes of {data.image_shape})")
-    if subject.class_names != data.class_names and set(subject.class_names) == set(data.class_names):
-        label = next(label for label, name in enumerate(subject.class_names) if name != data.class_names[label])
-        found = f"class {label} is {subject.class_names[label]!r} there and {data.class_names[label]!r} in {data.name!r}"
-        raise InputError(f"made for {subject.name!r} with its classes in another order: {found}; make it again from these data")
+    pairs = enumerate(zip(subject.class_names, data.class_names, strict=True))
+    differing = [(label, own, other) for label, (own, other) in pairs if own != other]
+    for label, own, other in differing:
+        if own in data.class_names or other in subject.class_names:
+            found = f"class {label} is {own!r} there and {other!r} in {data.name!r}"
+            raise InputError(
+                f"made for {subject.name!r} with its classes in another order: {found}; make it again from these data"
+            )
+    if differing:
+        label, own, other = differing[0]
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+        say_once(
+            f"dim: class {label} is {own!r} in what was made and {other!r} in {data.name!r}{more}: taken as the same classes"
+        )

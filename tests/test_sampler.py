@@ -1,5 +1,6 @@
 """From a generator to sets: nested sizes, counts, classes, and work shared among processes."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -170,6 +171,46 @@ def test_a_set_says_how_it_was_made(saved):
 # --- requests --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ipc": np.int64(2), "classes": range(1, 3)},
+        {"ipc": torch.tensor(2), "classes": np.array([2, 1])},
+        {"ipc": 2.0, "classes": torch.tensor([1, 2])},
+        {"ipc": "2", "classes": (name for name in ("1", "2"))},
+        {"ipc": 2, "classes": {1, 2}},
+        {"ipc": 2, "classes": np.array(["1", "2"])},
+        {"counts": collections.Counter([1, 1, 2, 2])},
+        {"counts": {np.int32(1): np.float32(2), "2": torch.tensor(2)}},
+    ],
+    ids=str,
+)
+def test_numbers_and_classes_may_be_of_any_kind(settings):
+    labels, indices = request(SPEC, **settings)
+    assert (labels.tolist(), indices.tolist()) == ([1, 2, 1, 2], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("one", [3, "3", np.int64(3), torch.tensor(3), np.array(3)])
+def test_a_single_class_needs_no_list(one):
+    assert request(SPEC, ipc=2, classes=one)[0].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 3, "world": 2}, "rank is 3: expected 0 to 1"),
+        ({"rank": -1, "world": 2}, "rank is -1"),
+        ({"world": 0}, "rank is 0: expected 0 to -1"),
+        ({"seed": 1.5}, r"seed is 1\.5: expected a whole number"),
+        ({"seed": None}, "seed is None"),
+        ({"batch_size": 0.5}, r"batch_size is 0\.5"),
+    ],
+)
+def test_sets_that_cannot_be_drawn_are_refused(generator, settings, message):
+    with pytest.raises(InputError, match=message):
+        sample_set(generator, ipc=1, **settings)
+
+
 def test_order_is_by_index_and_then_by_class():
     labels, indices = request(SPEC, counts={3: 2, 1: 3})
     assert list(zip(indices.tolist(), labels.tolist(), strict=True)) == [(0, 1), (0, 3), (1, 1), (1, 3), (2, 1)]
@@ -196,6 +237,17 @@ def test_order_is_by_index_and_then_by_class():
         ({"ipc": 1, "classes": ["ten"]}, "unknown class 'ten': expected a number or a name"),
         ({"ipc": 1, "classes": [3, "3"]}, "class '3' is there twice"),
         ({"ipc": 1, "classes": [1.5]}, r"a class is 1\.5"),
+        ({"ipc": 1, "classes": [True, False]}, "a class is True"),
+        ({"ipc": 1, "classes": "12"}, "unknown class '12'"),
+        ({"ipc": 1, "classes": [[0, 1]]}, r"a class is \[0, 1\]"),
+        ({"ipc": True}, "ipc is True"),
+        ({"ipc": 10**30}, "ipc is 1000.*: expected a whole number"),
+        ({"counts": [1] * 10}, "counts is .*: expected a number of images by class"),
+        ({"counts": torch.ones(10)}, "counts is .*: expected a number of images by class"),
+        ({"counts": [(1, 2)]}, "counts is .*: expected a number of images by class"),
+        ({"counts": 3}, "counts is 3: expected a number of images by class"),
+        ({"counts": {1: None}}, "the count of class 1 is None"),
+        ({"counts": {1: True}}, "the count of class 1 is True"),
     ],
 )
 def test_impossible_requests_are_refused(generator, settings, message):

@@ -20,6 +20,30 @@ def test_data_of_the_same_classes_in_another_order_are_other_data(spec):
         require_same_data(spec(classes=4), data)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("abc", ""),
+        ("bca", None),
+        ("bcx", None),  # in another order, and one has another name
+        ("xab", None),
+        ("aab", None),
+        ("xbc", "dim: class 0 is 'x' in what was made and 'a' in 'toy': taken as the same classes\n"),
+        ("xyz", "dim: class 0 is 'x' in what was made and 'a' in 'toy', and 2 more: taken as the same classes\n"),
+        ("Abc", "dim: class 0 is 'A' in what was made and 'a' in 'toy': taken as the same classes\n"),
+    ],
+)
+def test_names_of_classes_are_compared_place_by_place(spec, names, said, capsys):
+    data = dataclasses.replace(spec(classes=3), class_names=tuple("abc"))
+    made = dataclasses.replace(data, class_names=tuple(names))
+    if said is None:
+        with pytest.raises(InputError, match=r"in another order: class \d is '.' there and '.' in 'toy'; make it again"):
+            require_same_data(made, data)
+    else:
+        require_same_data(made, data)
+        assert capsys.readouterr().err == said
+
+
 def test_every_pixel_value_survives_a_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     images = to_unit_range(pixels)

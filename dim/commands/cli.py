@@ -35,7 +35,7 @@ from dim.commands.parsing import parse
 from dim.commands.scoring import compare, coverage, evaluate, report
 from dim.commands.verifying import VerifyArguments, verify
 from dim.errors import InputError, RefusedError, is_out_of_memory, nearest
-from dim.launch import end, launched, leave, lost, tell
+from dim.launch import end, launched, leave, lost, tell, without_repeats
 from dim.signals import ENDING, handle, heeded
 from dim.text import in_ascii, one_line, set_verbosity, verbosity
 
@@ -96,7 +96,8 @@ def _of_rank(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        _dispatch(arguments)
+        with without_repeats():
+            _dispatch(arguments)
         leave()
     except InputError as error:
         if verbosity() > 0:

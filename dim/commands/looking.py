@@ -71,12 +71,14 @@ def own_data(folder: str | None, config: DataConfig, arguments: Sequence[str]) -
 
 def _kind(folder: Path) -> str:
     """How the images in a folder are labelled. A dataset.json is always meant for that; the other files lie beside class
-    folders, too."""
-    from dim.data.files import EXTENSIONS
+    folders, too, and are meant where these are fewer than two."""
+    from dim.data.files import EXTENSIONS, subfolders
     from dim.data.labels import label_file
 
-    if any(folder.glob("*.tar")):
+    if any(path.suffix.lower() == ".tar" for path in folder.glob("*")):
         return "webdataset"
+    if folder.is_dir() and label_file(folder) and len(subfolders(folder)) < 2:
+        return "listed"
     for place in (folder, *(path for path in sorted(folder.glob("*")) if path.name.lower() in ("train", "training"))):
         file = label_file(place)
         if file and (file.suffix == ".json" or any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())):

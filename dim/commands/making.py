@@ -20,12 +20,11 @@ from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
 from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
+from dim.config.data import needs_size
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe, load_recipe_for, summaries
 from dim.text import say, say_note
-
-_FEW_STEPS = 2000  # about as many as the demo's digits take
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -41,6 +40,7 @@ def train(arguments: Sequence[str]) -> None:
     from dim.launch import watch
     from dim.processes import Processes
     from dim.runs.accelerator import make_accelerator
+    from dim.runs.stages import plan
     from dim.runs.train import fit
 
     accelerator = make_accelerator(config, Path(parsed.out))
@@ -50,46 +50,55 @@ def train(arguments: Sequence[str]) -> None:
     if data is None:
         data = processes.in_turn(lambda: load_data(config.data, accelerator.device))
     if processes.main and parsed.recipe is not None and not parsed.resume:
-        _tell_few_steps(parsed.recipe, config, len(data.train))
+        steps = 0
+        with contextlib.suppress(InputError):  # which all processes meet when they train
+            steps = plan(config, len(data.train))[-1].stop
+        _tell_few_steps("train", parsed.recipe, config, steps, len(data.train), config.stage_one.epochs)
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
         say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
 
 
-def _tell_few_steps(recipe: str, config: TrainConfig, images: int) -> None:
-    """Say before it is trained that a recipe for other data has too few steps on these for images to come of them."""
-    from dim.runs.stages import plan
+def _tell_few_steps(command: str, recipe: str, config: Any, steps: float, images: int, epochs: float) -> None:
+    """Say before it is trained that a recipe for other data has too few steps on these to learn them."""
+    from dim.runs.stages import few_steps
 
-    made_for = load_recipe_for("train", recipe).data.dataset
-    steps = 0
-    with contextlib.suppress(InputError):  # which all processes meet when they train
-        steps = plan(config, images)[-1].stop
-    if made_for != config.data.dataset and 0 < steps < _FEW_STEPS:
-        epochs = config.stage_one.epochs * _FEW_STEPS / steps
-        why = f"{steps} steps of training in all, as {recipe} was made for {made_for} and these are {images} images"
-        say(f"dim: {why}: too few for images to come of them; try --stage-one.epochs {epochs:.0f}", sys.stderr)
+    made_for = load_recipe_for(command, recipe).data
+    elsewhere = needs_size(made_for.dataset) and made_for.root not in (None, config.data.root)
+    if made_for.dataset == config.data.dataset and not elsewhere:
+        return
+    place, option = (f" in {made_for.root}" if elsewhere else ""), {"train": "stage-one", "experts": "experts"}[command]
+    told = {"settings": recipe, "made_for": f"was made for {made_for.dataset}{place}", "option": f"--{option}.epochs"}
+    if warning := few_steps(steps, images=images, epochs=epochs, **told):
+        say(warning, sys.stderr)
 
 
 def _check_training(parsed: TrainArguments, config: TrainConfig) -> None:
-    from dim.runs.checks import check_training
+    from dim.runs.checks import check_data, check_training
 
     require_recipe_alone(parsed)
     check_training(config)
+    if parsed.dry_run:
+        check_data(config.data)
 
 
 def _check_recording(parsed: ExpertsArguments, config: RecordConfig) -> None:
-    from dim.runs.checks import check_recording
+    from dim.runs.checks import check_data, check_recording
 
     if parsed.to_waypoints is None:
         check_recording(config)
+        if parsed.dry_run:
+            check_data(config.data)
     elif not config.experts.waypoints:
         raise InputError("no number of waypoints: give --experts.waypoints N (MCT: 4)")
 
 
 def _check_distillation(parsed: DistillArguments, config: TrajectoryRecipe) -> None:
-    from dim.runs.checks import check_distillation
+    from dim.runs.checks import check_data, check_distillation
 
     check_distillation(config, parsed.generator)
+    if parsed.dry_run:
+        check_data(config.data)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -218,6 +227,8 @@ def _real_data_for(parsed: SampleArguments, generator: Any) -> Any:
     experts = folder is not None and (Path(folder) / LAYOUT).is_file()
     whitened = experts and load_run_config(folder, RecordConfig, "experts").zca
     if not whitened and not {"data", "features"} & _needs(parsed.policy):
+        expected = "none, as no policy or teacher here reads the real data"
+        require(parsed.data_root is None, "data_root", parsed.data_root, expected)
         return generator.spec
     return real_data(generator, parsed.data_root, [parsed.generator], generator.device)
 
@@ -241,6 +252,10 @@ def experts(arguments: Sequence[str]) -> None:
 
         place = {"device": device, "processes": processes}
         data = processes.in_turn(lambda: load_data(config.data, device))
+        if processes.main and parsed.recipe is not None and not parsed.resume:
+            settings, images = config.experts, len(data.train)
+            steps = settings.epochs * images / settings.batch_size
+            _tell_few_steps("experts", parsed.recipe, config, steps, images, settings.epochs)
         store = record(config, data, parsed.out, resume=parsed.resume, **place)
     _print_summary(store)
 

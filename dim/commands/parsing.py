@@ -9,6 +9,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import tyro
@@ -28,7 +29,7 @@ from dim.config import (
     to_toml,
 )
 from dim.config.choices import EXTERNAL
-from dim.config.data import located, reads_files
+from dim.config.data import located, require_no_root
 from dim.config.train import for_generator
 from dim.errors import InputError, nearest
 from dim.recipes.load import load_recipe_for
@@ -98,9 +99,7 @@ def configured(
     default = cls(**{name: getattr(base, name) for name in options}, recipe=recipe, out=out)
     parsed = parse(cls, arguments, command, default=default)
     kept = {name: getattr(parsed if name in options else base, name) for name in names}
-    if kept["data"].root is not None and not reads_files(kept["data"].dataset) and values_of(arguments, "--data-root"):
-        expected = f"none, as the data set {kept['data'].dataset!r} needs no files (--dataset folder: your own)"
-        raise InputError(f"data.root is {kept['data'].root!r}: expected {expected}")
+    require_no_root(kept["data"])
     if recipe is not None and kept["data"].dataset != base.data.dataset and kept["about"] == base.about:
         title = f"{kept['data'].dataset}, with the settings of {recipe}"  # what is said of the recipe is of other data
         kept["about"] = dataclasses.replace(base.about, title=title, expect="")
@@ -110,11 +109,22 @@ def configured(
     check(parsed, config)
     config = finish(config)
     if parsed.dry_run:
+        if recipe is not None and out is not None and not resume:
+            _require_free(Path(out), kind)
         print(to_toml(config), end="")
         return parsed, None
     if parsed.out is None:
         raise InputError("no folder: name one with --out")
     return parsed, config
+
+
+def _require_free(out: Path, kind: str) -> None:
+    """Refuse a folder that the run would be refused for."""
+    from dim.run_folder import CHECKPOINT, require_free_run
+    from dim.trajectory.store import LAYOUT
+
+    holds = LAYOUT if kind == "experts" else CHECKPOINT
+    require_free_run(out, lambda folder: (folder / holds).is_file(), kind=kind)
 
 
 def parse(cls: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
@@ -164,14 +174,18 @@ def parse_known(cls: type[T], arguments: Sequence[str], command: str, default: A
 def subjects_first(arguments: Sequence[str]) -> list[str]:
     """The same arguments with subjects in front that stand behind the values of an option, as in `--students convnet sets/ten`,
     which would take them for values of its own: what is there on disk, or is on the Hub. One value is left to the option."""
-    arguments = list(arguments)
     if not arguments or not arguments[0].startswith("-"):
-        return arguments
-    last = max(place for place, word in enumerate(arguments) if word.startswith("-"))
-    first = len(arguments)
-    while first > last + 2 and (os.path.exists(arguments[first - 1]) or arguments[first - 1].startswith("hub:")):
-        first -= 1
-    return arguments[first:] + arguments[:first]
+        return list(arguments)
+    subjects: list[str] = []
+    others: list[str] = []
+    places = [place for place, word in enumerate(arguments) if word.startswith("-")]
+    for first, end in itertools.pairwise([*places, len(arguments)]):
+        last = end
+        while last > first + 2 and (os.path.exists(arguments[last - 1]) or arguments[last - 1].startswith("hub:")):
+            last -= 1
+        others += arguments[first:last]
+        subjects += arguments[last:end]
+    return subjects + others
 
 
 def _shown(value: Any) -> Any:

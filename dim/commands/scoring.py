@@ -22,7 +22,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     arguments = subjects_first(arguments)
     first, _ = parse_known(EvaluateArguments, arguments, "evaluate")
     if not first.subjects:
-        raise InputError("nothing to evaluate: name sets, runs or generators")
+        raise InputError("nothing to evaluate: name sets, runs or generators, before the options")
 
     from dim.io import write_document
     from dim.score.claims import claim, keep_claims
@@ -66,7 +66,7 @@ def compare(arguments: Sequence[str]) -> None:
     arguments = subjects_first(arguments)
     first, _ = parse_known(CompareArguments, arguments, "compare")
     if not first.subjects:
-        raise InputError("nothing to compare: name sets, runs, generators or files of scores")
+        raise InputError("nothing to compare: name sets, runs, generators or files of scores, before the options")
 
     from dim.io import write_document
     from dim.outputs import write_bytes
@@ -120,7 +120,7 @@ def coverage(arguments: Sequence[str]) -> None:
     """`dim coverage`."""
     parsed = parse(CoverageArguments, subjects_first(arguments), "coverage")
     if not parsed.subjects:
-        raise InputError("nothing to measure: name sets, runs or generators")
+        raise InputError("nothing to measure: name sets, runs or generators, before the options")
 
     from dim.io import write_document
     from dim.pictures import save_png

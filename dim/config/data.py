@@ -8,6 +8,7 @@ import tyro
 
 from dim.config.choices import Choices
 from dim.config.settings import Section, require
+from dim.errors import InputError
 
 DATASETS = Choices("data set", "dim.data.sources", takes=(1, ()))
 
@@ -62,6 +63,13 @@ class DataConfig(Section):
         require(0 < self.fraction <= 1, "data.fraction", self.fraction, "a number in (0, 1]")
         require(self.canaries >= 0, "data.canaries", self.canaries, "0 or more")
         require(self.memory_gib >= 0, "data.memory_gib", self.memory_gib, "0 or more")
+
+
+def require_no_root(data: DataConfig) -> None:
+    """Raise InputError for a root of a data set that lies in no files, which would be ignored."""
+    if data.root is not None and not reads_files(data.dataset):
+        expected = f"none, as the data set {data.dataset!r} needs no files (--dataset folder: your own)"
+        raise InputError(f"data.root is {data.root!r}: expected {expected}")
 
 
 def located(data: DataConfig, root: str | None = None) -> DataConfig:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import stat
 import time
@@ -15,6 +16,7 @@ import torch
 from PIL import features
 from torch import Tensor
 
+from dim.classes import resembling
 from dim.config import DataConfig
 from dim.data.items import DECODE_THREADS, Items, fit_size
 from dim.data.pillow import read_header, read_picture, reason
@@ -69,6 +71,9 @@ class Listing:
         return self._seen.hexdigest() if time.time_ns() - self._newest > _SETTLED_NS else ""
 
 
+_LINK = "link to a folder"
+
+
 def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
     """The folder that holds the data.
 
@@ -77,8 +82,9 @@ def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
     """
     if config.root is None:
         raise InputError(f"data set {config.dataset!r} needs --data-root DIR (or the environment variable DIM_DATA_ROOT)")
-    if not Path(config.root).is_dir() and not may_be_absent:
-        raise InputError(f"data root {config.root!r} is no folder: expected where {config.dataset} lies")
+    if not config.root or (not Path(config.root).is_dir() and not may_be_absent):
+        file = ", but a file (unpack an archive first)" if Path(config.root).is_file() else ""
+        raise InputError(f"data root {config.root!r} is no folder{file}: expected the one where {'the images lie' if config.dataset == 'folder' else f'{config.dataset} lies'}")
     return Path(config.root)
 
 
@@ -143,7 +149,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
         raise InputError(f"folder {folder} cannot be read ({reason(error)}): give it read permission, or remove it") from None
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
     """Whether a name is of what systems leave beside somebody's own files, such as the `._x.jpg` of archives made on a Mac."""
     return name.startswith(("._", ".DS_Store")) or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
@@ -153,7 +159,7 @@ def image_files(folder: Path | str) -> Listing:
     listing = Listing()
     for entry in _entries(str(folder)):
         hidden, suffix = entry.name.startswith("."), os.path.splitext(entry.name)[1].lower()
-        if _is_litter(entry.name):
+        if is_litter(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):
             if not hidden:  # copies, as those of notebooks
@@ -161,17 +167,23 @@ def image_files(folder: Path | str) -> Listing:
         elif suffix in EXTENSIONS:
             listing.add(entry.path)
         elif not hidden:
-            listing.others[suffix or "without an ending"] += 1
+            listing.others[_LINK if entry.is_dir() else suffix or "without an ending"] += 1
     return listing
+
+
+def loose_images(folder: Path) -> int:
+    """How many images lie directly in a folder."""
+    entries = (entry for entry in _entries(str(folder)) if not (is_litter(entry.name) or entry.is_dir()))
+    return sum(os.path.splitext(entry.name)[1].lower() in EXTENSIONS for entry in entries)
 
 
 def subfolders(folder: Path | str) -> list[str]:
     """Names of the folders in a folder that are not hidden, also of those that links lead to; sorted."""
-    entries = [entry for entry in _entries(str(folder)) if not (entry.name.startswith(".") or _is_litter(entry.name))]
+    entries = [entry for entry in _entries(str(folder)) if not (entry.name.startswith(".") or is_litter(entry.name))]
     return [entry.name for entry in entries if stat.S_ISDIR(_about(entry.path).st_mode)]
 
 
-def _counted(others: Counter[str]) -> str:
+def counted(others: Counter[str]) -> str:
     """Such files, as text: the commonest endings first."""
     commonest = sorted(others.items(), key=lambda one: (-one[1], one[0]))[:5]
     return ", ".join(f"{count} {suffix}" for suffix, count in commonest)
@@ -182,11 +194,23 @@ def _few_classes(folder: Path, present: Sequence[str]) -> str:
     text = f"{folder} has {len(present)} class folder(s): expected at least 2, each holding images"
     if present and len(subfolders(folder / present[0])) > 1:
         return f"{text}; did you mean {folder / present[0]}?"
-    images = [entry for entry in _entries(str(folder)) if os.path.splitext(entry.name)[1].lower() in EXTENSIONS]
+    images = loose_images(folder)
     if not present and images:
         listed = "or name them with their labels in a file (--dataset listed)"
-        return f"{text}; put its {len(images)} images into a folder for each class, {listed}"
+        return f"{text}; put its {images} images into a folder for each class, {listed}"
+    if not present and (others := image_files(folder).others):
+        return f"{text}; it holds {counted(others)}: unpack archives first"
     return text
+
+
+def _require_folders_of_their_own(folder: Path, names: Sequence[str]) -> None:
+    """Refuse class folders that links lead to where other classes have their images, too."""
+    if not any((folder / name).is_symlink() for name in names):
+        return
+    real = sorted((os.path.join(os.path.realpath(folder / name), ""), name) for name in names)
+    for (outer, name), (inner, other) in itertools.pairwise(real):
+        if inner.startswith(outer):
+            raise InputError(f"{folder / other} and {folder / name} have the same images, by a link: give each class its own")
 
 
 def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None = None) -> Items:
@@ -199,14 +223,18 @@ def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None 
         raise InputError(_few_classes(folder, present))
     names = present if names is None else names
     if unknown := sorted(set(present) - set(names)):
-        raise InputError(f"{folder} has class {unknown[0]!r} that the training part lacks: remove or rename it")
+        near = resembling(unknown[0], names)
+        raise InputError(f"{folder} has class {unknown[0]!r} that the training part lacks{near}: remove or rename it")
     if missing := sorted(set(names) - set(present)):
         raise InputError(f"{folder} has no class {missing[0]!r}, which the training part has: add it, with at least one image")
+    _require_folders_of_their_own(folder, names)
+    if count := loose_images(folder):
+        say_once(f"dim: {folder}: {count} image{'s lie' if count > 1 else ' lies'} beside the class folders: left out")
     whole, labels = Listing(), []
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         for label, members in enumerate(pool.map(image_files, [str(folder / name) for name in names])):
             if not members.paths:
-                found = f" but {_counted(members.others)}" if members.others else ""
+                found = f" but {counted(members.others)}" if members.others else ""
                 kinds = ", ".join(sorted(EXTENSIONS))
                 raise InputError(f"class folder {folder / names[label]} holds no images{found}: remove it, or add some ({kinds})")
             whole.extend(members)
@@ -214,5 +242,5 @@ def class_folders(folder: Path, config: DataConfig, names: Sequence[str] | None 
     if whole.others:
         count = sum(whole.others.values())
         files = "1 file is no image" if count == 1 else f"{count} files are no images"
-        say_once(f"dim: {folder}: {files} that can be read, left out: {_counted(whole.others)}")
+        say_once(f"dim: {folder}: {files} that can be read, left out: {counted(whole.others)}")
     return file_items(whole, labels, names, config)

@@ -15,6 +15,7 @@ from dim.config import DataConfig
 from dim.errors import InputError
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
+_LONGEST = 16  # times the shorter side
 _AT_ONCE = 4096  # images that threads are given at a time; each costs a kilobyte until it is decoded
 
 
@@ -77,6 +78,7 @@ def fit_size(images: Tensor, config: DataConfig) -> Tensor:
     size = config.resolution
     if size is None or images.shape[2:] == (size, size):
         return images.contiguous()
+    images = _central(images)
     height, width = images.shape[2:]
     scale = size / min(height, width)
     held = images.shape[0] * images.shape[1] * size**2
@@ -88,3 +90,13 @@ def fit_size(images: Tensor, config: DataConfig) -> Tensor:
         top, left = (target[0] - size) // 2, (target[1] - size) // 2
         parts.append(part[:, :, top : top + size, left : left + size].round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)
+
+
+def _central(images: Tensor) -> Tensor:
+    """Cut the ends off (N, C, H, W) strips, which would take much memory when they are resized and are then cropped anyway."""
+    height, width = images.shape[2:]
+    longest = _LONGEST * min(height, width)
+    if max(height, width) <= longest:
+        return images
+    top, left = (max(0, (side - longest) // 2) for side in (height, width))
+    return images[:, :, top : top + longest, left : left + longest]

@@ -1,5 +1,6 @@
 """A generator in place of a data set: endless fresh images with exactly balanced labels, for any training loop."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from dim import rng
 from dim.chunks import chunk_size, require_memory
 from dim.classes import whole_number
 from dim.errors import InputError
-from dim.nets.generator import Generator
+from dim.nets.generator import Generator, require_generator
 
 
 def stream_position(position: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -49,11 +50,9 @@ class GeneratedDataset(Dataset):
         transform: Callable[[Tensor], Any] | None = None,
         relabel: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if length < 1:
-            raise InputError(f"length is {length}: expected 1 or more images")
-        if start < 0:
-            raise InputError(f"start is {start}: expected 0 or more")
-        self.generator, self.length, self.seed = generator, length, seed
+        require_generator(generator)
+        length, start = whole_number(length, "length", 1), whole_number(start, "start", 0)
+        self.generator, self.length, self.seed = generator, length, whole_number(seed, "seed")
         self.transform, self.relabel, self._first = transform, relabel, start
         # In shared memory: workers that are kept (`persistent_workers=True`) have a copy of the data set, and notice a new epoch.
         self._start = torch.tensor(start).share_memory_()
@@ -65,7 +64,8 @@ class GeneratedDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the images of an `epoch`, 0 or more; each has its own. Call it before a DataLoader is iterated again."""
-        self._start.fill_(self._first + whole_number(epoch, "epoch") * self.length)
+        first = self._first + whole_number(epoch, "epoch", 0) * self.length
+        self._start.fill_(whole_number(first, f"the place in the stream where epoch {epoch} begins"))
 
     def __len__(self) -> int:
         return self.length
@@ -75,13 +75,13 @@ class GeneratedDataset(Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any]]:
         """A whole batch at once: what a DataLoader calls."""
-        for index in indices:
+        for index in map(operator.index, indices):
             if not -self.length <= index < self.length:
                 raise IndexError(f"index {index} is out of range for {self.length} images")
         positions = torch.tensor([index % self.length for index in indices]) + self.start
         labels, numbers = stream_position(positions, self.generator.spec.num_classes)
         images = self.generator.images(labels, numbers, seed=self.seed)
-        targets = labels.tolist() if self.relabel is None else self.relabel(images).cpu()
+        targets = labels.tolist() if self.relabel is None else _relabelled(self.relabel, images).cpu()
         images = images.cpu()
         items = images if self.transform is None else map(self.transform, images)
         return list(zip(items, targets, strict=True))
@@ -132,18 +132,18 @@ class GeneratedLoader:
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("steps", steps)):
-            if value < 1:
-                raise InputError(f"{name} is {value}: expected 1 or more")
+        require_generator(generator)
+        batch_size, steps = whole_number(batch_size, "batch_size", 1), whole_number(steps, "steps", 1)
         if (rank is None) != (world is None):
             raise InputError(f"rank is {rank} and world is {world}: expected both, or none")
-        self.rank, self.world, self._joins = (0, 1, True) if rank is None or world is None else (rank, world, False)
+        self._joins = rank is None or world is None
+        self.rank, self.world = (0, 1) if self._joins else (whole_number(rank, "rank"), whole_number(world, "world"))
         self._join()
         if not 0 <= self.rank < self.world:
             raise InputError(f"rank is {rank}: expected 0 to {self.world - 1}, as there are {world} processes")
         require_memory(batch_size * (4 * generator.spec.image_bytes + 64), f"batch_size {batch_size:,}", "lower it")
         self.generator = generator if device is None else generator.to(device)
-        self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, seed, shuffle
+        self.batch_size, self.steps, self.seed, self.shuffle = batch_size, steps, whole_number(seed, "seed"), shuffle
         self.epoch, self.transform, self.relabel = 0, transform, relabel
         self._step = 0  # of the epoch that is, or is to be, iterated
         self._within: int | None = None  # that epoch, once it is begun
@@ -162,7 +162,7 @@ class GeneratedLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose which `epoch`, 0 or more, the next iteration gives: from its first batch, or from where `load_state_dict` went
         within it, as loops that go on after a restart name their epoch again."""
-        epoch = whole_number(epoch, "epoch")
+        epoch = whole_number(epoch, "epoch", 0)
         if epoch != self.epoch or self._within is not None:
             self.epoch, self._step, self._within = epoch, 0, None
 
@@ -177,13 +177,20 @@ class GeneratedLoader:
         """Go on where `state_dict` was, which gave `state`.
 
         Raises:
-            InputError: if that was of another stream.
+            InputError: if that was of another stream, or is no such state.
         """
         self._join()
+        wanted = ("epoch", "step", *_STREAM)
+        if not isinstance(state, Mapping) or not set(wanted) <= set(state):
+            found = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise InputError(f"the state is {found or 'empty'}: expected what state_dict gave, with {', '.join(wanted)}")
         for name in _STREAM:
             if state[name] != int(getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)}: the state is of a stream with {state[name]}; make them alike")
-        self.epoch, self._step, self._within = state["epoch"], state["step"], None
+        epoch, step = (whole_number(state[name], f"{name} of the state", 0) for name in ("epoch", "step"))
+        if step >= self.steps:
+            raise InputError(f"step of the state is {step}: expected 0 to {self.steps - 1}, as an epoch has {self.steps} batches")
+        self.epoch, self._step, self._within = epoch, step, None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         self._join()
@@ -209,8 +216,20 @@ class GeneratedLoader:
             order = torch.randperm(len(labels), generator=source)
             labels, numbers = labels[order], numbers[order]
         images = self.generator.images(labels, numbers, seed=self.seed)
-        targets = (labels if self.relabel is None else self.relabel(images)).to(images.device, non_blocking=True)
+        targets = (labels if self.relabel is None else _relabelled(self.relabel, images)).to(images.device, non_blocking=True)
         return images.split(self.batch_size), targets.split(self.batch_size)
+
+
+def _relabelled(relabel: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Labels that a function makes of images.
+
+    Raises:
+        InputError: if they are not as many.
+    """
+    targets = relabel(images)
+    if len(targets) != len(images):
+        raise InputError(f"relabel gave {len(targets)} labels of {len(images)} images: expected one for each")
+    return targets
 
 
 class Positions:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dim.config import DATASETS, DataConfig
-from dim.config.data import needs_size
+from dim.config.data import needs_size, require_no_root
 from dim.data.items import Items
 from dim.data.real import Part, divided
 from dim.errors import InputError
@@ -66,7 +66,7 @@ class Look:
             fewest = self.classes[self.counts.index(few)]
             each = f"{few:,} in each" if few == many else f"{few:,} (in {fewest}) to {many:,} in a class"
         taken = [part for part in ("val", "test") if part not in self.own]
-        from_it = f"; {' and '.join(taken)} are taken from the training images" if taken else ""
+        from_it = f"; {' and '.join(taken)} {'are' if len(taken) > 1 else 'is'} taken from the training images" if taken else ""
         parts = ", ".join(f"{count:,} {part}" for part, count in self.parts.items())
         size = f"{self.sides[0]}" if self.sides[0] == self.sides[-1] else f"{self.sides[0]} to {self.sides[-1]}"
         middle = "" if self.sides[0] == self.sides[-1] else f" (median {self.median})"
@@ -86,6 +86,7 @@ def look(config: DataConfig) -> Look:
     Raises:
         InputError: as `dim.data.real.load_data` does, but for images that are damaged behind their headers.
     """
+    require_no_root(config)
     source = DATASETS.load(config.dataset)
     if config.resolution is None and needs_size(config.dataset):
         config = replace(config, resolution=_PROVISIONAL)

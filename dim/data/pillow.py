@@ -14,23 +14,27 @@ from torch import Tensor
 LARGEST = 89_478_485
 """Pixels of the largest picture that is decoded. Above it Pillow warns."""
 
-SIXTEEN_BITS, TRANSPARENT, TURNED = 1, 2, 4
+SIXTEEN_BITS, TRANSPARENT, TURNED, SEVERAL = 1, 2, 4, 8
 _SAID = {
     SIXTEEN_BITS: "16 bits: scaled to 8",
     TRANSPARENT: "transparent pixels: put on white",
     TURNED: "an EXIF rotation: turned upright",
+    SEVERAL: "several pictures: the first is taken",
 }
 _TOO_LARGE = f"at most {LARGEST // 10**6} million are read"
 _INTEGERS_OF_16_BITS = ("PNG", "PPM")  # formats whose mode "I" has 32 bits in memory only
-_BITS_PER_SAMPLE = 258  # a TIFF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # their values
+_WITH_PREVIEWS = ("MPO",)  # formats whose other pictures are the same one again, smaller or from another angle, as of phones
+_LEFT_OUT = ("EPS",)  # which another program draws
 
 
-def read_picture(source: Path | BinaryIO, mode: str, *, size: tuple[int, int] | None = None) -> tuple[Tensor, int]:
+def read_picture(source: Path | BinaryIO, mode: str | None, *, size: tuple[int, int] | None = None) -> tuple[Tensor, int]:
     """Read an image file.
 
     Args:
         source: the file, or its content.
-        mode: `L` or `RGB`.
+        mode: `L` or `RGB`; None: see `shown`.
         size: width and height that it must have.
 
     Returns:
@@ -41,10 +45,17 @@ def read_picture(source: Path | BinaryIO, mode: str, *, size: tuple[int, int] | 
     """
     if isinstance(source, Path) and source.exists() and not source.is_file():
         raise ValueError("it is no regular file")  # opening a named pipe would wait for a writer
-    with _decoders(), Image.open(source) as image:
+    with _decoders(), _opened(source) as image:
         if size is not None and image.size != size:
             raise ValueError(f"it has {image.width}x{image.height} pixels")
-        return _shown(image, mode)
+        several = image.format not in _WITH_PREVIEWS and getattr(image, "is_animated", False)
+        pixels, converted = _shown(image, mode)
+        return pixels, converted | (SEVERAL if several else 0)
+
+
+def _opened(source: Path | BinaryIO) -> Image.Image:
+    Image.init()
+    return Image.open(source, formats=[name for name in Image.OPEN if name not in _LEFT_OUT])
 
 
 def read_header(source: Path | BinaryIO) -> tuple[int, int, str]:
@@ -53,7 +64,7 @@ def read_header(source: Path | BinaryIO) -> tuple[int, int, str]:
     Raises:
         ValueError: saying why, if its header cannot be read.
     """
-    with _decoders(), Image.open(source) as image:
+    with _decoders(), _opened(source) as image:
         return image.width, image.height, image.mode
 
 
@@ -73,10 +84,11 @@ def shown(image: Image.Image, mode: str | None = None) -> tuple[Tensor, int]:
         mode: `L` or `RGB`. Default: `L` for grey pictures, else `RGB`.
 
     Returns:
-        uint8 (1 or 3, H, W), and what had to be done: a sum of `SIXTEEN_BITS`, `TRANSPARENT` and `TURNED`.
+        uint8 (1 or 3, H, W), and what had to be done: a sum of `SIXTEEN_BITS`, `TRANSPARENT`, `TURNED` and, of a file,
+        `SEVERAL`.
 
     Raises:
-        ValueError: if it has more than `LARGEST` pixels, 32 bits per channel, or comes from a damaged file.
+        ValueError: if it has no pixels or more than `LARGEST`, 32 bits per channel, or comes from a damaged file.
     """
     with _decoders():
         return _shown(image, mode)
@@ -98,13 +110,19 @@ def _decoders() -> Iterator[None]:
 
 
 def _shown(image: Image.Image, mode: str | None) -> tuple[Tensor, int]:
+    if not image.width * image.height:
+        raise ValueError(f"it has {image.width}x{image.height} pixels: expected some")
     if image.width * image.height > LARGEST:
         raise ValueError(f"it has {image.width}x{image.height} pixels: {_TOO_LARGE}")
+    image = image.convert("LA") if image.mode == "La" else image
     mode = mode or ("L" if Image.getmodebase(image.mode) == "L" else "RGB")
     full_scale = _full_scale(image)
+    # Pillow knows of it where there are 8 bits.
+    inverted = full_scale and image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     image, converted = _upright(image)
     if full_scale is not None:
         image, transparent = _scaled(image, full_scale)
+        image = ImageOps.invert(image) if inverted else image
         converted |= SIXTEEN_BITS | transparent
     elif image.has_transparency_data:
         image, transparent = _on_white(image)
@@ -114,7 +132,7 @@ def _shown(image: Image.Image, mode: str | None) -> tuple[Tensor, int]:
 
 
 def describe_converted(counts: Mapping[int, int]) -> str:
-    """What was done to how many images, in a line; `counts` by `SIXTEEN_BITS`, `TRANSPARENT`, `TURNED`; empty if nothing was."""
+    """What was done to how many images, in a line; `counts` by `SIXTEEN_BITS`, `TRANSPARENT`, ...; empty if nothing was."""
     parts = [
         f"{counts[kind]} image{'s have' if counts[kind] > 1 else ' has'} {said}" for kind, said in _SAID.items() if counts[kind]
     ]
@@ -128,13 +146,16 @@ def count_converted(converted: np.ndarray) -> dict[int, int]:
 
 def _full_scale(image: Image.Image) -> int | None:
     """The value of white in a grey picture of more than 8 bits; None for other pictures."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if set(tags.get(_SAMPLE_FORMAT, ())) - {_UNSIGNED} and image.mode not in ("I", "F"):
+        raise ValueError("its values are signed, and others are read: convert it")
     if image.mode.startswith("I;16"):
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if image.format == "TIFF" else 16
+        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
         return (1 << bits) - 1
     if image.mode == "I" and image.format in _INTEGERS_OF_16_BITS:
         return 0xFFFF
     if image.mode in ("I", "F"):
-        raise ValueError(f"it has 32 bits per pixel (mode {image.mode!r}) and 8 or 16 are read")
+        raise ValueError(f"it has 32 bits per pixel (mode {image.mode!r}) and 8 or 16 are read: convert it")
     return None
 
 

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from dim import rng
+from dim.classes import class_list, twins
 from dim.config import DATASETS, DataConfig, from_dict
-from dim.config.data import located, reads_files
+from dim.config.data import located, require_no_root
 from dim.data.items import Items
-from dim.data.python import class_names_of, dataset_items
+from dim.data.python import class_names_of, dataset_items, require_same_classes
 from dim.data.roots import keep_root
 from dim.data.splits import ArraySplit, HeldSplit, Split, StreamSplit, in_chunks
 from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
+from dim.launch import say_once, without_repeats
 from dim.processes import ALONE, Processes
 from dim.spec import DataSpec
 
@@ -168,8 +170,10 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
         InputError: if the name is unknown, the root is missing or does not hold the data, there are fewer than two
             classes, a class is empty, or an image cannot be read.
     """
-    data = _assemble(config, *DATASETS.load(config.dataset)(config), device=device)
-    if config.root is not None and reads_files(config.dataset):
+    require_no_root(config)
+    with without_repeats():
+        data = _assemble(config, *DATASETS.load(config.dataset)(config), device=device)
+    if config.root is not None:
         keep_root(data.spec.fingerprint, config.root)
     return data
 
@@ -183,7 +187,7 @@ def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | 
     if not info.get("data"):
         raise InputError("this set or generator does not say which data it was made from: give the real data")
     config = from_dict(DataConfig, info["data"])
-    if root and reads_files(config.dataset):
+    if root:
         config = replace(config, root=root)
     return load_data(located(config), device)
 
@@ -216,9 +220,12 @@ def from_dataset(
         InputError: if an item is of another form, or labels are out of range or change.
     """
     config = config or DataConfig()
-    class_names = class_names_of(train, name) if class_names is None else class_names
-    parts = [None if part is None else dataset_items(part, name, class_names, config) for part in (train, test)]
-    return _assemble(config, *parts, device=device, name=name)
+    class_names = class_names_of(train, name) if class_names is None else class_list(class_names, repr(name))
+    require_same_classes(name, class_names, train=train, test=test)
+    with without_repeats():
+        own = dataset_items(train, name, class_names, config)
+        parts = own, None if test is None else dataset_items(test, name, class_names, config)
+        return _assemble(config, *parts, device=device, name=name)
 
 
 def _assemble(
@@ -265,6 +272,10 @@ def _assemble(
 def divided(config: DataConfig, train: Items, test: Items | None, val: Items | None) -> dict[Part, tuple[Items, Tensor]]:
     """Divide: items of every part and int64 (N,) indices into them; a part that is not there is taken from the training part."""
     num_classes = len(train.names)
+    if alike := twins(train.names):
+        more = f", as do {len(alike) - 1} more pairs" if len(alike) > 1 else ""
+        pair = f"classes {alike[0][0]!a} and {alike[0][1]!a}"
+        say_once(f"dim: {pair} differ in capitals, spaces, accents or zeros only{more}: taken as classes of their own")
     for label, count in enumerate(torch.bincount(train.labels, minlength=num_classes).tolist()):
         if count < 2:
             raise InputError(f"class {train.names[label]!r} has {count} training image(s): expected at least 2")
@@ -279,6 +290,11 @@ def divided(config: DataConfig, train: Items, test: Items | None, val: Items | N
         parts["val"], rest = (train, rest[held]), rest[kept]
     else:
         parts["val"] = val, torch.arange(len(val.labels))
+    for part, items in (("test", test), ("validation", val)):
+        counts = torch.bincount(train.labels if items is None else items.labels, minlength=num_classes)
+        if not bool(counts.all()):
+            lacking = f"no image of class {train.names[int(counts.argmin())]!r}, which the training part has"
+            raise InputError(f"the {part} part has {lacking}: add one, or leave that part out")
     left = torch.bincount(train.labels[rest], minlength=num_classes)
     if not bool(left.all()):
         label = int(left.argmin())

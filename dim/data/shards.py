@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +14,15 @@ import torch
 from torch import Tensor
 
 from dim.config import DataConfig
-from dim.data.files import EXTENSIONS, Listing, decode_picture, picture_header
+from dim.data.files import EXTENSIONS, Listing, counted, decode_picture, is_litter, picture_header
 from dim.data.items import Items
 from dim.data.pillow import reason
 from dim.data.survey import Reading
 from dim.errors import InputError
 from dim.io import cache_folder, digest, keep_tensors, load_tensors, read_json
+from dim.launch import say_once
 
-_FORMAT = 1  # of kept indexes; to be raised when another index would be made of the same shards
+_FORMAT = 2  # of kept indexes; to be raised when another index would be made of the same shards
 _BLOCK, _PART = tarfile.BLOCKSIZE, 2**20
 _LARGEST_LABEL_FILE = 2**20  # bytes
 _IMAGE, _NUMBER, _JSON = "<image>", "cls", "json"
@@ -35,7 +38,7 @@ def class_names(root: Path) -> tuple[str, ...] | None:
     if text.is_file():
         path = text
         try:
-            names = [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{text} cannot be read ({reason(error)}): expected a class name in each line") from None
     elif table.is_file():
@@ -67,7 +70,11 @@ def shard_items(paths: Sequence[Path], names: tuple[str, ...] | None, config: Da
     listing = Listing()
     for path in paths:
         listing.add(str(path))
-    index = _index(listing, names, config.dataset)
+    index, others = _index(listing, names, config.dataset)
+    if others:
+        whole, place = sum(others.values()), Path(listing.paths[0]).parent
+        files = "1 file is of no image" if whole == 1 else f"{whole} files are of no images"
+        say_once(f"dim: {place}: {files} that can be read, left out: {counted(others)}")
     labels = index["label"]
     if names is None:
         classes = int(labels.max()) + 1
@@ -90,21 +97,25 @@ def shard_items(paths: Sequence[Path], names: tuple[str, ...] | None, config: Da
     return Items(labels, names, decode=decode, state=listing.state(), header=header)
 
 
-def _index(listing: Listing, names: tuple[str, ...] | None, what: str) -> dict[str, Tensor]:
-    """Of all images int64 (N,) `shard`, `offset` and `size` in bytes, and `label`; from the cache folder if it is there."""
+def _index(listing: Listing, names: tuple[str, ...] | None, what: str) -> tuple[dict[str, Tensor], Counter[str]]:
+    """Of all images int64 (N,) `shard`, `offset` and `size` in bytes, and `label`; and how many files belong to none, by their
+    endings. From the cache folder if it is there."""
     state = listing.state()
     path = cache_folder("data") / f"index-{digest({}, json.dumps([_FORMAT, state, names]))}.safetensors"
     if state:
         try:
-            return load_tensors(path)[0]
+            kept, about = load_tensors(path)
+            return kept, Counter(about["others"])
         except InputError:  # absent, or damaged: made again
             pass
     parts: list[Tensor] = []
+    others: Counter[str] = Counter()
     positions = None if names is None else {name: number for number, name in enumerate(names)}
     with Reading(f"{what}, index", len(listing.paths), "shard") as reading:
         for number, shard in enumerate(listing.paths):
             try:
-                parts.append(torch.tensor([(number, *row) for row in _samples(shard, positions)], dtype=torch.int64).view(-1, 4))
+                rows = [(number, *row) for row in _samples(shard, positions, others)]
+                parts.append(torch.tensor(rows, dtype=torch.int64).view(-1, 4))
             except Exception as error:  # tarfile raises almost anything at damaged bytes
                 raise InputError(f"shard {shard} cannot be read ({reason(error)}): copy or make it again") from None
             reading.advance()
@@ -115,19 +126,23 @@ def _index(listing: Listing, names: tuple[str, ...] | None, what: str) -> dict[s
         )
     index = dict(zip(("shard", "offset", "size", "label"), columns, strict=True))
     if state:
-        keep_tensors(path, index, {"kind": "index"})
-    return index
+        keep_tensors(path, index, {"kind": "index", "others": others})
+    return index, others
 
 
-def _samples(path: str, positions: Mapping[str, int] | None) -> list[tuple[int, int, int]]:
-    """Offset, size and label of all images of a shard, in its order."""
+def _samples(path: str, positions: Mapping[str, int] | None, others: Counter[str]) -> list[tuple[int, int, int]]:
+    """Offset, size and label of all images of a shard, in its order. What belongs to no image is counted in `others`."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
+    beside: list[tuple[str, str]] = []
     with _Shard(path) as shard:
         for member in _members(shard):
             folder, _, name = member.name.rpartition("/")
             key, _, suffix = name.partition(".")
             kind = _IMAGE if f".{suffix.lower()}" in EXTENSIONS else suffix.lower()
-            if not key or kind not in (_IMAGE, _NUMBER, _JSON) or member.isdir():
+            if not key or is_litter(name) or member.isdir():
+                continue
+            if kind not in (_IMAGE, _NUMBER, _JSON):
+                beside.append((f"{folder}/{key}", kind))
                 continue
             if not member.isreg() or member.issparse():
                 raise ValueError(f"its member {member.name[:60]!r} is a link or has holes")
@@ -142,6 +157,7 @@ def _samples(path: str, positions: Mapping[str, int] | None) -> list[tuple[int, 
                 samples.append((*sample[_IMAGE], _label(shard, sample, positions, key)))
             elif _NUMBER in sample:
                 raise ValueError(f"{key!r} has a label and no image")
+    others.update(f".{kind}" if kind else "without an ending" for key, kind in beside if _IMAGE not in found.get(key, {}))
     return samples
 
 
@@ -158,7 +174,8 @@ def _label(shard: io.BufferedReader, sample: Mapping[str, tuple[int, int]], posi
         value = json.loads(value)
         value = value.get("label") if isinstance(value, dict) else None
     if isinstance(value, str):
-        value = int(value) if value.isdecimal() and len(value) < 10 else (positions or {}).get(value, value)
+        whole = re.fullmatch(r"(\d{1,9})(\.0*)?", value)
+        value = int(whole[1]) if whole else (positions or {}).get(value, value)
     largest = 10**9 if positions is None else len(positions) - 1
     if type(value) is not int or not 0 <= value <= largest:
         expected = "a number of a class" if positions is None else f"a number from 0 to {largest}, or a name of classes"

@@ -1,5 +1,6 @@
 """Synthetic sets on disk: a folder with `set.json` and the data in some format, one file each in `dim.data.formats`."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,10 @@ def rewrite_claims(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], storage: str) -> dict[str, Any]:
+    try:
+        json.dumps(info, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"info of the set cannot be stored ({error}): expected what JSON can hold, without NaN") from None
     return {
         "kind": "set",
         "storage": storage,

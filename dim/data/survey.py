@@ -18,7 +18,7 @@ from dim.launch import launched, say_once
 from dim.loop import Progress
 from dim.spec import to_uint8
 
-_FORMAT = 1  # of kept surveys; to be raised when the same files are decoded to other images
+_FORMAT = 2  # of kept surveys; to be raised when the same files are decoded to other images
 _PATIENCE_SECONDS, _REFRESH_SECONDS = 3.0, 0.2
 
 

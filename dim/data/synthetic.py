@@ -15,10 +15,15 @@ from dim.data.stored import DESCRIPTION, format_of, read_folder, write_folder
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.io import digest, reading
+from dim.launch import say_once
 from dim.nets.generator import Generator, occurrence
 from dim.nets.generator_file import FILE_NAME, load_generator_file
 from dim.repository import HUB, repository_of, require_answer
 from dim.spec import DataSpec, as_unit_range
+
+_SCALE = 4.0
+"""Float images that are larger on average, or reach this far without a negative value, are on another scale than [-1, 1]. Learned
+pixels leave that range in places, and by less."""
 
 
 class SyntheticSet(Dataset):
@@ -59,14 +64,21 @@ class SyntheticSet(Dataset):
         transform: Callable[[Tensor], Any] | None = None,
         latents: Tensor | None = None,
     ) -> None:
+        images, labels = _tensor(images, "images"), _tensor(labels, "labels")
+        soft = None if soft is None else _tensor(soft, "soft labels")
         if tuple(images.shape[1:]) != spec.image_shape or len(images) == 0:
             raise InputError(f"images have shape {tuple(images.shape)}: expected (N, {', '.join(map(str, spec.image_shape))})")
         if images.dtype not in (torch.uint8, torch.float32):
             raise InputError(f"images are {images.dtype}: expected uint8, or float32 in [-1, 1]")
         if labels.dtype not in (torch.uint8, torch.int16, torch.int32, torch.int64):
             raise InputError(f"labels are {labels.dtype}: expected int64")
-        if labels.shape != (len(images),) or int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
-            raise InputError(f"labels do not fit {len(images)} images of {spec.num_classes} classes")
+        if labels.shape != (len(images),):
+            raise InputError(f"labels have shape {tuple(labels.shape)}: expected ({len(images)},), one for each image")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= spec.num_classes:
+            raise InputError(
+                f"labels do not fit {spec.num_classes} classes: {low} to {high}, expected 0 to {spec.num_classes - 1}"
+            )
         if soft is not None and soft.shape != (len(images), spec.num_classes):
             raise InputError(f"soft labels have shape {tuple(soft.shape)}: expected ({len(images)}, {spec.num_classes})")
         _require_values(images, soft, latents)
@@ -154,15 +166,32 @@ class SyntheticSet(Dataset):
         return write_folder(path, content, self.spec, self.info, kind, overwrite=overwrite, **made_with)
 
 
+def _tensor(values: Any, name: str) -> Tensor:
+    """A tensor of what was given, an array or a list of numbers, too."""
+    try:
+        tensor = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} are a {type(values).__name__}: expected a tensor") from None
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise InputError(
+            f"{name} are a tensor that is {'on meta' if tensor.is_meta else 'sparse'}: expected values for all images"
+        )
+    return tensor
+
+
 def _require_values(images: Tensor, soft: Tensor | None, latents: Tensor | None) -> None:
     """Refuse numbers that cannot be meant."""
     for name, values in (("images", images), ("soft labels", soft), ("latents", latents)):
         if values is not None and values.is_floating_point() and not bool(values.isfinite().all()):
             bad = int((~values.isfinite()).flatten(1).any(1).sum())
             raise InputError(f"{name} of {bad} of {len(values)} images hold values that are not finite: expected finite numbers")
-    if images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) > 16:
-        found = f"{float(images.min()):g} to {float(images.max()):g}"
-        raise InputError(f"float images reach from {found}: expected [-1, 1]; give uint8, or divide by 127.5 and subtract 1")
+    if images.is_floating_point():
+        low, high = float(images.min()), float(images.max())
+        found = f"float images reach from {low:g} to {high:g}"
+        if (low >= 0 and high > _SCALE) or float(images.abs().mean()) > _SCALE:
+            raise InputError(f"{found}: expected [-1, 1]; give uint8, or divide 0 to 255 by 127.5 and subtract 1")
+        if low >= 0 and high > 0.5:
+            say_once(f"dim: {found}: taken as [-1, 1], where 0 is middle grey; of images in [0, 1], give 2 * images - 1")
     if soft is not None and not (bool((soft >= 0).all()) and bool(((soft.sum(1) - 1).abs() < 0.01).all())):
         raise InputError("soft labels are no probabilities: expected numbers of at least 0 that sum to 1 for every image")
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.chunks import DRAWN, chunk_size
-from dim.classes import class_numbers
+from dim.classes import class_numbers, whole_number
 from dim.config import GENERATORS, GeneratorConfig, from_dict
 from dim.errors import InputError
 from dim.spec import DataSpec, to_uint8
 
 # Images of a block, and bytes of them in float32 above which there are fewer: beyond 147 pixels in colour.
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK_CPU, BLOCK_CPU_BYTES = 16, 4 * 2**20
 BLOCK_ACCELERATOR, BLOCK_ACCELERATOR_BYTES = 256, 64 * 2**20
 
@@ -140,6 +141,19 @@ class Generator(nn.Module):
         """Where its parameters are."""
         return next(self.parameters()).device
 
+    def arithmetic(self) -> torch.dtype:
+        """What its weights are held in, and latents are given in.
+
+        Raises:
+            InputError: if nothing can be computed in it.
+        """
+        kinds = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point() or parameter.is_complex()}
+        if self.device.type == "meta" or len(kinds) > 1 or not kinds <= set(_COMPUTED):
+            found = "without values" if self.device.type == "meta" else " and ".join(sorted(map(str, kinds)))
+            expected = f"one of {', '.join(map(str, _COMPUTED))} for all; .float() makes them so"
+            raise InputError(f"the generator's weights are {found}: expected {expected}")
+        return next(self.parameters()).dtype
+
     def latents(self, labels: Tensor, indices: Tensor, *, seed: int) -> Tensor:
         """Latents of images number `indices` of classes `labels`, in the data set that `seed` names: int64 (B,), (B,) -> float32
         (B, Z), or (B, Z + E) around such anchors."""
@@ -183,6 +197,7 @@ class Generator(nn.Module):
         Raises:
             InputError: if a label or an index is out of range, or latents have another width.
         """
+        seed, dtype = whole_number(seed, "seed"), self.arithmetic()
         if latents is not None:
             self.require_width(latents.shape[1])
         if len(labels) == 0:
@@ -215,7 +230,7 @@ class Generator(nn.Module):
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 y = label_table[number]
                 z = self.latents(y, index_table[number], seed=seed) if latent_table is None else latent_table[number]
-                own, dtype = places[number], next(self.parameters()).dtype
+                own = places[number]
                 output[own.to(self.device)] = self(z.to(dtype), y).float()[rows[own].to(self.device)]
 
         training = self.training
@@ -251,6 +266,13 @@ class Generator(nn.Module):
                 raise InputError(f"the generator makes images with values that are not finite: {remedy}")
             result[int(some[0]) : int(some[-1]) + 1] = to_uint8(part).cpu()
         return result
+
+
+def require_generator(generator: Any) -> None:
+    """Raise InputError for what is no generator, such as the name of one."""
+    if not callable(getattr(generator, "images", None)):
+        found = repr(generator) if isinstance(generator, str) else f"a {type(generator).__name__}"
+        raise InputError(f"generator is {found}: expected a generator, as dim.load_generator gives one")
 
 
 def block_size(spec: DataSpec, device: torch.device) -> int:

@@ -5,6 +5,7 @@ They need the shape of the images, which the data set says (`shape` of a source)
 are checked. Networks of this package are built without memory for their weights.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from dim.config import (
     TrainConfig,
     TrajectoryRecipe,
 )
+from dim.config.data import needs_size
 from dim.config.settings import LARGEST_INTEGER, require
 from dim.data.files import require_resolution
-from dim.data.real import RealData
+from dim.data.real import RealData, divided
 from dim.data.whiten import require_whitenable
 from dim.errors import InputError
 from dim.nets.discriminators import build_discriminator
@@ -55,6 +57,18 @@ def expected_spec(config: DataConfig) -> DataSpec | None:
     names = tuple(map(str, range(classes)))
     means = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
     return DataSpec(name=config.dataset, channels=channels, height=size, width=size, class_names=names, fingerprint="", **means)
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse a folder of somebody's own that could not be divided into its parts, or whose labels are wrong. No image is opened,
+    and nothing is said of data that are not here.
+
+    Raises:
+        InputError: as `dim.data.real.load_data` does.
+    """
+    if needs_size(config.dataset) and config.root is not None and Path(config.root).is_dir():
+        train, *others = DATASETS.load(config.dataset)(config)
+        divided(config, train, *others)
 
 
 def check_training(config: TrainConfig) -> None:

@@ -30,6 +30,28 @@ MAY_DEPART = (
 """What may change while it is trained, if it is stated (--depart): no network, no data, no number of steps."""
 
 
+FEW_STEPS = 2000
+"""About as many as the demo's digits take; with fewer nothing was seen to be learned of other data."""
+
+
+def few_steps(steps: float, *, settings: str, made_for: str, images: int, option: str, epochs: float) -> str:
+    """What to say before a training of so few steps, as happens to settings in epochs for another data set; empty if they are
+    enough.
+
+    Args:
+        steps: of training in all.
+        settings: what they are, such as the name of a recipe.
+        made_for: the data set that they were made for.
+        images: training images now.
+        option: the option that has the epochs.
+        epochs: how many it has.
+    """
+    if not 0 < steps < FEW_STEPS:
+        return ""
+    why = f"{steps:.0f} steps of training in all, as {settings} {made_for} and these are {images} images"
+    return f"dim: {why}: too few to learn them; try {option} {epochs * FEW_STEPS / steps:.0f}"
+
+
 @dataclass(frozen=True)
 class Stage:
     """A span of steps with its settings."""

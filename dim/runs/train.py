@@ -20,6 +20,7 @@ from dim.config import ADVERSARIES, OBJECTIVES, TrainConfig, to_dict
 from dim.continuation import continues
 from dim.data.real import EpochBatches, RealData
 from dim.io import reading
+from dim.launch import say_once
 from dim.loop import Loop
 from dim.nets.discriminators import build_discriminator, training_flops
 from dim.nets.generator import Generator, build_generator
@@ -39,7 +40,7 @@ from dim.runs.average import update_average
 from dim.runs.beside import record_beside
 from dim.runs.losses import Losses
 from dim.runs.optimizer_state import load_optimizer, optimizer_state
-from dim.runs.stages import MAY_CHANGE, MAY_DEPART, Stage, plan
+from dim.runs.stages import MAY_CHANGE, MAY_DEPART, Stage, few_steps, plan
 from dim.sampler import sample_grid
 from dim.score.coverage import Coverage
 
@@ -76,6 +77,11 @@ def fit(
     out = Path(out)
     accelerator = accelerator or make_accelerator(config, out)
     trainer = Trainer(config, data, out, accelerator, resume=resume, depart=depart)
+    if config.data.dataset != data.spec.name and not resume:
+        made_for = f"were made for {config.data.dataset}"
+        lengths = {"images": len(data.train), "option": "stage_one.epochs", "epochs": config.stage_one.epochs}
+        if warning := few_steps(trainer.stages[-1].stop, settings="these settings", made_for=made_for, **lengths):
+            say_once(warning)
     trainer.run()
     if config.fit.experts:
         record_beside(config, data, out, steps=trainer.stages[0].stop, device=accelerator.device, processes=trainer.processes)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -321,3 +322,109 @@ def test_workers_that_are_kept_notice_a_new_epoch(generator):
         dataset.set_epoch(number)
         images = torch.cat([images for images, _ in loader])
         assert torch.equal(images, epoch(GeneratedDataset(generator, 20, seed=3, start=20 * number), batch_size=20)[0])
+
+
+# --- arguments and states of other forms -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [float, str, np.int64, torch.tensor])
+def test_numbers_may_be_of_any_kind(generator, kind):
+    loader = GeneratedLoader(generator, batch_size=kind(4), steps=kind(3), seed=kind(5), rank=kind(1), world=kind(2))
+    loader.set_epoch(kind(2))
+    plain = GeneratedLoader(generator, batch_size=4, steps=3, seed=5, rank=1, world=2)
+    plain.set_epoch(2)
+    assert len(loader) == 3
+    for one, other in zip(loader, plain, strict=True):
+        assert torch.equal(one[0], other[0])
+    dataset, same = (
+        GeneratedDataset(generator, kind(6), seed=kind(5), start=kind(2)),
+        GeneratedDataset(generator, 6, seed=5, start=2),
+    )
+    assert len(dataset) == 6
+    assert torch.equal(dataset[kind(3) if kind in (np.int64, torch.tensor) else 3][0], same[3][0])
+
+
+WRONG = (1.5, "many", None, True, float("inf"), 2**80)
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+@pytest.mark.parametrize("name", ["batch_size", "steps", "seed", "length", "start", "epoch", "rank"])
+def test_what_is_no_whole_number_is_refused_by_name(generator, name, value):
+    def make():
+        if name in ("length", "start"):
+            return GeneratedDataset(generator, **{"length": 4, name: value})
+        if name == "rank":
+            return GeneratedLoader(generator, batch_size=2, steps=2, rank=value, world=2)
+        if name == "epoch":
+            GeneratedDataset(generator, length=4).set_epoch(value)
+        return GeneratedLoader(generator, **{"batch_size": 2, "steps": 2, "seed": 0, name: value})
+
+    with pytest.raises(InputError, match=rf"^{name} is "):
+        make()
+
+
+@pytest.mark.parametrize("what", [GeneratedDataset, GeneratedLoader])
+def test_an_epoch_below_0_or_beyond_the_stream_is_refused_at_once(generator, what):
+    settings = {"length": 10} if what is GeneratedDataset else {"batch_size": 4, "steps": 3}
+    with pytest.raises(InputError, match="epoch is -1: expected 0 or more"):
+        what(generator, **settings).set_epoch(-1)
+    if what is GeneratedDataset:
+        with pytest.raises(InputError, match="place in the stream where epoch 4611686018427387904 begins"):
+            what(generator, **settings).set_epoch(2**62)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 7}, "step of the state is 7: expected 0 to 3"),
+        ({"step": -1}, "step of the state is -1: expected 0 or more"),
+        ({"step": 0.5}, "step of the state is 0.5: expected a whole number"),
+        ({"epoch": -1}, "epoch of the state is -1"),
+        ({"epoch": None}, "epoch of the state is None"),
+        ({"batch_size": 7}, "batch_size is 6: the state is of a stream with 7"),
+        ({"steps": 9}, "steps is 4: the state is of a stream with 9"),
+        ({"shuffle": 0}, "shuffle is True: the state is of a stream with 0"),
+        (("epoch", "seed"), "the state is step, batch_size, steps, shuffle, world: expected what state_dict gave"),
+        ({}.fromkeys, "the state is builtin_function_or_method: expected"),
+        (None, "the state is NoneType: expected"),
+    ],
+)
+def test_what_is_no_state_of_the_loader_is_refused(generator, change, message):
+    loader = GeneratedLoader(generator, batch_size=6, steps=4)
+    state = loader.state_dict()
+    if isinstance(change, tuple):
+        state = {name: value for name, value in state.items() if name not in change}
+    with pytest.raises(InputError, match=message):
+        loader.load_state_dict(
+            {**state, **change} if isinstance(change, dict) else state if isinstance(change, tuple) else change
+        )
+    assert [len(images) for images, _ in loader] == [6] * 4  # as it was
+
+
+def test_a_state_that_went_through_tensors_and_json_is_one(generator):
+    loader = GeneratedLoader(generator, batch_size=6, steps=4)
+    next(iter(loader))
+    state = {name: torch.tensor(value) for name, value in json.loads(json.dumps(loader.state_dict())).items()}
+    other = GeneratedLoader(generator, batch_size=6, steps=4)
+    other.load_state_dict({**state, "more": 1})
+    assert len(list(other)) == 3
+    json.dumps(other.state_dict())
+
+
+@pytest.mark.parametrize("what", ["runs/digits", None, torch.zeros(3)])
+def test_what_is_no_generator_is_refused(what):
+    for make in (
+        lambda: GeneratedDataset(what, 3),
+        lambda: GeneratedLoader(what, batch_size=2, steps=2),
+        lambda: dim.sample_set(what, ipc=1),
+    ):
+        with pytest.raises(InputError, match=r"^generator is .*: expected a generator, as dim.load_generator gives one"):
+            make()
+
+
+def test_labels_that_are_not_as_many_as_images_are_refused(generator):
+    loader = GeneratedLoader(generator, batch_size=4, steps=2, relabel=lambda images: torch.zeros(3, 3))
+    with pytest.raises(InputError, match="relabel gave 3 labels of 8 images"):
+        next(iter(loader))
+    with pytest.raises(InputError, match="relabel gave 3 labels of 1 images"):
+        GeneratedDataset(generator, 4, relabel=lambda images: torch.zeros(3, 3))[0]

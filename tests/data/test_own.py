@@ -344,8 +344,8 @@ def test_what_a_file_does_not_label_is_left_out_and_that_is_said(tmp_path, capsy
     [
         ("metadata.csv", "file_name,label\n0.png,a\n0.png,b\n", "twice"),
         ("metadata.csv", "file_name,label\n0.png,a\n99.png,b\n", "99.png', which is missing"),
-        ("metadata.csv", "file_name,label\n0.png,a\n../0.png,b\n", "expected an image inside"),
-        ("metadata.csv", "file_name,label\n0.png,a\n/etc/passwd,b\n", "expected an image inside"),
+        ("metadata.csv", "file_name,label\n0.png,a\n../0.png,b\n", "without / or .. in front"),
+        ("metadata.csv", "file_name,label\n0.png,a\n/etc/passwd,b\n", "without / or .. in front"),
         ("metadata.csv", "file_name,label\n0.png,a\n1.png,a\n", "1 class: expected at least 2"),
         ("metadata.csv", "file_name,size\n0.png,8\n", "a label is named label or"),
         ("metadata.csv", "name,label\n0.png,8\n", "an image is named file_name or"),

@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dim.data.pillow import LARGEST, SIXTEEN_BITS, TRANSPARENT, TURNED, count_converted, describe_converted, read_picture, shown
+from dim.data.pillow import (
+    LARGEST,
+    SEVERAL,
+    SIXTEEN_BITS,
+    TRANSPARENT,
+    TURNED,
+    count_converted,
+    describe_converted,
+    read_picture,
+    shown,
+)
 
 NOISE = np.random.default_rng(0).integers(0, 2**16, (40, 50), dtype=np.uint16)
 COLOURS = np.random.default_rng(1).integers(0, 256, (6, 4, 3), dtype=np.uint8)
@@ -42,9 +52,10 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def tiff(order: str, bits: int, content: bytes, width: int, height: int) -> io.BytesIO:
-    """A grey TIFF file in one strip; `order` is "<" or ">"."""
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, len(content))]
+def tiff(order: str, bits: int, content: bytes, width: int, height: int, *, white: int = 1, kind: int = 1) -> io.BytesIO:
+    """A grey TIFF file in one strip; `order` is "<" or ">", `white` 1, or 0 where zero is white; `kind` is that of its values."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, white), (273, 8), (277, 1), (278, height)]
+    tags += [(279, len(content)), (339, kind)]
     entries = b"".join(struct.pack(f"{order}HHI", tag, 4, 1) + struct.pack(f"{order}I", value) for tag, value in tags)
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(content))
     return io.BytesIO(start + content + struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0))
@@ -84,6 +95,23 @@ def test_16_bits_in_colour():
     row = b"\0" + struct.pack(">6H", 65535, 32768, 255, 0, 257, 1)
     found, _ = read(png(2, 1, 16, 2, row))
     assert found.tolist() == [[[255, 128, 0], [0, 1, 0]]]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_zero_may_be_white(bits):
+    values = np.arange(6, dtype=f"<u{bits // 8}") * (7 << (bits - 8))
+    image, converted = read(tiff("<", bits, values.tobytes(), 3, 2, white=0), "L")
+    assert converted == (SIXTEEN_BITS if bits == 16 else 0)
+    assert np.abs(image[..., 0].ravel().astype(int) - (255 - 7 * np.arange(6))).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("kind", [2, 3], ids=["signed", "float"])
+def test_values_that_are_signed_or_floats_are_refused(bits, kind):
+    if (bits, kind) == (8, 3):
+        return  # there are none
+    with pytest.raises(ValueError, match=r"signed|32 bits per pixel|no image in a format"):
+        read(tiff("<", bits, bytes(6 * bits // 8), 3, 2, kind=kind))
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
@@ -246,3 +274,60 @@ def test_damaged_bytes_give_a_picture_or_one_line(form):
         assert type(error) is ValueError
         assert 0 < len(str(error)) <= 120
         assert "\n" not in str(error)
+
+
+# --- several pictures, no pixels, other formats ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_pictures_the_first_is_taken_and_that_is_counted(form):
+    first, second = Image.new("RGB", (9, 8), (0, 0, 255)), Image.new("RGB", (9, 8), "white")
+    image, converted = read(
+        encoded(first, form, save_all=True, append_images=[second], **({} if form != "WEBP" else {"lossless": True}))
+    )
+    assert converted == SEVERAL
+    assert (image == [0, 0, 255]).all()
+    assert describe_converted({**count_converted(np.array([SEVERAL], dtype=np.uint8))}) == (
+        "1 image has several pictures: the first is taken"
+    )
+
+
+def test_a_photograph_with_a_preview_is_one_picture():
+    image = Image.fromarray(COLOURS)
+    buffer = encoded(image, "MPO", save_all=True, append_images=[image.resize((2, 3))])
+    assert Image.open(buffer).format == "MPO"
+    assert read(buffer)[1] == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_a_picture_without_pixels_is_refused(mode):
+    with pytest.raises(ValueError, match="0x5 pixels"):
+        shown(Image.new(mode, (0, 5)))
+
+
+def test_what_another_program_would_draw_is_no_picture():
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="no image in a format that Pillow reads"):
+        read(io.BytesIO(text))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I;16"]
+)
+def test_every_mode_of_a_picture_shows_what_it_is(mode):
+    grey = Image.fromarray(np.full((4, 5), 255, dtype=np.uint8))
+    image = grey.convert("RGB").convert("LAB") if mode == "LAB" else _converted(grey, mode)
+    for wanted, channels in ((None, 1 if Image.getmodebase(mode) == "L" else 3), ("L", 1), ("RGB", 3)):
+        pixels, _ = shown(image, wanted)
+        assert tuple(pixels.shape) == (channels, 4, 5)
+        assert int(pixels.min()) >= 254
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Pillow has no direct way from grey to some modes."""
+    if mode == "I;16":
+        return Image.fromarray(np.full((image.height, image.width), 65535, dtype=np.uint16))
+    way = {"La": ("LA",), "PA": ("RGBA", "P"), "RGBa": ("RGBA",), "HSV": ("RGB",), "YCbCr": ("RGB",)}.get(mode, ())
+    for step in (*way, mode):
+        image = image.convert(step)
+    return image

@@ -1,7 +1,9 @@
 """SyntheticSet: items, sizes, and the round trip through every format."""
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import dim
@@ -101,6 +103,12 @@ def test_stored_bytes():
         {"labels": torch.zeros(11, dtype=torch.int64)},
         {"labels": torch.full((12,), 3)},
         {"labels": torch.full((12,), -1)},
+        {"labels": torch.zeros(12, 1, dtype=torch.int64)},
+        {"labels": ["a"] * 12},
+        {"labels": None},
+        {"images": torch.zeros(12, 3, 6, 5, device="meta")},
+        {"images": torch.zeros(12, 3, 6, 5).to_sparse()},
+        {"images": None},
         {"soft": torch.zeros(12, 4)},
     ],
 )
@@ -110,6 +118,57 @@ def test_what_does_not_fit_together_is_refused(changes):
     SyntheticSet(**values)
     with pytest.raises(InputError):
         SyntheticSet(**{**values, **changes})
+
+
+UNIT = torch.linspace(-1, 1, 12 * 90).view(12, 3, 6, 5)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        (UNIT + 1) * 127.5,
+        (UNIT + 1) * 127.5 - 0.01,  # of a resize that overshoots
+        UNIT * 127.5,
+        (UNIT + 1) * 8,  # of digits from 0 to 16
+        torch.where(UNIT > 0.99, 200.0, 0.0),  # dark ones
+        torch.where(UNIT > 0.999, 1e9, UNIT),
+    ],
+)
+def test_float_images_of_another_scale_are_refused(images):
+    with pytest.raises(InputError, match=r"float images reach from -?[\d.]+ to [\de+.]+: expected \[-1, 1\]"):
+        SyntheticSet(images, make_set().labels, make_set().spec)
+
+
+def test_float_images_that_may_be_of_another_scale_are_taken_with_a_word(capsys):
+    labels, spec = make_set().labels, make_set().spec
+    SyntheticSet(3 * UNIT, labels, spec)  # learned pixels leave the range
+    SyntheticSet(UNIT, labels, spec)
+    SyntheticSet(torch.zeros_like(UNIT), labels, spec)
+    assert capsys.readouterr().err == ""
+    SyntheticSet((UNIT + 1) / 2, labels, spec)
+    assert (
+        "from 0 to 1: taken as [-1, 1], where 0 is middle grey; of images in [0, 1], give 2 * images - 1"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_and_lists_make_a_set_too():
+    good = make_set()
+    for convert in (np.asarray, Tensor.tolist):
+        images = good.images if convert is Tensor.tolist else convert(good.images)
+        same = SyntheticSet(images, convert(good.labels), good.spec, soft=convert(torch.eye(3)[good.labels]))
+        assert torch.equal(same.images, good.images)
+        assert torch.equal(same.labels, good.labels)
+    assert not SyntheticSet(UNIT.clone().requires_grad_(), good.labels, good.spec).images.requires_grad
+
+
+@pytest.mark.parametrize("info", [{"x": float("nan")}, {"x": torch.zeros(1)}, {"x": object()}])
+def test_what_json_cannot_hold_is_refused_when_it_is_stored(tmp_path, info):
+    good = make_set()
+    with pytest.raises(InputError, match="info of the set cannot be stored"):
+        SyntheticSet(good.images, good.labels, good.spec, info=info).save(tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -266,6 +266,42 @@ def test_a_generator_in_half_precision_makes_nearly_the_same_images(spec, name, 
     assert half.pixels(labels, indices, seed=0).dtype == torch.uint8
 
 
+@pytest.mark.parametrize("way", ["double", "autocast", "inference", "training"])
+def test_other_ways_of_computing_change_at_most_a_rounding(net, way):
+    labels, indices = _all(2)
+    plain, net = net.images(labels, indices, seed=0), copy.deepcopy(net)
+    if way == "double":
+        images = net.double().images(labels, indices, seed=0)
+    elif way == "training":
+        images = net.train().images(labels, indices, seed=0)
+        assert net.training
+    else:
+        with torch.autocast("cpu", torch.bfloat16) if way == "autocast" else torch.inference_mode():
+            images = net.images(labels, indices, seed=0)
+    assert images.dtype == torch.float32
+    assert (images - plain).abs().max() < (1e-4 if way == "double" else 1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+@pytest.mark.parametrize("kind", ["complex64", "float8_e4m3fn", "mixed", "meta"])
+def test_weights_that_nothing_can_be_computed_in_are_refused(net, kind):
+    net = copy.deepcopy(net)
+    if kind == "mixed":
+        next(net.parameters()).data = next(net.parameters()).data.half()
+    else:
+        net = net.to("meta") if kind == "meta" else net.to(getattr(torch, kind))
+    with pytest.raises(InputError, match="the generator's weights are .*: expected one of torch.float16, .*; .float") as caught:
+        net.sample([0])
+    assert {"mixed": "torch.float16 and torch.float32", "meta": "without values"}.get(kind, kind) in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [1.5, None, "a", True, 2**70])
+def test_a_seed_that_is_no_whole_number_is_refused(net, seed):
+    with pytest.raises(InputError, match=f"^seed is {seed!r}: expected a whole number"):
+        net.sample([0], seed=seed)
+    assert torch.equal(net.sample([0], seed=2.0), net.sample([0], seed=2))
+
+
 def test_nothing_asked_for_gives_nothing(net):
     assert net.sample([]).shape == (0, 3, 16, 16)
 

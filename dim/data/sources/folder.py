@@ -6,7 +6,9 @@ from dim.config import DataConfig
 from dim.config.data import SplitOptions
 from dim.data.files import class_folders, require_resolution, require_root
 from dim.data.items import Items
+from dim.data.labels import label_file
 from dim.data.parts import read_parts
+from dim.launch import say_once
 
 __all__ = ["folder"]
 
@@ -17,6 +19,8 @@ def folder(config: DataConfig) -> tuple[Items, Items | None, Items | None]:
     require_resolution(config)
 
     def read(part: Path, names: tuple[str, ...] | None = None) -> Items:
+        if names is None and (file := label_file(part)):
+            say_once(f"dim: {file} is not read, as folders are the classes; --dataset listed reads it")
         return class_folders(part, config, names)
 
     return read_parts(require_root(config), read)
