@@ -84,7 +84,8 @@ def require_root(config: DataConfig, *, may_be_absent: bool = False) -> Path:
         raise InputError(f"data set {config.dataset!r} needs --data-root DIR (or the environment variable DIM_DATA_ROOT)")
     if not config.root or (not Path(config.root).is_dir() and not may_be_absent):
         file = ", but a file (unpack an archive first)" if Path(config.root).is_file() else ""
-        raise InputError(f"data root {config.root!r} is no folder{file}: expected the one where {'the images lie' if config.dataset == 'folder' else f'{config.dataset} lies'}")
+        what = "the images lie" if config.dataset == "folder" else f"{config.dataset} lies"
+        raise InputError(f"data root {config.root!r} is no folder{file}: expected the one where {what}")
     return Path(config.root)
 
 

@@ -146,7 +146,7 @@ def test_export_whitens_as_ddranking_does(made, tmp_path, capsys, monkeypatch):
     assert "which data it was made from" in said(capsys, "export", made, "--to", "ddranking", "--out", tmp_path / "b", status=2)
 
 
-# --- export of a generator -------------------------------------------------------------------------------------------------------
+# --- export of a generator ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -290,7 +290,7 @@ def test_weights_that_nothing_can_be_computed_in_are_refused(net, kind):
         next(net.parameters()).data = next(net.parameters()).data.half()
     else:
         net = net.to("meta") if kind == "meta" else net.to(getattr(torch, kind))
-    with pytest.raises(InputError, match="the generator's weights are .*: expected one of torch.float16, .*; .float") as caught:
+    with pytest.raises(InputError, match=r"the generator's weights are .*: expected one of torch.float16, .*; .float") as caught:
         net.sample([0])
     assert {"mixed": "torch.float16 and torch.float32", "meta": "without values"}.get(kind, kind) in str(caught.value)
 
