@@ -82,7 +82,6 @@ def test_labels_of_any_form(labels, expected):
         (torch.tensor([[1, 1, 0]]), "one 1 among zeros"),
         (torch.tensor([[1, 0]]), "one 1 among zeros"),
     ],
-    ids=str,
 )
 def test_what_is_no_label_is_refused_in_one_line(labels, part):
     with pytest.raises(InputError) as caught:

@@ -183,7 +183,6 @@ def test_a_set_says_how_it_was_made(saved):
         {"counts": collections.Counter([1, 1, 2, 2])},
         {"counts": {np.int32(1): np.float32(2), "2": torch.tensor(2)}},
     ],
-    ids=str,
 )
 def test_numbers_and_classes_may_be_of_any_kind(settings):
     labels, indices = request(SPEC, **settings)

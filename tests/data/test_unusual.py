@@ -364,7 +364,6 @@ def test_data_sets_of_python(case):
         (["a", "b"], "item 2 of 'mine' has label 2: expected 0 to 1"),
         (["a", "b", "c", "d"], "class 'd' has 0 training image"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("given", [False, True])
 def test_names_of_classes(names, expected, given):
