@@ -21,6 +21,7 @@ _HOMES = {
     "GeneratedLoader": "dim.data.loader",
     "Generator": "dim.nets.generator",
     "InputError": "dim.errors",
+    "ReplayMemory": "dim.replay.memory",
     "Score": "dim.score.record",
     "SyntheticSet": "dim.data.synthetic",
     "Teacher": "dim.teacher",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, which read no table
     from dim.nets.generator import Generator as Generator
     from dim.program import export_generator as export_generator
     from dim.recipes.load import load_recipe as load_recipe
+    from dim.replay.memory import ReplayMemory as ReplayMemory
     from dim.runs.distill import distill as distill
     from dim.runs.train import fit as fit
     from dim.sampler import anchored as anchored

@@ -35,7 +35,7 @@ FLOORS = (
     ("teacher", "objectives"),
     ("score", "emit"),
     ("audit",),
-    ("runs", "budget"),
+    ("runs", "budget", "replay"),
     ("cards",),
     ("hub",),
     ("commands",),
