@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
+from dim.data.real import RealData
+from dim.nets.generator import build_generator
+from dim.nets.generator_file import FILE_NAME, save_generator_file
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 
@@ -26,6 +32,23 @@ def run_as_program(name: str, *arguments: object) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(file), *map(str, arguments)])
         return eval(compile(ast.Expression(call.value), file, "eval"), example(name))
+
+
+def mean_generator(digits: RealData, folder: Path) -> str:
+    """The folder, with a small generator that has learned the mean of every class, so that one learns digits from its images."""
+    settings = GeneratorConfig(name="gan", width=4, latent_dim=6)
+    net = build_generator(settings, digits.spec, seed=0)
+    images, labels = digits.train.batch(torch.arange(len(digits.train)))
+    means = torch.stack([images[labels == label].mean(0) for label in range(10)])
+    optimizer, source = torch.optim.Adam(net.parameters(), 0.02), torch.Generator().manual_seed(0)
+    for _ in range(100):
+        chosen = torch.randint(10, (100,), generator=source)
+        loss = F.mse_loss(net(torch.randn(100, 6, generator=source), chosen), means[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_generator_file(folder / FILE_NAME, net, config=settings, data=DataConfig(), protocol=ProtocolConfig(), about={})
+    return str(folder)
 
 
 def parts(run: str) -> tuple[list[list[tuple[Tensor, Tensor]]], list[Tensor]]:

@@ -15,15 +15,12 @@ from launching import launch, results
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
-from plugging import EXAMPLES, example, parts, run_as_program
+from plugging import EXAMPLES, example, mean_generator, parts, run_as_program
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import dim
-from dim.config import DataConfig, GeneratorConfig, ProtocolConfig
 from dim.data.real import per_class_indices
-from dim.nets.generator import build_generator
-from dim.nets.generator_file import FILE_NAME, save_generator_file
 from dim.nets.student import Student, build_student
 from dim.spec import to_uint8
 
@@ -37,21 +34,8 @@ def losses(text: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory) -> str:
-    """A folder with a small generator that has learned the mean of every class, so that one learns digits from its images."""
-    settings = GeneratorConfig(name="gan", width=4, latent_dim=6)
-    net = build_generator(settings, digits.spec, seed=0)
-    images, labels = digits.train.batch(torch.arange(len(digits.train)))
-    means = torch.stack([images[labels == label].mean(0) for label in range(10)])
-    optimizer, source = torch.optim.Adam(net.parameters(), 0.02), torch.Generator().manual_seed(0)
-    for _ in range(100):
-        chosen = torch.randint(10, (100,), generator=source)
-        loss = F.mse_loss(net(torch.randn(100, 6, generator=source), chosen), means[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("run")
-    save_generator_file(folder / FILE_NAME, net, config=settings, data=DataConfig(), protocol=ProtocolConfig(), about={})
-    return str(folder)
+    """See `mean_generator`."""
+    return mean_generator(digits, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
