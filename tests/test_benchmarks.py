@@ -16,7 +16,7 @@ import tyro
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
     *("accuracy", "audit", "bytes", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
-    *("own_data", "policies", "pool", "published", "scale", "speed", "step_time", "trajectory", "verify"),
+    *("own_data", "policies", "pool", "published", "replay", "scale", "speed", "step_time", "trajectory", "verify"),
 )
 
 
@@ -33,7 +33,8 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
             return loaded
 
         parts = ("scale", "shop", "productions", "subjects", "cells", "plan", "page", "trial")  # each imports earlier ones
-        for shared in ("common", "step_time", "faults_artefacts", *(f"cifar10_{part}" for part in parts)):
+        own = (f"replay_{part}" for part in ("scale", "memories", "learner", "page"))
+        for shared in ("common", "step_time", "faults_artefacts", *(f"cifar10_{part}" for part in parts), *own):
             patch.setitem(sys.modules, shared, module(shared))
         yield module
 
