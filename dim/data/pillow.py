@@ -25,6 +25,7 @@ _TOO_LARGE = f"at most {LARGEST // 10**6} million are read"
 _INTEGERS_OF_16_BITS = ("PNG", "PPM")  # formats whose mode "I" has 32 bits in memory only
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # their values
+_BETWEEN = {"La": "LA", "LAB": "RGB"}  # by which Pillow reaches other modes
 _WITH_PREVIEWS = ("MPO",)  # formats whose other pictures are the same one again, smaller or from another angle, as of phones
 _LEFT_OUT = ("EPS",)  # which another program draws
 
@@ -114,7 +115,8 @@ def _shown(image: Image.Image, mode: str | None) -> tuple[Tensor, int]:
         raise ValueError(f"it has {image.width}x{image.height} pixels: expected some")
     if image.width * image.height > LARGEST:
         raise ValueError(f"it has {image.width}x{image.height} pixels: {_TOO_LARGE}")
-    image = image.convert("LA") if image.mode == "La" else image
+    if between := _BETWEEN.get(image.mode):
+        image = image.convert(between)
     mode = mode or ("L" if Image.getmodebase(image.mode) == "L" else "RGB")
     full_scale = _full_scale(image)
     # Pillow knows of it where there are 8 bits.
