@@ -656,6 +656,9 @@ def test_a_dry_run_prints_a_recipe_for_the_same_command(command, trajectory_reci
 @pytest.mark.parametrize("command", ["experts", "distill"])
 @pytest.mark.parametrize("name", ["cifar10-mtt-ipc1", "cifar10-mct-ipc1", "cifar100-datm-ipc10", "imagenet1k-tesla-ipc1"])
 def test_a_dry_run_of_a_published_recipe_finds_the_data_root(command, name, capsys, monkeypatch, tmp_path):
+    for place in (f"{part}/{name}/{number}.png" for part in ("train", "val") for name in "ab" for number in range(4)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"x")  # a dry run opens none
     assert main([command, "--recipe", name, "--dry-run", "--data-root", "here"]) == 0
     assert 'root = "here"' in capsys.readouterr().out
     monkeypatch.setenv("DIM_DATA_ROOT", str(tmp_path))
