@@ -88,7 +88,7 @@ class Arguments(KeepRows):
     """Of the generators; the first one draws images, too."""
     latent_dims: tuple[int, ...] = (32, 16, 16)
     """Of the same generators."""
-    length: float = 0.4
+    length: float = 0.5
     """Epochs of both stages, as a part of the recipe's."""
     budget_ipc: int = 10
     """Every student takes the steps that the protocol has for so many images per class."""

@@ -1,5 +1,6 @@
 """Coded files: generators and sets come back bit for bit, also in another process; damage and lies are refused in one line."""
 
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +75,15 @@ def test_every_kind_of_generator_comes_back(digits, tmp_path, config):
     images = [sample_set(one, ipc=2).images.float() for one in (subject, found)]
     assert float((images[0] - images[1]).abs().mean()) < 6
     assert stored_bytes(found) == (tmp_path / "g.dimz").stat().st_size
+
+
+def test_a_pipeline_comes_back_without_its_files(spec, pretrained, tmp_path):
+    config = GeneratorConfig(name="pipeline", steps=4, pretrained=str(pretrained(tmp_path / "pipeline")))
+    subject = loaded(tmp_path / "g.safetensors", build_generator(config, spec(3, 8, 3), seed=0).eval(), config)
+    container.write(tmp_path / "g.dimz", code_generator(subject, 8))
+    shutil.rmtree(tmp_path / "pipeline")
+    images = [sample_set(one, ipc=1).images.float() for one in (subject, dim.load_generator(tmp_path / "g.dimz"))]
+    assert float((images[0] - images[1]).abs().mean()) < 6
 
 
 def test_rounded_weights_are_coded_without_further_loss(generator, tmp_path):
