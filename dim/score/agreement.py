@@ -29,7 +29,8 @@ LEVEL = 0.01
 _EARLY, _OWN = 0.002, 0.002  # of it, for all looks before the last, and for the fresh students' own spread at the last
 FLOOR = 0.2
 """Smallest standard deviation that is reckoned with, in points: nineteen of twenty sets that were scored for this package have
-more (docs/claims.md). Two or three students can be closer to each other by chance, and rounding differs between machines."""
+more (benchmarks/verify.py computes that). Two or three students can be closer to each other by chance, and rounding differs
+between machines."""
 ASSUMED = 2.0
 """Standard deviation where one student stands against one, in points: nineteen of twenty sets have less."""
 
