@@ -22,8 +22,8 @@ from dim.repository import HUB, repository_of, require_answer
 from dim.spec import DataSpec, as_unit_range
 
 _SCALE = 4.0
-"""Float images that reach this far, and hardly below 0, are on another scale than [-1, 1]. Learned pixels may lie far outside of it,
-but on both sides."""
+"""Float images that reach this far, and hardly below 0, are on another scale than [-1, 1]. Learned pixels may lie far outside of
+it, but on both sides."""
 
 
 class SyntheticSet(Dataset):

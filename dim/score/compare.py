@@ -17,9 +17,8 @@ from dim.data.real import Part, RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
-from dim.score.controls import is_control
 from dim.score.page import figure_png, html_image, html_page, html_table
-from dim.score.record import Score, arithmetic_note, protocol_differences, protocol_of
+from dim.score.record import Score, arithmetic_note, is_control, protocol_differences, protocol_of
 from dim.score.recovery import HLR, IOR, NOTE, format_points, recovery
 from dim.score.report import format_accuracy, format_bytes, print_note, print_table
 from dim.spec import DataSpec

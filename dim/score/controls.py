@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from dim.config import CORESETS
 from dim.errors import InputError, nearest
-from dim.score.record import REAL, Score
 
 ORACLE_CONTROL, FULL_CONTROL = "oracle", "full"
 
@@ -26,9 +25,3 @@ def require_controls(names: Sequence[str]) -> None:
 def is_coreset(method: str | None) -> bool:
     """Whether what made the images of a row is a rule; also one of somebody's own, which this process need not know."""
     return method is not None and (method in CORESETS.names() or ":" in method)
-
-
-def is_control(score: Score) -> bool:
-    """Whether a row is of real images."""
-    method = score.made.get("method")
-    return method == REAL or is_coreset(method)

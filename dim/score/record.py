@@ -13,6 +13,7 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import read_document, reading
 from dim.nets.generator import Generator
+from dim.score.controls import is_coreset
 from dim.teacher import Teacher
 
 Track = Literal["fixed", "stream", "full"]
@@ -192,3 +193,9 @@ def arithmetic_note(scores: Sequence[Score]) -> str:
         return f"Students in {next(iter(kinds))}."
     parts = [f"{kind} ({'; '.join(dict.fromkeys(rows))})" for kind, rows in kinds.items()]
     return f"Students differ in their arithmetic: {', '.join(parts)}."
+
+
+def is_control(score: Score) -> bool:
+    """Whether a row is of real images."""
+    method = score.made.get("method")
+    return method == REAL or is_coreset(method)

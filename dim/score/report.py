@@ -19,7 +19,6 @@ from dim.io import read_document, reading, write_document
 from dim.outputs import write_bytes
 from dim.pictures import grid, save_png
 from dim.run_folder import KINDS, RUN, read_metrics, read_run, what_is_read
-from dim.score.controls import is_control
 from dim.score.coverage import CoverageScore, Nearest
 from dim.score.page import (
     captioned,
@@ -33,7 +32,7 @@ from dim.score.page import (
     picture,
 )
 from dim.score.privacy import AUDIT_NOTE, COLUMNS, COPY_COLUMNS, AuditResult, audit_cells, copy_cells, found_audit
-from dim.score.record import ORACLE, Score, arithmetic_note
+from dim.score.record import ORACLE, Score, arithmetic_note, is_control
 from dim.score.recovery import NOTE, recovery, recovery_columns
 from dim.text import for_html, for_rich
 

@@ -111,6 +111,16 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+# --- start -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_starts_without_the_libraries_that_compute():
+    """Help, completion and refusals are there at once, and signals are handled before anything long begins."""
+    program = "import sys; import dim.commands.cli; print([name for name in ('torch', 'scipy', 'PIL') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 # --- the happy path --------------------------------------------------------------------------------------------------------
 
 
