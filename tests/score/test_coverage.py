@@ -10,7 +10,8 @@ from torch import nn
 
 import dim
 from dim.config import DataConfig, GeneratorConfig, to_dict
-from dim.data.real import from_dataset
+from dim.data.real import RealData, from_dataset
+from dim.data.splits import JoinedSplit
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.distances import frechet_distance, neighbour_metrics
@@ -228,7 +229,8 @@ def test_a_set_that_does_not_say_what_it_was_made_from(measure, generator):
 
 def test_a_class_without_held_out_images():
     items = [(torch.zeros(1, 8, 8, dtype=torch.uint8), n % 2) for n in range(20)]
-    data = from_dataset(items, items[::2], name="toy", class_names="ab", config=DataConfig(val_fraction=0.0))
+    whole = from_dataset(items, items, name="toy", class_names="ab", config=DataConfig(val_fraction=0.0))
+    data = RealData(whole.spec, whole.train, whole.val, JoinedSplit([whole.test], torch.arange(0, 20, 2)))
     with pytest.raises(InputError, match=r"class 'b' has no held-out image.*data\.val_fraction"):
         Coverage(data, features=PIXELS)
 
