@@ -170,8 +170,9 @@ def cache_folder(kind: str) -> Path:
     Raises:
         InputError: if neither is known, as in a container whose user has no home.
     """
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if folder.startswith("~"):
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # which the standard says of relative paths, too
+    if not os.path.isabs(folder):
         raise InputError("there is no home folder to keep a cache in: set XDG_CACHE_HOME to a folder that can be written")
     return Path(folder) / "dim" / kind
 

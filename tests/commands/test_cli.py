@@ -388,6 +388,11 @@ def test_subjects_may_stand_behind_an_option_that_takes_several_values(small_set
         ("--json . .", ". --json ."),
         (". --students convnet .", ". --students convnet ."),
         ("--students convnet nowhere-at-all", "--students convnet nowhere-at-all"),
+        ("--students convnet . --seeds 1", ". --students convnet --seeds 1"),
+        ("--students convnet resnet18 . --seeds 1", ". --students convnet resnet18 --seeds 1"),
+        ("--ipc 1 2 . hub:a/b --track stream .", ". hub:a/b . --ipc 1 2 --track stream"),
+        ("--controls random full . --json out.json", ". --controls random full --json out.json"),
+        ("--seeds=1 . --ipc 1", "--seeds=1 . --ipc 1"),
         ("", ""),
     ],
 )
