@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from dim.signals import ENDING, handle, heeded
 from dim.text import say_note, verbosity
 
 _TELL_SECONDS = 20.0
+_asked_for: ContextVar[list[int] | None] = ContextVar("asked_for", default=None)  # the list of `stop_signals`, within it
 
 
 class Interrupted(RuntimeError):
@@ -42,7 +44,13 @@ class NonFiniteError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; Ctrl-C after any of them stops at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that a step is finished and saved; Ctrl-C after any of them stops at once.
+
+    Within another such context, the list is that of the other: a signal between two loops stops the second one.
+    """
+    if (outer := _asked_for.get()) is not None:
+        yield outer
+        return
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -55,9 +63,11 @@ def stop_signals() -> Iterator[list[int]]:
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         previous = handle((signal.SIGINT, *ENDING), note)
+    token = _asked_for.set(asked)
     try:
         yield asked
     finally:
+        _asked_for.reset(token)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

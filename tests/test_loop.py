@@ -42,6 +42,20 @@ def test_only_another_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_signal_between_two_loops_is_known_to_the_second():
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signals() as outer:
+        with stop_signals() as first:
+            assert first == []
+        signal.raise_signal(signal.SIGTERM)
+        with stop_signals() as second:
+            assert second == [signal.SIGTERM]
+        assert outer == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == before
+    with stop_signals() as later:
+        assert later == []
+
+
 def test_signals_are_left_alone_outside_the_main_thread():
     seen = []
 

@@ -25,7 +25,7 @@ from dim.data.real import EpochBatches, RealData
 from dim.data.splits import Split, in_chunks
 from dim.data.whiten import Whitening
 from dim.errors import InputError
-from dim.loop import Loop
+from dim.loop import Interrupted, Loop, stop_signals
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Processes
 from dim.run_folder import MAY_CHANGE, open_run, read_metrics, run_description
@@ -120,13 +120,16 @@ class _Recorder:
             if not all(processes.gather((self.out / LAYOUT).is_file())):
                 raise InputError(f"not all processes see {self.out}: expected --out on a file system that all machines share")
             missing = [group for group in self._groups() if not set(group) <= whole.records.keys()]
-            for group in processes.part(missing):
-                self._folder, self._first = part_folder(self.out, group[0]), group[0]
-                self._going = self._continuation.elsewhere(self._folder)
-                self.store = ExpertStore.open(self._folder) if self._going.resumes else None
-                self._record(group[-1] + 1)
-                if processes.main:
-                    collect(whole)
+            with stop_signals() as asked:  # of a signal between two groups, the next one's first step knows
+                for group in processes.part(missing):
+                    self._folder, self._first = part_folder(self.out, group[0]), group[0]
+                    self._going = self._continuation.elsewhere(self._folder)
+                    self.store = ExpertStore.open(self._folder) if self._going.resumes else None
+                    self._record(group[-1] + 1)
+                    if processes.main:
+                        collect(whole)
+            if asked:
+                raise Interrupted(f"interrupted {_SHARED}; continue with: dim experts --out {self.out} --resume", asked[0])
             processes.wait()
             return processes.once(lambda: collect_all(whole))
 

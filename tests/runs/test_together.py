@@ -277,6 +277,36 @@ def test_a_recording_that_one_process_began_is_finished_by_two(alone, tmp_path):
     require_same_store(tmp_path / "store", store)
 
 
+def _ended_between(group: int, *command: str) -> None:
+    """`dim` of which the main process is asked to end when it has taken a group's experts into the store, and works on none."""
+    from dim.trajectory import record
+
+    original, calls = record.collect, 0
+
+    def collect(store):
+        nonlocal calls
+        original(store)
+        calls += 1  # the first is before all groups
+        if calls == group + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    record.collect = collect
+    run_command(*command)
+
+
+@pytest.mark.parametrize("group", [1, 3], ids=["before another", "after its last"])
+def test_a_recording_that_is_asked_to_end_between_two_experts_says_how_to_go_on(alone, tmp_path, group):
+    config, store = alone
+    groups = -(-config.experts.count // (2 * config.experts.together))  # of the main process
+    command = ("experts", "--recipe", recipe(tmp_path, config), "--out", tmp_path / "store")
+    ended = launch(tmp_path / "first", _ended_between, min(group, groups), *command, seconds=60)
+    assert ended[0].status == 128 + signal.SIGTERM
+    where = "while the processes were recording experts"
+    assert ended[0].error == f"dim: interrupted {where}; continue with: dim experts --out {tmp_path / 'store'} --resume\n"
+    succeed(launch(tmp_path / "later", run_command, *command, "--resume"))
+    require_same_store(tmp_path / "store", store)
+
+
 def torchrun(*command, seconds: float) -> subprocess.CompletedProcess:
     """A program on two processes, as a user starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, command)]
