@@ -1,5 +1,6 @@
 """What every row of a benchmark says of its making."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -13,10 +14,14 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import tyro
 
+import dim
+from dim.config import DataConfig, ProtocolConfig, to_dict
+from dim.config.timed import TimedConfig
+
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "audit", "bytes", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory", "matching"),
-    *("own_data", "policies", "pool", "published", "replay", "scale", "speed", "step_time", "trajectory", "verify"),
+    *("accuracy", "audit", "by_time", "bytes", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory"),
+    *("matching", "own_data", "policies", "pool", "published", "replay", "scale", "speed", "step_time", "trajectory", "verify"),
 )
 
 
@@ -304,7 +309,7 @@ def test_program_explains_itself(load, name, capsys):
     with pytest.raises(SystemExit) as ended:
         tyro.cli(module.Arguments, args=["--help"])
     assert ended.value.code == 0
-    keeps = name in ("audit", "bytes", "generators", "matching", "policies", "published", "verify")
+    keeps = name in ("audit", "by_time", "bytes", "generators", "matching", "policies", "published", "verify")
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
     assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
@@ -373,6 +378,33 @@ def test_the_page_of_bytes_holds_what_the_results_say(load):
     assert program.rendered(text, program.stored) == text
     names = {path.stem for path in (_BENCHMARKS / "results").glob("bytes-*.json")}
     assert names <= {found[1] for found in re.finditer(r"rendered: (\S+) -->", text)}
+
+
+def test_students_by_time_are_measured_in_miniature(load, digits_gan, tmp_path, monkeypatch):
+    """The real data and a set; a second call finds both rows, and the page shows them."""
+    program = load("by_time")
+    stored = dim.sample_set(digits_gan, ipc=10)
+    stored.info.update(data=to_dict(DataConfig()), protocol=to_dict(ProtocolConfig()))
+    stored.save(tmp_path / "set")
+    monkeypatch.setattr(program, "save", functools.partial(program.save, folder=tmp_path))
+    monkeypatch.setattr(program, "RESULTS", tmp_path)
+    timed = TimedConfig(lr_factors=(1.0,), batch_sizes=(), schedules=(), probe_seconds=0.01)
+    settings = {"seconds": (0.05,), "seeds": 2, "student": "convnet:width=4,depth=1", "timed": timed, "result": "by-time-digits"}
+    arguments = program.Arguments(subjects=(f"made={tmp_path / 'set'}",), out=str(tmp_path / "out"), **settings)
+    first = program.measure(arguments).read_text()
+    rows = json.loads(first)["rows"]
+    assert [row["name"] for row in rows] == ["real data, 0.05 s", "made, 0.05 s"]
+    assert all(row["timed"]["n"] == 2 and row["made"]["wall_seconds"] > 0 for row in rows)
+    assert program.measure(arguments).read_text() == first
+    page = program.rendered("a\n<!-- rendered: by-time-digits -->\nold\n<!-- end -->\nb\n")
+    assert "| real data | 0.05 |" in page
+    assert "- made, convnet:width=4,depth=1, beside real data: " in page
+    assert "old" not in page
+
+
+def test_the_page_of_students_by_time_holds_what_the_results_say(load):
+    program = load("by_time")
+    assert program.rendered(program.PAGE.read_text()) == program.PAGE.read_text()
 
 
 # --- results that lie here ---------------------------------------------------------------------------------------------------

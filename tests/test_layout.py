@@ -34,7 +34,7 @@ FLOORS = (
     ("pools",),
     ("teacher", "objectives"),
     ("score", "emit"),
-    ("audit",),
+    ("audit", "timed"),
     ("runs", "budget", "replay"),
     ("cards",),
     ("hub",),

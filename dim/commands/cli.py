@@ -13,12 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from dim.commands.arguments import (
-    CompareArguments,
     CompletionArguments,
-    CoverageArguments,
     DataArguments,
     DistillArguments,
-    EvaluateArguments,
     ExpertsArguments,
     RecipesArguments,
     ReportArguments,
@@ -33,6 +30,7 @@ from dim.commands.making import distill, experts, recipes, sample, train
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.parsing import parse
 from dim.commands.scoring import compare, coverage, evaluate, report
+from dim.commands.scoring_arguments import CompareArguments, CoverageArguments, EvaluateArguments
 from dim.commands.verifying import VerifyArguments, verify
 from dim.errors import InputError, RefusedError, is_out_of_memory, nearest
 from dim.launch import end, launched, leave, lost, tell, without_repeats

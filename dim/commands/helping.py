@@ -34,6 +34,7 @@ EXAMPLES = {
         "dim evaluate sets/fashion-10 --students convnet resnet18 --seeds 5 --controls random",
         "dim evaluate runs/fashion --track stream --ipc 10 --controls oracle --json scores.json",
         "dim evaluate sets/fashion-10 --students convnet --seeds 5 --claim",
+        "dim evaluate runs/fashion --student-seconds 10 60 300",
     ),
     "compare": ("dim compare sets/* runs/fashion scores.json --ipc 1 10 50 --controls random --picture all.png",),
     "coverage": ("dim coverage runs/fashion", "dim coverage sets/fashion-10 runs/fashion --json coverage.json"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import tyro
 
-from dim.commands.arguments import CompareArguments, CoverageArguments, EvaluateArguments, ReportArguments
+from dim.commands.arguments import ReportArguments
 from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known, subjects_first
+from dim.commands.scoring_arguments import CompareArguments, CoverageArguments, EvaluateArguments
 from dim.commands.subjects import data_of_subjects, device_of, load_subjects, usual_root, work_together
 from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
@@ -39,6 +40,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     _require_used(parsed)
     processes.once(lambda: (_require_targets(parsed, "json"), _require_claims(parsed, subjects)))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
+    if parsed.student_seconds:
+        return _evaluate_by_time(parsed, subjects, data, device, processes)
     teacher = parsed.teacher.load(data, device)
     kept = processes.once(lambda: _unfinished_scores(parsed, subjects, data, teacher))
     report = _telling(kept) if processes.main else lambda score: None
@@ -59,6 +62,33 @@ def evaluate(arguments: Sequence[str]) -> None:
     for name in subjects:
         if (Path(name) / "run.json").is_file():
             _say_page(name, data, scores)
+
+
+def _evaluate_by_time(parsed: EvaluateArguments, subjects: Mapping[str, Any], data: Any, device: Any, processes: Any) -> None:
+    """`dim evaluate --student-seconds`."""
+    from dim.config import to_dict
+    from dim.io import write_document
+    from dim.timed.score import TimedEvaluator, TimedScore
+    from dim.timed.table import print_timed
+
+    if processes.world > 1:
+        raise InputError(
+            "student-seconds is for one process, as several would take each other's time: start it without a launcher"
+        )
+    plan = {"budgets": parsed.student_seconds, "seeds": tuple(range(parsed.seeds)), "device": device, "split": parsed.split}
+    evaluator = TimedEvaluator(data, parsed.protocol, parsed.timed, **plan, note=lambda line: say_note(f"dim: {line}"))
+    asked = {name: getattr(parsed, name) for name in ("student_seconds", "seeds", "split")}
+    asked |= {"protocol": to_dict(parsed.protocol), "timed": to_dict(parsed.timed)}
+    asked |= {part: data.digest(part) for part in ("val", parsed.split)}
+    kept = _unfinished(parsed, subjects, data, TimedScore, 1, asked)
+    rows = list(kept.rows)
+    for measure in evaluator.rows(subjects)[len(rows) :]:
+        rows.append(measure())
+        kept.keep(rows[-1])
+    print_timed(rows)
+    if parsed.json:
+        write_document(parsed.json, {"kind": "timed scores", "scores": [row.to_dict() for row in rows]})
+    kept.remove()
 
 
 def compare(arguments: Sequence[str]) -> None:

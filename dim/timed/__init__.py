@@ -1,0 +1,1 @@
+"""What students reach in a given time: `dim evaluate --student-seconds`."""
