@@ -21,7 +21,8 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed
 	rm -rf $(RUN) $(SETS)
 	$(BIN)/dim train --recipe digits-dim --out $(RUN)
-	for ipc in 1 10 50; do $(BIN)/dim sample $(RUN) --ipc $$ipc --out $(SETS)/refined-$$ipc --refine.steps 40 --refine.student-steps 10 || exit 1; done
+	$(BIN)/dim sample $(RUN) --ipc 50 --format generator --out $(SETS)/refined --refine.steps 40 --refine.student-steps 10
+	for ipc in 1 10 50; do $(BIN)/dim sample $(SETS)/refined --ipc $$ipc --out $(SETS)/refined-$$ipc || exit 1; done
 	for ipc in 1 10; do $(BIN)/dim sample $(RUN) --ipc $$ipc --out $(SETS)/plain-$$ipc --policy.steps || exit 1; done
 	$(BIN)/dim evaluate $(SETS)/refined-1 $(SETS)/refined-10 $(SETS)/refined-50 $(SETS)/plain-1 $(SETS)/plain-10 $(RUN) --ipc 10 \
 	  --track stream --controls random oracle --seeds 3 --json $(RUN)/scores.json
