@@ -20,8 +20,21 @@ from dim.config.timed import TimedConfig
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
-    *("accuracy", "audit", "by_time", "bytes", "cifar10", "coverage", "faults", "generators", "hypergradient", "memory"),
-    *("matching", "own_data", "policies", "pool", "published", "replay", "scale", "speed", "step_time", "trajectory", "verify"),
+    *("accuracy", "audit", "by_time", "bytes", "cifar10", "coverage", "demo", "faults", "generators", "hypergradient"),
+    *(
+        "memory",
+        "matching",
+        "own_data",
+        "policies",
+        "pool",
+        "published",
+        "replay",
+        "scale",
+        "speed",
+        "step_time",
+        "trajectory",
+        "verify",
+    ),
 )
 
 
