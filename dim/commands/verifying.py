@@ -23,7 +23,7 @@ class VerifyArguments(Settings):
     subjects: tyro.conf.Positional[tuple[str, ...]]
     """Sets, runs and generators that carry claims ('dim evaluate --claim'): folders, generator files, or hub:owner/name."""
     seeds: int = 5
-    """Fresh students for each claim, at most: one that the first students refuse needs no more."""
+    """Fresh students for each claim: fewer where the first ones refuse it, and as many again where these leave too much open."""
     quick: bool = False
     """One student for each claim, against the spread that the claim states."""
     seed: int = 0

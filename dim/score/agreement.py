@@ -11,6 +11,8 @@ after k fresh students. A claim is refused where this interval leaves out zero. 
   prediction interval for one more student of the claim.
 - at the last look also that of the fresh students alone, df = k - 1: whoever states a large s_c does not widen this one.
 
+An interval at the last look that is wider than `CLEAR` says little. Then there are as many students again, and one more look.
+
 The levels of all looks add up to `LEVEL`, so by Bonferroni's inequality a true claim is refused at most that often, however
 early the looks are.
 """
@@ -24,9 +26,12 @@ from scipy.special import ndtri, stdtrit
 
 from dim.errors import InputError
 
-LEVEL = 0.01
+LEVEL = 0.02
 """How often a true claim is refused, at most."""
-_EARLY, _OWN = 0.002, 0.002  # of it, for all looks before the last, and for the fresh students' own spread at the last
+_EARLY, _OWN = 0.002, 0.001  # of it, for all looks before the last, and for the fresh students' own spread at each of two last
+_LAST = (LEVEL - _EARLY) / 2 - _OWN  # for each of these
+CLEAR = 1.5
+"""Half-width of the interval, in points, with which a claim that is three points too high is hardly ever accepted."""
 FLOOR = 0.2
 """Smallest standard deviation that is reckoned with, in points: nineteen of twenty sets that were scored for this package have
 more (benchmarks/verify.py computes that). Two or three students can be closer to each other by chance, and rounding differs
@@ -87,20 +92,29 @@ def look(stated: Stated, found: Sequence[float], planned: int) -> Agreement:
     Args:
         stated: the claim.
         found: accuracies in percent, at least one.
-        planned: how many students there are to be; the last look is the one at all of them.
+        planned: how many students there are to be; the last look is the one at all of them, and, if that was `unclear`, the one
+            at twice as many. Between these two nothing is said.
     """
-    count, last = len(found), len(found) >= planned
+    count, last = len(found), len(found) in (planned, 2 * planned)
+    if not last and count > planned:
+        return Agreement(difference=statistics.fmean(found) - stated.mean, half_width=math.inf)
     known = stated.n - 1 if stated.std is not None else 0
     mean = statistics.fmean(found)
     own = math.fsum((value - mean) ** 2 for value in found) / max(1, count - 1)
     freedom = known + count - 1
     pooled = (known * (stated.std or 0.0) ** 2 + (count - 1) * own) / freedom if freedom else 0.0
-    level = _EARLY / (planned - 1) if not last else LEVEL - _EARLY - _OWN if planned > 1 else LEVEL
+    level = _EARLY / (planned - 1) if not last else _LAST if planned > 1 else LEVEL
     widths = [_quantile(level, freedom, pooled, last)]
     if last and count > 1:
         widths.append(_quantile(_OWN, count - 1, own, last))
     width = min(widths) * math.sqrt(1 / stated.n + 1 / count)
     return Agreement(difference=mean - stated.mean, half_width=width)
+
+
+def unclear(at: Agreement, planned: int) -> bool:
+    """Whether the look at all `planned` students, if it agrees, leaves so much open that it takes as many again; a single one is
+    for a quick answer."""
+    return planned > 1 and at.agrees and at.half_width > CLEAR
 
 
 def _quantile(level: float, freedom: int, variance: float, last: bool) -> float:

@@ -129,7 +129,7 @@ def reproduce(
         (row,) = evaluator.fixed(subject)
         return row
 
-    found = examine(train, stated, fresh_seeds(seeds, (), seed), seeds)
+    found = examine(train, stated, fresh_seeds(2 * seeds, (), seed), seeds)
     notes = (f"nearest protocol: {nearest.name}",)
     about = {
         "name": name,

