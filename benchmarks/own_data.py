@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import tyro
 from common import RESULTS, Rows, Sources, changed, note_sources, save, scores_of, train
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -149,6 +150,13 @@ def _take(taken: dict[int, Tensor], label: int, count: int, *, keep: bool) -> Te
     return there[:count]
 
 
+def settings(folder: Path) -> DataConfig:
+    """Its images as they are: of their own size, grey or RGB."""
+    with Image.open(next(folder.rglob("*.png"))) as image:
+        channels = 1 if image.mode == "L" else 3
+        return from_dict(DataConfig, {"dataset": "folder", "root": str(folder), "resolution": image.height, "channels": channels})
+
+
 # --- training ---------------------------------------------------------------------------------------------------------------
 
 
@@ -182,8 +190,7 @@ def train_recipe(case: Case, folder: Path, minutes: float, out: Path, sources: S
     note = out.with_name(f"{out.name}.minutes.json")
     if not note.is_file():
         base: TrainConfig = load_recipe(case.recipe)
-        values = {"dataset": "folder", "root": str(folder), "resolution": _side(folder)}
-        base = changed(dataclasses.replace(base, data=from_dict(DataConfig, values)), {"fit": {"trackers": (), "experts": 0}})
+        base = changed(dataclasses.replace(base, data=settings(folder)), {"fit": {"trackers": (), "experts": 0}})
         accelerator = make_accelerator(base, out)
         data = load_data(base.data, accelerator.device)
         steps = seconds_per_step(base, data, accelerator)
@@ -196,13 +203,6 @@ def train_recipe(case: Case, folder: Path, minutes: float, out: Path, sources: S
         train(changed(base, scaled), data, out, accelerator, sources)
         write_json(note, {"took_minutes": round((time.perf_counter() - began) / 60, 2)})
     return read_json(note)
-
-
-def _side(folder: Path) -> int:
-    from PIL import Image
-
-    with Image.open(next(folder.rglob("*.png"))) as image:
-        return image.height
 
 
 # --- scoring ----------------------------------------------------------------------------------------------------------------
@@ -233,8 +233,7 @@ def make_rows(name: str, arguments: Arguments, minutes: float, sources: Sources)
     folder = (out / name).resolve()
     make_folder(case, arguments.data_root, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    values = {"dataset": "folder", "root": str(folder), "resolution": case.resolution or _side(folder)}
-    data = load_data(from_dict(DataConfig, values), device)
+    data = load_data(settings(folder), device)
     student = "convnet:width=8,depth=2" if arguments.tiny else "convnet:width=64"
     epochs = 5 if arguments.tiny else int(min(1000, max(100, 2000 // -(-10 * data.spec.num_classes // 64))))  # 2,000 steps
     protocol = ProtocolConfig(students=(student,), epochs=epochs)

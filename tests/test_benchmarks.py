@@ -1,5 +1,6 @@
 """What every row of a benchmark says of its making."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -12,11 +13,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 import tyro
 
 import dim
 from dim.config import DataConfig, ProtocolConfig, to_dict
 from dim.config.timed import TimedConfig
+from dim.data.look import look
+from dim.data.real import load_data
 
 _BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _PROGRAMS = (
@@ -418,6 +422,22 @@ def test_students_by_time_are_measured_in_miniature(load, digits_gan, tmp_path, 
 def test_the_page_of_students_by_time_holds_what_the_results_say(load):
     program = load("by_time")
     assert program.rendered(program.PAGE.read_text()) == program.PAGE.read_text()
+
+
+@pytest.mark.parametrize(("case", "channels"), [("digits-few", 1), ("cifar10-few", 3)])
+def test_folders_of_own_data_are_read_as_they_were_written(load, case, channels, tmp_path, monkeypatch):
+    """Grey ones as grey, which is what `dim train DIR` finds; otherwise nothing that it makes can be scored."""
+    program = load("own_data")
+    monkeypatch.setattr(program, "PARTS", {"train": 0, "val": 3, "test": 2})
+    few = dataclasses.replace(program.CASES[case], dataset="digits", each=4)
+    if channels == 3:
+        tint = torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1)
+        few = dataclasses.replace(few, change=lambda images, labels: (images * tint, labels, ()))
+    program.make_folder(few, None, tmp_path / "made")
+    read = load_data(program.settings(tmp_path / "made"))
+    assert read.spec.image_shape == (channels, 8, 8)
+    assert (len(read.train), len(read.val), len(read.test)) == (40, 30, 20)
+    assert look(program.settings(tmp_path / "made")).grey == (channels == 1)
 
 
 # --- results that lie here ---------------------------------------------------------------------------------------------------

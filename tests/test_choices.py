@@ -242,7 +242,7 @@ def test_another_choice_on_the_command_line_starts_from_its_own_defaults(capsys)
     """What both have is kept: the recipe's width; what only the former had is left behind, also in sections that only it uses."""
     assert main(["train", "--recipe", "digits-dim", "--generator.name", "gan", "--generator.blocks", "2", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert 'name = "gan"\nlatent_dim = 32\nwidth = 64\nblocks = 2' in text
+    assert 'name = "gan"\nlatent_dim = 32\nwidth = 48\nblocks = 2' in text
     assert main(["train", "--recipe", "digits-dim", "--generator.name", "diffusion", "--dry-run"]) == 0
     assert 'loss = "relativistic"' in capsys.readouterr().out, "the recipe's loss is not used, so it is the default"
 
