@@ -322,16 +322,19 @@ class Refined(Production):
     def make(self, shop: Workshop, seconds: float) -> bool:
         generator, experts = load_generator(shop.folder(self.needs[0]), shop.device), shop.folder(self.needs[1])
         folder, refinement, ipc = shop.folder(self.name), shop.scale.refinement, shop.scale.anchors
+        state = folder.with_name(f"{folder.name}.refinement.safetensors")  # from which a killed one goes on
         policy = Policy(
             PolicyConfig(steps=("matched", "refined"), candidates=shop.scale.candidates),
             data=shop.data,
             features=trained_features(shop.data, shop.scale.features),
             experts=str(experts),
             refinement=refinement,
+            state=state,
         )
         note_sources(folder, shop.sources)
         ranking = policy.rank(generator, ipc=ipc)
         save_pretrained(anchored(generator, ranking, ipc=ipc, spread=SPREAD), folder)
+        state.unlink(missing_ok=True)
         return True
 
 
