@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dim import rng
 from dim.config import ProtocolConfig, from_dict, to_dict
-from dim.data.loader import GeneratedLoader, Positions
-from dim.data.real import EpochBatches, RealData, real_data_of
+from dim.data.loader import GeneratedLoader
+from dim.data.real import RealData, real_data_of
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -30,8 +30,9 @@ from dim.nets.student_step import StudentStep, settled
 from dim.processes import ALONE, Processes
 from dim.provenance import hardware, versions
 from dim.sampler import identity, stored_bytes
+from dim.score.feeds import of_real, of_stored
 from dim.score.record import FULL, ORACLE, REAL, Score, Track, label_kind, label_kind_of, production_seconds
-from dim.spec import as_unit_range, require_same_data
+from dim.spec import require_same_data
 from dim.teacher import Teacher
 
 
@@ -268,15 +269,8 @@ class Evaluator:
         batch = min(self.protocol.batch_size, count)
 
         def feed(seed: int) -> Feed:
-            own = (images(seed) if callable(images) else images).to(self.device)
-            wanted = targets(seed).to(self.device)
-            order = EpochBatches(Positions(count), batch, seed=seed, purpose="evaluate")
-
-            def at(step: int) -> tuple[Tensor, Tensor]:
-                chosen = order.indices(step).to(self.device)
-                return as_unit_range(own[chosen]), wanted[chosen]
-
-            return at
+            own = images(seed) if callable(images) else images
+            return of_stored(own.to(self.device), targets(seed).to(self.device), batch)(steps, seed)
 
         steps = self.protocol.steps(count)
         return _Source(name, "fixed", ipc, steps, batch, count, size, feed, labels)
@@ -285,13 +279,7 @@ class Evaluator:
         train, spec, batch = self.data.train, self.data.spec, min(self.protocol.batch_size, len(self.data.train))
 
         def feed(seed: int) -> Feed:
-            batches = EpochBatches(train, batch, seed=seed, purpose="evaluate")
-
-            def at(step: int) -> tuple[Tensor, Tensor]:
-                images, labels = batches.at(step)
-                return images.to(self.device), labels.to(self.device)
-
-            return at
+            return of_real(train, batch, self.device)(steps, seed)
 
         size = {"images": len(train) * spec.image_bytes, "labels": len(train) * spec.label_bytes}
         return _Source(name, track, ipc, steps, batch, min(len(train), steps * batch), size, feed, made={"method": REAL})

@@ -20,8 +20,24 @@ Track = Literal["fixed", "stream", "full"]
 ORACLE, FULL, REAL = "real stream (oracle)", "full data", "real data"
 
 
+class OfStudents:
+    """Mean and spread of a row's `accuracies`, in percent, of which those of students that diverged are None."""
+
+    accuracies: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean accuracy over seeds, in percent; None if a student diverged."""
+        return None if None in self.accuracies else statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for a single seed, or if a student diverged."""
+        return None if None in self.accuracies or len(self.accuracies) < 2 else statistics.stdev(self.accuracies)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(OfStudents):
     """One row: one source of images, one architecture, several seeds."""
 
     name: str
@@ -67,16 +83,6 @@ class Score:
     diverged: tuple[int | None, ...] = ()
     """For every seed the step at which its student's loss or weights stopped being finite, None where they did not; empty if no
     student diverged."""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean accuracy over seeds, in percent; None if a student diverged."""
-        return None if None in self.accuracies else statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for a single seed, or if a student diverged."""
-        return None if None in self.accuracies or len(self.accuracies) < 2 else statistics.stdev(self.accuracies)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and mean, std and n."""

@@ -8,7 +8,6 @@ chosen on the validation part, by one student each of that many steps; the best 
 import dataclasses
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from dim.nets.student import check_protocol
 from dim.nets.student_step import StudentStep, settled
 from dim.provenance import hardware, versions
 from dim.sampler import identity
-from dim.score.record import REAL, label_kind_of, production_seconds
+from dim.score.feeds import Source, courses_of, of_generator, of_real, of_set
+from dim.score.record import REAL, OfStudents, label_kind_of, production_seconds
 from dim.spec import require_same_data
-from dim.timed.feeds import Source, courses_of, of_generator, of_real, of_set
 
 _WARM = 3  # steps before any is timed; of a compiled step, the first compiles
 
@@ -49,7 +48,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimedScore:
+class TimedScore(OfStudents):
     """One row: what students of one architecture reach on one subject in a time."""
 
     name: str
@@ -87,16 +86,6 @@ class TimedScore:
     """What `dim.provenance.hardware` says of the machine."""
     versions: dict[str, str]
     """Of Python and libraries."""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean accuracy; None if a student diverged."""
-        return None if None in self.accuracies else statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation; None of a single student, or if one diverged."""
-        return None if self.mean is None or len(self.accuracies) < 2 else statistics.stdev(self.accuracies)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, and mean, std and n."""

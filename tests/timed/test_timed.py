@@ -17,9 +17,9 @@ from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import read_document
 from dim.sampler import sample_set
+from dim.score.feeds import courses_of, of_generator, of_real, of_set
 from dim.spec import to_uint8
 from dim.timed import score as timed_score
-from dim.timed.feeds import courses_of, of_generator, of_real, of_set
 from dim.timed.score import TimedEvaluator, TimedScore
 from dim.timed.table import difference, print_timed, verdict, verdicts
 

@@ -1,4 +1,4 @@
-"""Batches for students whose time is measured: of a set, of a generator along a course, of the real training part."""
+"""Batches for students that are scored: of stored images, of the real training part, of a generator along a course."""
 
 import copy
 from collections.abc import Callable
@@ -22,14 +22,19 @@ Source = Callable[[int, int], Feed]
 
 def of_set(subject: SyntheticSet, batch_size: int, device: torch.device) -> Source:
     """A stored set, shuffled anew for every pass."""
-    images, batch = subject.images.to(device), min(batch_size, len(subject.images))
-    targets = (subject.labels if subject.soft is None else subject.soft).to(device)
+    targets = subject.labels if subject.soft is None else subject.soft
+    return of_stored(subject.images.to(device), targets.to(device), batch_size)
+
+
+def of_stored(images: Tensor, targets: Tensor, batch_size: int) -> Source:
+    """Images and targets on one device, shuffled anew for every pass."""
+    batch = min(batch_size, len(images))
 
     def source(steps: int, seed: int) -> Feed:
         order = EpochBatches(Positions(len(images)), batch, seed=seed, purpose="evaluate")
 
         def at(step: int) -> tuple[Tensor, Tensor]:
-            chosen = order.indices(step).to(device)
+            chosen = order.indices(step).to(images.device)
             return as_unit_range(images[chosen]), targets[chosen]
 
         return at
