@@ -16,7 +16,7 @@ from dim.errors import InputError
 
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 _LONGEST = 16  # times the shorter side
-_AT_ONCE = 4096  # images that threads are given at a time; each costs a kilobyte until it is decoded
+_MOST_AT_ONCE, _TURNS = 64, 4  # images that a thread takes at a time, and how often each thread's turn comes at least
 
 
 @dataclass
@@ -52,15 +52,18 @@ def decode(items: Items, indices: Tensor, shape: tuple[int, ...], pool: Executor
     """
     result = torch.empty(len(indices), *shape, dtype=torch.uint8)
 
-    def put(place: int, index: int) -> None:
-        image = items.image(index)
-        if tuple(image.shape) != shape:
-            raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
-        result[place] = image
+    def put(places: range) -> None:
+        for place in places:
+            image = items.image(int(indices[place]))
+            if tuple(image.shape) != shape:
+                raise InputError(
+                    "images differ in size or channels: give --resolution N (pixels), and --data.channels if need be"
+                )
+            result[place] = image
 
-    for start in range(0, len(indices), _AT_ONCE):
-        part = indices[start : start + _AT_ONCE].tolist()
-        list(pool.map(put, range(start, start + len(part)), part))
+    # Some at a time: handing over small images singly costs more than decoding them.
+    size = max(1, min(_MOST_AT_ONCE, len(indices) // (_TURNS * DECODE_THREADS)))
+    list(pool.map(put, (range(len(indices))[start : start + size] for start in range(0, len(indices), size))))
     return result
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,8 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dim.data.items import DECODE_THREADS
 from dim.data.pillow import read_picture
 from dim.spec import DataSpec
+
+PART = 50
+"""Images that a thread takes at a time: handing over small ones singly costs more than encoding or decoding them."""
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -24,6 +29,12 @@ def to_png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     picture(image).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def to_pngs(images: Tensor) -> list[bytes]:
+    """Files of uint8 (N, 1 or 3, H, W) images, made by several threads."""
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        return [file for files in pool.map(lambda part: [to_png(image) for image in part], images.split(PART)) for file in files]
 
 
 def from_pngs(files: Sequence[bytes], spec: DataSpec) -> Tensor:

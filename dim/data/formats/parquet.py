@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dim.data.format import MOST_PACKED, Format
-from dim.data.png import from_pngs, to_png
+from dim.data.png import from_pngs, to_pngs
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
@@ -27,7 +27,7 @@ class Parquet(Format):
 
     def write(self, folder: Path, content: Mapping[str, Tensor], spec: DataSpec, *, generator: Generator | None = None) -> None:
         library = self.library(_DATASETS)
-        columns = {"image": [{"bytes": to_png(image)} for image in content["images"]], "label": content["labels"].tolist()}
+        columns = {"image": [{"bytes": file} for file in to_pngs(content["images"])], "label": content["labels"].tolist()}
         features = {"image": library.Image(), "label": library.ClassLabel(names=list(spec.class_names))}
         if "soft" in content:
             columns["soft"] = content["soft"].tolist()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dim.data.format import Format
-from dim.data.png import from_pngs, to_png
+from dim.data.png import from_pngs, to_pngs
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
@@ -31,8 +31,8 @@ class WebDataset(Format):
         library = self.library(_LIBRARY)
         for shard, positions in enumerate(torch.arange(len(content["labels"])).split(_SHARD)):
             with library.TarWriter(str(folder / f"data-{shard:06d}.tar"), mtime=0) as writer:
-                for position in positions.tolist():
-                    sample = {"__key__": f"{position:09d}", "png": to_png(content["images"][position])}
+                for position, file in zip(positions.tolist(), to_pngs(content["images"][positions]), strict=True):
+                    sample = {"__key__": f"{position:09d}", "png": file}
                     sample["cls"] = str(int(content["labels"][position])).encode()
                     if "soft" in content:
                         sample["soft.json"] = json.dumps(content["soft"][position].tolist()).encode()
