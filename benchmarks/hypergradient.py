@@ -1,11 +1,11 @@
-"""Time and memory of the trajectory-matching gradient, by every way of taking it, in one run.
+"""Time, memory and exactness of the trajectory-matching gradient, by every way of taking it, in one run.
 
     python benchmarks/hypergradient.py [--data-root DIR] [--steps 20] [--repeats 3]
 
 Real CIFAR-10 images, ConvNet-3 of width 128, batch 100, DSA on, one recorded stretch of ordinary training. `published` is
 TESLA's formula in eager mode as its code has it: two passes of plain autograd, a double backward in the second. `arranged`
 is what a run uses when it compiles: channels last, and an instance norm in sums that the compiler fuses. Memory is the peak
-of a process of its own.
+of a process of its own. Exactness is the distance from the gradient in float64, at several numbers of steps.
 """
 
 import dataclasses
@@ -51,7 +51,9 @@ class Arguments:
     """Timed calls of each way, in turns; the least counts."""
     memory_steps: tuple[int, ...] = (5, 20, 80)
     """Student steps of the memory table."""
-    parts: tuple[Literal["time", "memory"], ...] = ("time", "memory")
+    exact_steps: tuple[int, ...] = (1, 10, 30)
+    """Student steps of the table of exactness."""
+    parts: tuple[Literal["time", "memory", "exactness"], ...] = ("time", "memory", "exactness")
     """What to measure; each has a file of its own."""
     memory_of: str | None = None
     """Internal: measure one way in this process and print its peak."""
@@ -67,6 +69,7 @@ class Problem:
         data = load_data(located(DataConfig(dataset="cifar10"), arguments.data_root), self.device)
         self.network = FlatNetwork(arguments.student, data.spec, self.device)
         self.compiled = FlatNetwork(arguments.student, data.spec, self.device, compiled=True)
+        self.half = FlatNetwork(arguments.student, data.spec, self.device, compiled=True, precision="bf16")
         chosen = per_class_indices(data.train.labels, images_per_class, data.spec.num_classes, seed=0)
         self.images, self.targets = data.train.batch(chosen)
         self.augment = Augment("color|crop|cutout|flip|scale|rotate", data.spec)
@@ -90,12 +93,13 @@ class Problem:
     def transform(self, step: int, images: Tensor) -> Tensor:
         return self.augment.apply(images, self.draws[step])
 
-    def library(self, derivatives: Derivatives, method: str) -> Hypergradient:
+    def library(self, derivatives: Derivatives, method: str, dtype: torch.dtype = torch.float32) -> Hypergradient:
+        start, target, images = (tensor.to(dtype) for tensor in (self.start, self.target, self.images))
         return hypergradient(
             derivatives,
-            self.start,
-            self.target,
-            self.images,
+            start,
+            target,
+            images,
             self.targets,
             self.beta,
             self.batches,
@@ -231,6 +235,38 @@ def memory_all(arguments: Arguments, rows: Rows) -> None:
             print(f"{name:<56} N = {steps:<3} {row['peak_mb']:8.0f} MB", flush=True)
 
 
+def exactness_all(arguments: Arguments, rows: Rows) -> None:
+    """Compare the gradients in the images and in the step size with those in float64, and add a row for each way and N."""
+    for steps in arguments.exact_steps:
+        problem = Problem(arguments, steps)
+        plain = Derivatives(problem.network.loss)
+        exact = problem.library(plain, "adjoint", torch.float64)
+        compiled = {
+            f"adjoint, compiled, {name}": Derivatives(network.loss, order="reverse-over-forward", compile=True)
+            for name, network in {"float32": problem.compiled, "bfloat16": problem.half}.items()
+        }
+        found = {
+            "unroll, eager, float32": functools.partial(problem.library, plain, "unroll"),
+            "adjoint, eager, float32": functools.partial(problem.library, plain, "adjoint"),
+            **{name: functools.partial(problem.library, derivatives, "adjoint") for name, derivatives in compiled.items()},
+            "frozen, eager, float32": functools.partial(problem.library, Derivatives(plain.loss, frozen=True), "frozen"),
+        }
+        for name, way in found.items():
+            row = rows.add(name, lambda way=way, exact=exact: distance(way(), exact), steps=steps)
+            print(f"{name:<32} N = {steps:<3} cosine {row['cosine']:.6f}  error {row['image_error']:.1e}", flush=True)
+
+
+def distance(found: Hypergradient, exact: Hypergradient) -> dict[str, float]:
+    """Cosine and relative error of the gradient in the images; relative errors of the loss and of that in the step size."""
+    own, true = found.images.double().flatten(), exact.images.flatten()
+    return {
+        "cosine": float(own @ true / (own.norm() * true.norm())),
+        "image_error": float((own - true).norm() / true.norm()),
+        "loss_error": float(abs(found.loss.double() / exact.loss - 1)),
+        "step_size_error": float(abs(found.step_size.double() / exact.step_size - 1)),
+    }
+
+
 def main(arguments: Arguments) -> None:
     if arguments.memory_of is not None:
         print(peak_memory(arguments))
@@ -239,7 +275,7 @@ def main(arguments: Arguments) -> None:
     settings = {**dataclasses.asdict(arguments), "data_root": None}
     parameters = Problem(arguments, 1).network.size
     suffix = "" if arguments.device == "cpu" else f"-{arguments.device}"
-    for part, measure in {"time": time_all, "memory": memory_all}.items():
+    for part, measure in {"time": time_all, "memory": memory_all, "exactness": exactness_all}.items():
         if part in arguments.parts:
             rows = Rows(sources, arguments.device, settings)
             measure(arguments, rows)
