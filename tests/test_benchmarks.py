@@ -335,17 +335,17 @@ def test_program_explains_itself(load, name, capsys):
 def test_verification_is_measured_in_miniature(load, tmp_path, monkeypatch):
     """One true claim and one false one of each kind, from claim to result; and a second call finds all of them."""
     module = load("verify")
-    chosen = (1, 7, 2, 12)  # labels, ZCA, score, step size
+    chosen = (1, 7, 2, 12)  # labels, ZCA, score, both step sizes
     monkeypatch.setattr(module, "SUBJECTS", tuple(module.SUBJECTS[place] for place in chosen))
-    monkeypatch.setattr(module, "ALTERED", {kind: (place,) for place, kind in enumerate(module.ALTERED)})
+    monkeypatch.setattr(module, "ALTERED", {kind: (min(place, 3),) for place, kind in enumerate(module.ALTERED)})
     arguments = module.Arguments(tiny=True, claims=2, students=2, out=str(tmp_path))
     module.main(arguments)
     rows = json.loads((tmp_path / "verify.json").read_text())["rows"]
     assert [row["name"].partition(":")[0] for row in rows if row.get("true") is False] == [
-        f"false, {kind}" for kind in ("labels", "ZCA", "score", "step size")
+        f"false, {kind}" for kind in ("labels", "ZCA", "score", "step size", "tenth")
     ]
     whole = {row["name"]: row for row in rows}
-    assert [whole[name]["trials"] for name in ("true claims", "false claims", "false claims, ZCA")] == [4, 4, 1]
+    assert [whole[name]["trials"] for name in ("true claims", "false claims", "false claims, ZCA")] == [4, 5, 1]
     assert all(row["reason"] == "" or "students score" in row["reason"] for row in rows if "reason" in row)
     assert all("digest" not in row.get("reason", "") for row in rows)
     rate = whole["simulated: claim of 5, 5 fresh, 5 standard deviations too high"]
