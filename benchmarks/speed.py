@@ -4,7 +4,8 @@
 
 - `students`: an SGD step, eager float32 (the baseline), compiled, and compiled in bfloat16; the seconds of compiling, from
   nothing and with the compiler's cache on disk; and the speed of one convolution alone.
-- `gan`: a step of stage one of the generator `gan`, beside the same losses in PyTorch's own layers.
+- `gan`: a step of stage one of the generator `gan`, beside the same losses in PyTorch's own layers; and the seconds that either
+  spends in convolutions, which say what could be gained at most by work on everything else.
 - `stage-two`: a step of cifar10-dim2023, beside the published upkeep in float32.
 - `trajectory`: the exact gradient of trajectory matching over 30 student steps at batch 100, beside an unrolled graph in eager
   mode, with its distance from that; and a step of an expert, beside eager float32.
@@ -12,6 +13,7 @@
 - `sampling`: images per second of a loader, and of drawing and storing a set in each format, beside the bare generator's forward.
 - `start`: seconds until a command answers, beside `import torch`.
 - `accuracy`: students of random real images at IPC 10, the same in both precisions.
+- `experts`: test accuracy along the trajectories of experts, the same in both precisions.
 
 Each part is a file of `results/`.
 """
@@ -27,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="dim-speed-"))  # so that compiling starts from nothing
 
@@ -37,6 +39,7 @@ import tyro
 from common import Rows, Sources, changed, changed_section, save, scores_of
 from step_time import PUBLISHED, seconds_per_step
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import FORMATS, DataConfig, ExpertsConfig, GeneratorConfig, ProtocolConfig, RecordConfig, TrainConfig, to_dict
@@ -58,9 +61,9 @@ from dim.score.evaluate import Evaluator
 from dim.spec import DataSpec
 from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.hypergrad import Derivatives, hypergradient
-from dim.trajectory.record import _Recorder
+from dim.trajectory.record import _Recorder, record
 
-Part = Literal["students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy"]
+Part = Literal["students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy", "experts"]
 ARITHMETICS = {"eager float32": ("fp32", "off"), "compiled float32": ("fp32", "on"), "compiled bfloat16": ("bf16", "on")}
 GAN = {
     "generator": {"width": 32, "blocks": 1, "latent_dim": 64},
@@ -76,7 +79,7 @@ class Arguments:
 
     data_root: str | None = None
     """Where CIFAR-10 and Fashion-MNIST lie. Default: the environment variable DIM_DATA_ROOT."""
-    parts: tuple[Part, ...] = ("students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy")
+    parts: tuple[Part, ...] = get_args(Part)
     """What to measure."""
     repeats: int = 15
     """Timed calls of each way, in turns; the median counts."""
@@ -220,6 +223,13 @@ def gan_steps(config: TrainConfig, data: RealData, scratch: Path, *, plain: bool
     return run
 
 
+def convolution_seconds(run: Callable[[], None]) -> float:
+    """Seconds that one call spends in kernels of convolutions."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    return sum(event.self_cpu_time_total for event in found.key_averages() if "convolution" in event.key) / 1e6
+
+
 def measure_gan(rows: Rows, arguments: Arguments, config: TrainConfig, data: RealData) -> None:
     """Steps of stage one, and of it in PyTorch's own layers."""
     config = changed(config, {**GAN, "fit": {"precision": "bf16", "trackers": ()}})
@@ -231,11 +241,17 @@ def measure_gan(rows: Rows, arguments: Arguments, config: TrainConfig, data: Rea
                 "default": gan_steps(config, data, Path(second), plain=False),
             }
             found = medians(ways, arguments.repeats)
-        seconds = {name: value / config.adversarial.penalty_every for name, value in found.items()}
-        return {"seconds": seconds, "ratio": seconds["default"] / seconds["PyTorch's layers"]}
+            inside = {name: min(convolution_seconds(way) for _ in range(3)) for name, way in ways.items()}
+        seconds, convolutions = (
+            {name: value / config.adversarial.penalty_every for name, value in one.items()} for one in (found, inside)
+        )
+        before = seconds["PyTorch's layers"]
+        ratios = {"ratio": seconds["default"] / before, "ratio_of_its_convolutions_alone": convolutions["default"] / before}
+        return {"seconds": seconds, "seconds_in_convolutions": convolutions, **ratios}
 
     row = rows.add("gan, width 32, batch 64, penalty every 4, bfloat16", measure, repeats=arguments.repeats)
-    print(row["name"], row["seconds"], row["ratio"], flush=True)
+    shown = ("name", "seconds", "seconds_in_convolutions", "ratio", "ratio_of_its_convolutions_alone")
+    print(*(row[name] for name in shown), flush=True)
 
 
 def measure_stage_two(rows: Rows, config: TrainConfig, data: RealData) -> None:
@@ -387,6 +403,30 @@ def measure_accuracy(rows: Rows, arguments: Arguments) -> None:
         print(name, content, flush=True)
 
 
+def measure_trajectories(rows: Rows, arguments: Arguments) -> None:
+    """Experts of Fashion-MNIST of the same seeds in both arithmetics: accuracy on held-out images at every epoch, and on the test
+    part in the end."""
+    config = DataConfig(dataset="fashion-mnist")
+    data = load_data(located(config, arguments.data_root))
+    for arithmetic in ("compiled float32", "compiled bfloat16"):
+        precision, compile = ARITHMETICS[arithmetic]
+
+        def measure(precision: str = precision, compile: str = compile) -> dict[str, Any]:
+            settings = ExpertsConfig(count=3, epochs=3, precision=precision, compile=compile, device="cpu")
+            asked = RecordConfig(student="convnet:width=64", data=config, experts=settings)
+            with tempfile.TemporaryDirectory() as folder:
+                records = record(asked, data, Path(folder) / "experts").records.values()
+            along = zip(*(one.accuracies for one in records), strict=True)
+            final = [one.test_accuracy for one in records]
+            return {
+                "mean_accuracy_by_epoch": [statistics.fmean(values) for values in along],
+                "test_accuracy": {"mean": statistics.fmean(final), "standard_deviation": statistics.stdev(final)},
+            }
+
+        row = rows.add(f"experts, {arithmetic}", measure, experts=3)
+        print(row["name"], row["mean_accuracy_by_epoch"], row["test_accuracy"], flush=True)
+
+
 def main(arguments: Arguments) -> None:
     if arguments.first_step is not None:
         student, batch = arguments.first_step.split()
@@ -413,6 +453,8 @@ def main(arguments: Arguments) -> None:
                 measure_start(rows, arguments)
             case "accuracy":
                 measure_accuracy(rows, arguments)
+            case "experts":
+                measure_trajectories(rows, arguments)
             case "gan" | "stage-two":
                 base = load_recipe("cifar10-gan" if part == "gan" else "cifar10-dim2023")
                 data = load_data(located(base.data, arguments.data_root))
