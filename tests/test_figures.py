@@ -83,6 +83,9 @@ def _walk(node: object, names: tuple[str, ...], kind: str, keys: tuple[str, ...]
     elif isinstance(node, list):
         if keys[-1:] in {("seconds",), ("fixed",), ("stream",)} and len(node) > 1:  # one value per run
             yield Record((*names, kind, ".".join(keys)), statistics.fmean(node), statistics.stdev(node), len(node))
+        if keys[-1:] and keys[-1].endswith("_by_epoch"):
+            for epoch, value in enumerate(node):
+                yield from _walk(value, names, kind, (*keys, str(epoch)))
         for value in node:
             if isinstance(value, dict):
                 yield from _walk(value, names, kind, keys)
@@ -112,7 +115,7 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
     if "peak_mib" in node and "images" in node:
         return "row", (node["name"], f"{node['images']} images")
     measured = {"scores", "coverage", "fixed", "of_unroll", "seconds", "seconds_per_image", "gflops", "images_per_second"}
-    measured |= {"ratio", "standard_error", "trials"}
+    measured |= {"ratio", "standard_error", "trials", "mean_accuracy_by_epoch"}
     if measured & node.keys() and "name" in node:
         return "row", (node["name"],)
     return None
