@@ -11,7 +11,8 @@
 on all classes so far. Memories hold 200 kB: random real images, by class or from a reservoir, herded real images, images of a
 small generator that is trained on each task, and the same with refined latents; at 8 bits and in WebP. Beside them stand no
 memory and training on everything. *Clients*: ten clients share the images out by Dirichlet(0.1), and each sends a set of so many
-kilobytes once; beside them stands FedAvg after every round. Repeated are orders of the classes, and divisions among clients.
+kilobytes once; beside them stands FedAvg after every round. *Within*: fresh learners of one task's classes alone, from few images
+of each, which tell what images of a task are worth to itself. Repeated are orders of the classes, and divisions among clients.
 
 Generators lie below `--out`; each row is a JSON file of `benchmarks/results/replay-DATA`. Nothing is chosen on the test part.
 """
@@ -29,7 +30,7 @@ from common import RESULTS, ROOT, Rows, Sources, save
 from replay_learner import Learner, Reservoir, federated_averaging, from_memory, one_after_another, shuffled, train_on_all
 from replay_memories import Workshop, of_client, of_task
 from replay_page import render
-from replay_scale import Scale, clients_of, tiny
+from replay_scale import Scale, clients_of, restricted, tiny
 
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.subjects import device_of
@@ -43,6 +44,7 @@ from dim.score.record import production_seconds
 MEMORIES = ("none", "joint", "random", "generated", "random-webp", "generated-webp", "refined", "herding", "reservoir")
 MEMORIES += ("refined-webp", "herding-webp")
 """In the order in which their rows are made, for one order of the classes after another."""
+WITHIN = ("random", "generated", "refined")
 SENT = ("random", "generated", "random-webp", "generated-webp")
 
 
@@ -93,6 +95,10 @@ def cells(scale: Scale) -> list[Cell]:
                 found.append(Cell(name=name, facts=facts, make=lambda shop, s=settings: one_round(shop, **s)))
         facts = {"setting": "clients", "sent": "fedavg", "division": division}
         found.append(Cell(name=f"clients-fedavg-{division}", facts=facts, make=lambda shop, d=division: many_rounds(shop, d)))
+    for order in range(scale.orders):
+        for kind in WITHIN:
+            facts = {"setting": "within", "memory": kind, "order": order}
+            found.append(Cell(name=f"within-{kind}-{order}", facts=facts, make=lambda shop, o=order, k=kind: within(shop, k, o)))
     return found
 
 
@@ -134,6 +140,23 @@ def of_order(shop: Workshop, kind: str, order: int) -> dict[str, Any]:
     batches = from_memory(memory.batches(scale.batch, seed=order, device=shop.device))
     alone.learn(batches, scale.steps * len(tasks))
     return {**row, "memory_alone": alone.score(shop.data.test), "held": held, "made_of": made}
+
+
+def within(shop: Workshop, kind: str, order: int) -> dict[str, Any]:
+    """Accuracy on the classes of each task of a fresh learner that is trained on as many images of it as are refined."""
+    scale, found, made = shop.scale, [], []
+    for task, classes in enumerate(shop.tasks(order)):
+        data, started = restricted(shop.data, classes), time.perf_counter()
+        source, _ = of_task(shop, kind, order, task)
+        made.append(_origin(source, time.perf_counter() - started))
+        images = scale.refinement.blocks[-1] * len(classes)
+        memory = ReplayMemory(data.spec, bytes=len(classes) + images * (data.spec.image_bytes + data.spec.label_bytes))
+        memory.add(source)
+        learner = Learner(scale, data, order, shop.device)
+        learner.learn(from_memory(memory.batches(min(scale.batch, images), seed=order, device=shop.device)), scale.steps)
+        found.append(learner.score(data.test))
+    mean = sum(found) / len(found)
+    return {"within_task": found, "accuracy": mean, "images": images, "made_of": made}
 
 
 def _origin(source: SyntheticSet | Generator, seconds: float) -> dict[str, Any]:

@@ -73,7 +73,16 @@ def clients(results: Path, scale: Scale) -> str:
     return table(["sent", "kB from all clients", "accuracy"], lines, facts=2)
 
 
-TABLES = {"replay-tasks": tasks, "replay-clients": clients}
+def within(results: Path, scale: Scale) -> str:
+    """A line for each source of a task's images: accuracy on its own classes."""
+    lines = []
+    for kind in ("random", "generated", "refined"):
+        rows = rows_of(results, f"within-{kind}")
+        lines.append([TITLES[kind].removesuffix(", 8 bits"), _mean(rows, "accuracy") or NOT_RUN])
+    return table(["images of a task", "accuracy on its two classes"], lines)
+
+
+TABLES = {"replay-tasks": tasks, "replay-within": within, "replay-clients": clients}
 
 
 def rendered(text: str, results: Path, scale: Scale) -> str:

@@ -46,7 +46,7 @@ def learner(program, data, seed: int = 0):
 # --- rows --------------------------------------------------------------------------------------------------------------------
 
 _ROWS = ("tasks-none-0", "tasks-joint-0", "tasks-refined-0", "tasks-generated-webp-0", "tasks-reservoir-1", "tasks-herding-1")
-_ROWS += ("clients-random-webp-1kB-0", "clients-generated-1kB-0", "clients-fedavg-0")
+_ROWS += ("clients-random-webp-1kB-0", "clients-generated-1kB-0", "clients-fedavg-0", "within-refined-1")
 
 
 def test_the_whole_path_in_miniature(program, tmp_path, capsys):
@@ -68,6 +68,8 @@ def test_the_whole_path_in_miniature(program, tmp_path, capsys):
     for name in ("clients-random-webp-1kB-0", "clients-generated-1kB-0"):
         assert all(0 < each["bytes"] <= 1000 for each in found[name]["clients"])
         assert found[name]["sent"] == sum(each["bytes"] for each in found[name]["clients"])
+    assert len(found["within-refined-1"]["within_task"]) == 5
+    assert found["within-refined-1"]["images"] == 2 * 2
     rounds = found["clients-fedavg-0"]["after_round"]
     assert rounds[1]["sent"] == 2 * rounds[0]["sent"] > 0
     capsys.readouterr()
@@ -78,6 +80,8 @@ def test_the_whole_path_in_miniature(program, tmp_path, capsys):
     final = found["tasks-refined-0"]["final"]
     assert f"| generator per task, refined, 8 bits | {final:.2f} (n = 1) |" in page
     assert "| FedAvg, 2 rounds |" in page
+    accuracy = found["within-refined-1"]["accuracy"]
+    assert f"| generator per task, refined | {accuracy:.2f} (n = 1) |" in page
     assert "random real images, 8 bits;" in page.partition("Not run: ")[2]
 
 
@@ -89,7 +93,7 @@ def test_unknown_rows_are_refused(program):
 def test_the_telling_rows_come_first(program):
     names = [cell.name for cell in program.main.cells(program.scale.Scale())]
     assert names[:4] == ["tasks-none-0", "tasks-joint-0", "tasks-random-0", "tasks-generated-0"]
-    assert len(names) == len(set(names)) == 5 * 11 + 3 * (3 * 4 + 1)
+    assert len(names) == len(set(names)) == 5 * 11 + 3 * (3 * 4 + 1) + 5 * 3
 
 
 # --- what is compared --------------------------------------------------------------------------------------------------------
