@@ -25,6 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from common import RESULTS, ROOT, Rows, Sources, save
 from replay_learner import Learner, Reservoir, federated_averaging, from_memory, one_after_another, shuffled, train_on_all
@@ -34,6 +35,7 @@ from replay_scale import Scale, clients_of, restricted, tiny
 
 from dim.commands.malloc import keep_freed_memory
 from dim.commands.subjects import device_of
+from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
@@ -173,13 +175,23 @@ def one_round(shop: Workshop, kind: str, kilobytes: int, division: int) -> dict[
         source, classes = of_client(shop, kind.removesuffix("-webp"), division, number, client)
         if source is None:
             continue
-        memory.add(source, classes)
+        memory.add(source, most_seen(client, classes, memory))
         sets.append(memory.dataset())
         sent.append({"client": number, "images": len(memory), "bytes": sum(memory.bytes_stored().values())})
     steps = scale.steps * (shop.data.spec.num_classes // scale.per_task)
     accuracy = train_on_all(_learner(shop, division), sets, steps)
     total = {"images": sum(each["images"] for each in sent), "sent": sum(each["bytes"] for each in sent)}
     return {"accuracy": accuracy, **total, "clients": sent}
+
+
+def most_seen(client: RealData, classes: list[int] | None, memory: ReplayMemory) -> list[int] | None:
+    """The classes that a client sends: all, or without the rarest if images of 8 bits leave no room for one of each."""
+    spec, counts = client.spec, torch.bincount(client.train.labels, minlength=client.spec.num_classes)
+    own = counts.nonzero().squeeze(1).tolist() if classes is None else classes
+    room = (memory.bytes - spec.num_classes) // (spec.image_bytes + spec.label_bytes)
+    if memory.webp is not None or len(own) <= room:
+        return classes
+    return sorted(sorted(own, key=lambda label: -int(counts[label]))[:room])
 
 
 def many_rounds(shop: Workshop, division: int) -> dict[str, Any]:

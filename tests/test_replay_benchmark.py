@@ -118,6 +118,20 @@ def test_every_image_belongs_to_one_client(program, data):
     assert not torch.equal(clients[0].train.labels, program.scale.clients_of(data, scale, 1)[0].train.labels)
 
 
+def test_a_client_without_room_for_all_classes_sends_those_that_it_has_most_of(program, data):
+    counts = torch.tensor([3, 0, 9, 1, 0, 4, 0, 0, 0, 2])
+    labels = torch.arange(10).repeat_interleave(counts)
+    train = program.scale.part(data.train, torch.arange(len(labels)), labels)
+    client = RealData(data.spec, train, data.val, data.test)
+    memory = program.main.ReplayMemory(data.spec, bytes=10 + 3 * 65)
+    assert program.main.most_seen(client, None, memory) == [0, 2, 5]
+    assert program.main.most_seen(client, [3, 9], memory) == [3, 9]
+    coded = program.main.ReplayMemory(data.spec, bytes=10 + 3 * 65, webp=30)
+    assert program.main.most_seen(client, None, coded) is None
+    memory.add(program.memories.real(client, 5, 0), [0, 2, 5])
+    assert memory.bytes_stored()["images"] == 3 * 64
+
+
 def test_a_reservoir_is_a_uniform_sample_of_all_that_came(program, data):
     counts = torch.zeros(10)
     for seed in range(40):

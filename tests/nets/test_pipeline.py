@@ -255,7 +255,9 @@ def test_a_file_needs_neither_the_folder_nor_the_hub(pretrained, spec, tmp_path,
     shutil.rmtree(folder)
     loaded = load_generator_file(path)
     labels = torch.tensor([0, 1, 2, 0])
-    assert torch.equal(loaded.sample(labels, seed=1), original.to(memory_format=torch.channels_last).sample(labels, seed=1))
+    # PyTorch multiplies by weights that require gradients in another order, which rounds otherwise.
+    original = original.to(memory_format=torch.channels_last).requires_grad_(False)
+    assert torch.equal(loaded.sample(labels, seed=1), original.sample(labels, seed=1))
     assert loaded.sampler == original.sampler
     assert loaded.architecture() == json.loads(json.dumps(original.architecture()))
     assert loaded.info["generator"]["pretrained"] == "tiny"

@@ -148,8 +148,10 @@ def test_two_processes_make_what_one_makes(made, loss):
     for found in both:
         assert found[loss].keys() == alone[loss].keys()
         for name, expected in alone[loss].items():
-            assert float(expected.abs().max()) > 1e-6, f"{name} shows nothing"
-            torch.testing.assert_close(found[loss][name], expected, rtol=1e-4, atol=1e-5)
+            largest = float(expected.abs().max())
+            assert largest > 1e-6, f"{name} shows nothing"
+            # Rounding of a sum is relative to its largest terms, and another on every processor.
+            torch.testing.assert_close(found[loss][name], expected, rtol=1e-4, atol=max(1e-5, 1e-4 * largest))
 
 
 def test_a_part_that_only_one_process_has_counts_in_both(made):
