@@ -13,6 +13,7 @@
 - `sampling`: images per second of a loader, and of drawing and storing a set in each format, beside the bare generator's forward.
 - `start`: seconds until a command answers, beside `import torch`.
 - `accuracy`: students of random real images at IPC 10, the same in both precisions.
+- `seeds`: students of five seeds in one batched computation, beside five one after another.
 - `experts`: test accuracy along the trajectories of experts, the same in both precisions.
 
 Each part is a file of `results/`.
@@ -53,6 +54,7 @@ from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, training_flops
 from dim.objectives import add_gradient
 from dim.objectives.adversaries.relativistic import Relativistic
+from dim.processes import ALONE
 from dim.recipes.load import load_recipe
 from dim.runs.accelerator import make_accelerator
 from dim.runs.train import Trainer
@@ -63,7 +65,7 @@ from dim.trajectory.flat import FlatNetwork
 from dim.trajectory.hypergrad import Derivatives, hypergradient
 from dim.trajectory.record import _Recorder, record
 
-Part = Literal["students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy", "experts"]
+Part = Literal["students", "gan", "stage-two", "trajectory", "growth", "sampling", "start", "accuracy", "experts", "seeds"]
 ARITHMETICS = {"eager float32": ("fp32", "off"), "compiled float32": ("fp32", "on"), "compiled bfloat16": ("bf16", "on")}
 GAN = {
     "generator": {"width": 32, "blocks": 1, "latent_dim": 64},
@@ -341,26 +343,52 @@ def measure_hypergradient(rows: Rows, steps: int = 30, batch: int = 100) -> None
     print(row["seconds"], row["ratio"], row["image_error_against_unroll"], flush=True)
 
 
-def measure_experts(rows: Rows, data_root: str | None, repeats: int) -> None:
-    """A step of an expert as `dim experts` takes it, augmentation and all."""
-    data = load_data(located(DataConfig(dataset="cifar10"), data_root))
+def expert_step(student: str, data: RealData, settings: ExpertsConfig, folder: Path) -> Callable[[], Tensor]:
+    """A step of experts as `dim experts` takes it, augmentation and all."""
+    config = RecordConfig(student=student, data=DataConfig(dataset=data.spec.name), experts=settings)
+    recorder = _Recorder(config, data, folder, resume=False, device=torch.device("cpu"), processes=ALONE)
+    experts = list(range(settings.count))
+    theta = torch.stack([recorder.network.initial(seed) for seed in experts])
+    tensors, position = {"theta": theta, "momentum": torch.zeros_like(theta)}, iter(range(10**9))
+    batches = [EpochBatches(data.train, settings.batch_size, seed=seed, purpose="speed") for seed in experts]
+    return lambda: recorder._step(experts, batches, next(position), tensors)
 
-    def step(precision: str, compile: str, folder: str) -> Callable[[], Tensor]:
-        settings = ExpertsConfig(count=1, epochs=1, precision=precision, compile=compile)
-        config = RecordConfig(student="convnet", data=DataConfig(dataset="cifar10"), experts=settings)
-        recorder = _Recorder(config, data, Path(folder) / "experts", resume=False, device=torch.device("cpu"))
-        theta = recorder.network.initial(0)[None]
-        tensors, position = {"theta": theta, "momentum": torch.zeros_like(theta)}, iter(range(10**9))
-        batches = [EpochBatches(data.train, settings.batch_size, seed=0, purpose="speed")]
-        return lambda: recorder._step([0], batches, next(position), tensors)
+
+def measure_experts(rows: Rows, data_root: str | None, repeats: int) -> None:
+    """A step of an expert in every arithmetic."""
+    data = load_data(located(DataConfig(dataset="cifar10"), data_root))
 
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            seconds = medians({name: step(*kind, folder) for name, kind in ARITHMETICS.items()}, repeats)
+            ways = {}
+            for name, (precision, compile) in ARITHMETICS.items():
+                settings = ExpertsConfig(count=1, epochs=1, precision=precision, compile=compile)
+                ways[name] = expert_step("convnet", data, settings, Path(folder) / name)
+            seconds = medians(ways, repeats)
         return {"seconds": seconds, "ratio": {name: value / seconds["eager float32"] for name, value in seconds.items()}}
 
     row = rows.add("expert, batch 256", measure, repeats=repeats)
     print(row["seconds"], row["ratio"], flush=True)
+
+
+def measure_seeds(rows: Rows, data_root: str | None, repeats: int, count: int = 5) -> None:
+    """Students of several seeds in one batched computation, beside as many one after another, at the batch of IPC 1."""
+    data = load_data(located(DataConfig(dataset="cifar10"), data_root))
+    for arithmetic in ("compiled float32", "compiled bfloat16"):
+        precision, compile = ARITHMETICS[arithmetic]
+
+        def measure(precision: str = precision, compile: str = compile) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                ways = {}
+                for name, together in (("one", 1), ("all", count)):
+                    settings = {"count": together, "together": together, "batch_size": 10, "epochs": 1}
+                    config = ExpertsConfig(**settings, precision=precision, compile=compile)
+                    ways[name] = expert_step("convnet", data, config, Path(folder) / name)
+                seconds = medians(ways, repeats)
+            return {"seconds": seconds, "ratio": seconds["all"] / (count * seconds["one"])}
+
+        row = rows.add(f"{count} seeds together, batch 10, {arithmetic}", measure, repeats=repeats)
+        print(row["name"], row["seconds"], row["ratio"], flush=True)
 
 
 # --- commands and accuracy ---------------------------------------------------------------------------------------------------
@@ -455,6 +483,8 @@ def main(arguments: Arguments) -> None:
                 measure_accuracy(rows, arguments)
             case "experts":
                 measure_trajectories(rows, arguments)
+            case "seeds":
+                measure_seeds(rows, arguments.data_root, arguments.repeats)
             case "gan" | "stage-two":
                 base = load_recipe("cifar10-gan" if part == "gan" else "cifar10-dim2023")
                 data = load_data(located(base.data, arguments.data_root))

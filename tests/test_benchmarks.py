@@ -17,7 +17,7 @@ import torch
 import tyro
 
 import dim
-from dim.config import DataConfig, ProtocolConfig, to_dict
+from dim.config import DataConfig, ExpertsConfig, ProtocolConfig, to_dict
 from dim.config.timed import TimedConfig
 from dim.data.look import look
 from dim.data.real import load_data
@@ -330,6 +330,16 @@ def test_program_explains_itself(load, name, capsys):
     assert ("--keep-rows" in capsys.readouterr().out) == keeps
     parts = [vars(sys.modules[part.stem]) for part in _BENCHMARKS.glob(f"{name}_*.py")]
     assert {"Rows", "Sources", "save"} <= set().union(vars(module), *parts)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_steps_of_experts_are_measured_as_they_are_taken(load, tmp_path, count):
+    """One expert, and two together: their weights change with every step."""
+    settings = ExpertsConfig(count=count, together=count, epochs=1, batch_size=10, compile="off")
+    step = load("speed").expert_step("convnet:width=4,depth=1", load_data(DataConfig()), settings, tmp_path / "experts")
+    losses = torch.stack([torch.as_tensor(step()) for _ in range(2)])
+    assert losses.isfinite().all()
+    assert not torch.equal(losses[0], losses[1])
 
 
 def test_verification_is_measured_in_miniature(load, tmp_path, monkeypatch):
