@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from dim.chunks import chunk_size, require_memory
 from dim.config import DataConfig
 from dim.errors import InputError
 
+T = TypeVar("T")
 DECODE_THREADS = min(8, os.cpu_count() or 1)
 _LONGEST = 16  # times the shorter side
 _MOST_AT_ONCE, _TURNS = 64, 4  # images that a thread takes at a time, and how often each thread's turn comes at least
@@ -44,6 +46,14 @@ class Items:
         return image
 
 
+def in_parts(function: Callable[[int], T], count: int, pool: Executor) -> list[T]:
+    """What a function gives for 0 to `count` - 1, in their order. Threads take some numbers at a time, as handing over small
+    images singly costs more than coding them."""
+    size = max(1, min(_MOST_AT_ONCE, count // (_TURNS * DECODE_THREADS)))
+    parts = (range(start, min(start + size, count)) for start in range(0, count, size))
+    return [value for values in pool.map(lambda part: [function(number) for number in part], parts) for value in values]
+
+
 def decode(items: Items, indices: Tensor, shape: tuple[int, ...], pool: Executor) -> Tensor:
     """The images at int64 (N,) `indices`, all of shape (C, H, W): uint8 (N, C, H, W).
 
@@ -52,18 +62,13 @@ def decode(items: Items, indices: Tensor, shape: tuple[int, ...], pool: Executor
     """
     result = torch.empty(len(indices), *shape, dtype=torch.uint8)
 
-    def put(places: range) -> None:
-        for place in places:
-            image = items.image(int(indices[place]))
-            if tuple(image.shape) != shape:
-                raise InputError(
-                    "images differ in size or channels: give --resolution N (pixels), and --data.channels if need be"
-                )
-            result[place] = image
+    def put(place: int) -> None:
+        image = items.image(int(indices[place]))
+        if tuple(image.shape) != shape:
+            raise InputError("images differ in size or channels: give --resolution N (pixels), and --data.channels if need be")
+        result[place] = image
 
-    # Some at a time: handing over small images singly costs more than decoding them.
-    size = max(1, min(_MOST_AT_ONCE, len(indices) // (_TURNS * DECODE_THREADS)))
-    list(pool.map(put, (range(len(indices))[start : start + size] for start in range(0, len(indices), size))))
+    in_parts(put, len(indices), pool)
     return result
 
 

@@ -10,12 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dim.data.items import DECODE_THREADS
+from dim.data.items import DECODE_THREADS, in_parts
 from dim.data.pillow import read_picture
 from dim.spec import DataSpec
-
-PART = 50
-"""Images that a thread takes at a time: handing over small ones singly costs more than encoding or decoding them."""
 
 
 def picture(image: Tensor) -> Image.Image:
@@ -34,7 +31,7 @@ def to_png(image: Tensor) -> bytes:
 def to_pngs(images: Tensor) -> list[bytes]:
     """Files of uint8 (N, 1 or 3, H, W) images, made by several threads."""
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        return [file for files in pool.map(lambda part: [to_png(image) for image in part], images.split(PART)) for file in files]
+        return in_parts(lambda number: to_png(images[number]), len(images), pool)
 
 
 def from_pngs(files: Sequence[bytes], spec: DataSpec) -> Tensor:

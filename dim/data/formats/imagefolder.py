@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dim.data.format import Format
-from dim.data.items import DECODE_THREADS
-from dim.data.png import PART, pixels, to_png
+from dim.data.items import DECODE_THREADS, in_parts
+from dim.data.png import pixels, to_png
 from dim.errors import InputError
 from dim.nets.generator import Generator
 from dim.spec import DataSpec
@@ -49,12 +49,11 @@ class ImageFolder(Format):
             if count:
                 (folder / folders[label]).mkdir()
 
-        def write(positions: Tensor) -> None:
-            for position in positions.tolist():
-                (folder / names[position]).write_bytes(to_png(content["images"][position]))
+        def write(position: int) -> None:
+            (folder / names[position]).write_bytes(to_png(content["images"][position]))
 
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            list(pool.map(write, torch.arange(len(labels)).split(PART)))
+            in_parts(write, len(labels), pool)
         with open(folder / _ROWS, "w") as handle:
             for position, (name, label) in enumerate(zip(names, labels, strict=True)):
                 record = {"file_name": name, "label": label, "class_name": spec.class_names[label]}
@@ -66,16 +65,15 @@ class ImageFolder(Format):
         records = _records(folder / (_ROWS if (folder / _ROWS).exists() else _EARLIER_ROWS))
         images = torch.empty(len(records), *spec.image_shape, dtype=torch.uint8)
 
-        def read(numbers: Tensor) -> None:
-            for number in numbers.tolist():
-                file = folder / records[number]["file_name"]
-                try:
-                    images[number] = pixels(file, spec)
-                except ValueError as error:
-                    raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
+        def read(number: int) -> None:
+            file = folder / records[number]["file_name"]
+            try:
+                images[number] = pixels(file, spec)
+            except ValueError as error:
+                raise InputError(f"image {file} is missing or damaged ({error}); make the set again") from None
 
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            list(pool.map(read, torch.arange(len(records)).split(PART)))
+            in_parts(read, len(records), pool)
         content = {
             "images": images,
             "labels": torch.tensor([record["label"] for record in records]),
