@@ -30,7 +30,7 @@ import tyro
 from common import RESULTS, ROOT, Rows, Sources, save
 from replay_learner import Learner, Reservoir, federated_averaging, from_memory, one_after_another, shuffled, train_on_all
 from replay_memories import Workshop, of_client, of_task
-from replay_page import render
+from replay_page import WITHIN, render
 from replay_scale import Scale, clients_of, restricted, tiny
 
 from dim.commands.malloc import keep_freed_memory
@@ -46,7 +46,6 @@ from dim.score.record import production_seconds
 MEMORIES = ("none", "joint", "random", "generated", "random-webp", "generated-webp", "refined", "herding", "reservoir")
 MEMORIES += ("refined-webp", "herding-webp")
 """In the order in which their rows are made, for one order of the classes after another."""
-WITHIN = ("random", "generated", "refined")
 SENT = ("random", "generated", "random-webp", "generated-webp")
 
 

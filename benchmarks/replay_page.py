@@ -27,6 +27,8 @@ TITLES = {
     "refined": "generator per task, refined, 8 bits",
     "refined-webp": "generator per task, refined, WebP",
 }
+WITHIN = ("random", "generated", "refined")
+"""Whose images are also scored on the classes of their own task."""
 
 Row = dict[str, Any]
 
@@ -76,7 +78,7 @@ def clients(results: Path, scale: Scale) -> str:
 def within(results: Path, scale: Scale) -> str:
     """A line for each source of a task's images: accuracy on its own classes."""
     lines = []
-    for kind in ("random", "generated", "refined"):
+    for kind in WITHIN:
         rows = rows_of(results, f"within-{kind}")
         lines.append([TITLES[kind].removesuffix(", 8 bits"), _mean(rows, "accuracy") or NOT_RUN])
     return table(["images of a task", "accuracy on its two classes"], lines)

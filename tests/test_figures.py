@@ -104,9 +104,7 @@ def _identity(node: dict) -> tuple[str, tuple[str, ...]] | None:
         return "class", (node["class"],)
     if "score" in node:
         return "row", (node["score"]["name"],)
-    if "peak_mb" in node:
-        return "row", (node["name"], f"N = {node['steps']}")
-    if "image_error" in node and "cosine" in node and "steps" in node:
+    if "peak_mb" in node or {"cosine", "steps"} <= node.keys():
         return "row", (node["name"], f"N = {node['steps']}")
     if "published_upkeep" in node:
         return "row", (f"precision {node['precision']}",)
