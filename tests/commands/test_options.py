@@ -117,7 +117,7 @@ def judged(arguments, capsys) -> tuple[int, str, str]:
     return status, output, errors
 
 
-@settings(max_examples=250)
+@settings(max_examples=500)
 @given(command_lines())
 @example(["coverage", "./nowhere", ""])
 @example(["train", "--recipe", "digits-dim", "--fit.tf32", ""])
@@ -176,7 +176,7 @@ def changed_recipes(draw):
     return [command, "--recipe", recipe, *arguments]
 
 
-@settings(max_examples=80)
+@settings(max_examples=200)
 @given(changed_recipes())
 def test_a_dry_run_prints_a_recipe_that_gives_the_same_configuration(capsys, monkeypatch, tmp_path, arguments):
     configurations, to_toml = [], parsing.to_toml
