@@ -36,7 +36,7 @@ class Scale:
     name: str = "full"
     tiny: bool = False
     students: Mapping[str, str] = field(default_factory=lambda: STUDENTS)
-    refinement: RefineConfig = field(default_factory=RefineConfig)
+    refinement: RefineConfig = field(default_factory=lambda: RefineConfig(precision="bf16"))
     candidates: int = 200
     """Images of a class that policies rank."""
     anchors: int = 50

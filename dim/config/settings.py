@@ -23,6 +23,8 @@ Compile = Literal["auto", "on", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 """Of a network's forward and backward. `bf16`: bfloat16 where PyTorch's autocast allows it; weights and their updates stay
 float32. `auto`: bfloat16 where the device has it and it is faster."""
+FixedPrecision = Literal["fp32", "bf16"]
+"""The same where the device does not choose: trajectories are compared, so their arithmetic is part of what they are."""
 
 
 def require(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -8,11 +8,10 @@ import tyro
 from dim.config.choices import Choices
 from dim.config.data import DataConfig
 from dim.config.protocol import STUDENTS, ProtocolConfig
-from dim.config.settings import Compile, Distance, Section, Settings, require
+from dim.config.settings import Compile, Distance, FixedPrecision, Section, Settings, require
 from dim.config.train import AboutConfig
 
 Gradient = Literal["adjoint", "unroll", "frozen"]
-Precision = Literal["fp32", "bf16"]
 Order = Literal["reverse-over-forward", "reverse-over-reverse", "forward-over-reverse"]
 
 
@@ -70,7 +69,7 @@ class ExpertsConfig(Section):
     """Replace waypoints by the mean of their neighbours, as MCT's published code does. Needs `waypoints`."""
     together: int = 1
     """Experts that train side by side in one batched computation. Useful on a GPU that one expert leaves idle."""
-    precision: Precision = "fp32"
+    precision: FixedPrecision = "fp32"
     """`bf16`: evaluate the network in bfloat16 while it trains. Weights, their updates, the last layer and the accuracies
     recorded along the way stay float32. Several times faster, compiled, on hardware with bfloat16 matrix units."""
     compile: Compile = "auto"
@@ -151,7 +150,7 @@ class TrajectoryConfig(Section):
     """Experts matched per iteration; their gradients are averaged. Several processes share them."""
     together: bool = False
     """Match the experts of an iteration in one batched computation, on the same batches. Useful on a GPU."""
-    precision: Precision = "fp32"
+    precision: FixedPrecision = "fp32"
     """`bf16`: evaluate the student in bfloat16. Its weights, what is carried back through its steps, sums, the last layer and the
     loss stay float32. Faster, compiled, on hardware with bfloat16 matrix units; the gradient is then approximate. A double
     backward gives a wrong derivative in the weights of convolutions, so not with `unroll` or `reverse-over-reverse`."""

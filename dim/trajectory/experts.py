@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dim.config.settings import FixedPrecision
 from dim.data.real import RealData
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -22,6 +23,7 @@ class Experts:
         data: the real data, natural images; its specification is enough for experts of natural images.
         device: where their network is evaluated.
         compiled: arrange the network for a compiler.
+        precision: in which the network's loss is evaluated, as `FlatNetwork` takes it.
 
     Attributes:
         paths: one per expert.
@@ -33,7 +35,13 @@ class Experts:
     """
 
     def __init__(
-        self, folder: Path | str, data: RealData | DataSpec, device: torch.device | str = "cpu", *, compiled: bool = False
+        self,
+        folder: Path | str,
+        data: RealData | DataSpec,
+        device: torch.device | str = "cpu",
+        *,
+        compiled: bool = False,
+        precision: FixedPrecision = "fp32",
     ) -> None:
         spec = data if isinstance(data, DataSpec) else data.spec
         store, recorded = open_experts_of(folder, spec)
@@ -46,7 +54,7 @@ class Experts:
             self._whitening = Whitening.fit(data.train, spec, device=device)
         self.folder, self.paths, self.digest = folder, paths_of(store), store.digest()
         seen = spec if self._whitening is None else self._whitening.spec
-        self.network = FlatNetwork(recorded.student, seen, device, compiled=compiled)
+        self.network = FlatNetwork(recorded.student, seen, device, compiled=compiled, precision=precision)
 
     @property
     def last(self) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dim.chunks import FORWARD, JUDGED, chunk_size
-from dim.config.trajectory import Precision
+from dim.config.settings import FixedPrecision
 from dim.errors import InputError
 from dim.nets.layers import arrange, channels_last
 from dim.nets.student import build_student
@@ -39,7 +39,7 @@ class FlatNetwork:
         *,
         compiled: bool = False,
         norms: bool = True,
-        precision: Precision = "fp32",
+        precision: FixedPrecision = "fp32",
     ) -> None:
         self.student, self.spec = student, spec
         self.net = build_student(student, spec, seed=0).to(device).train().requires_grad_(False)

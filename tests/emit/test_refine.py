@@ -187,6 +187,20 @@ def test_students_of_large_sets_see_a_part_of_the_images_at_every_step(digits_ex
     assert (images.grad != 0).flatten(1).any(1).sum() == 10
 
 
+@pytest.mark.parametrize("distance", ["endpoint", "direction"])
+def test_bfloat16_moves_images_in_nearly_the_same_direction(distance, digits_experts, digits):
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = {}
+    for precision in ("fp32", "bf16"):
+        config = RefineConfig(student_steps=5, span=(1.0,), distance=(distance,), precision=precision)
+        purpose, *_ = build_objectives(config, str(digits_experts), digits, seed=0, device=CPU)
+        leaf = images.clone().requires_grad_()
+        purpose.accumulate(leaf, torch.arange(10).repeat(2), real=None, step=0)
+        found[precision] = leaf.grad.flatten()
+    assert not torch.equal(found["fp32"], found["bf16"])
+    assert F.cosine_similarity(found["fp32"], found["bf16"], dim=0) > 0.97
+
+
 @pytest.mark.parametrize("by", ["moments", "trajectory"])
 def test_experts_of_whitened_images_refine_too(by, generator, record_digits, digits, tmp_path):
     store = record_digits(tmp_path / "zca", zca=True)
