@@ -58,7 +58,7 @@ def _generators() -> Iterable[Production]:
 
 def _experts() -> Iterable[Production]:
     # The teacher, as in docs/trajectory.md: momentum and weight decay, moments a fifth of an epoch apart.
-    teacher: dict[str, Any] = {"count": 3, "epochs": 20.0, "every": 0.2, "momentum": 0.9, "weight_decay": 5e-4}
+    teacher: dict[str, Any] = {"count": 2, "epochs": 20.0, "every": 0.2, "momentum": 0.9, "weight_decay": 5e-4}
     teacher["augment"] = "crop|flip|cutout|scale"
     yield Experts(name=TEACHER, hours=0.9, recipe="cifar10-tesla-ipc1-cpu", changes=teacher)
     # MCT's window reaches furthest, and MTT's lies in it.
