@@ -26,19 +26,23 @@ from dim.sampler import sample_set
 from dim.spec import DataSpec, to_uint8
 
 _KIND, _FORMAT = "replay memory", 1
-_MOST_ADDITIONS = 255  # that are counted, in a byte per class
+_MOST_ADDITIONS = 255  # of a class that are told apart, as their number is held in a byte
+_SHARE_BYTES = 4
 
 
 class _Item(NamedTuple):
     code: bytes
     soft: Tensor | None
+    addition: int = 0
+    """Of its class, which one brought it."""
 
 
 class ReplayMemory:
     """Images of every class in a fixed number of bytes.
 
     When a set is added and the budget would be exceeded, every class is cut to the same number of images: its first ones. A
-    class that was given fewer keeps all of them. What counts is what `state_dict` holds: images, labels, and a byte per class.
+    class that was given fewer keeps all of them. What counts is what `state_dict` holds: images, labels, and a byte per class
+    (and four for every addition to a class that was added to more than once).
 
     Args:
         spec: the data, with all classes that may come; see `RealData.spec` and `SyntheticSet.spec`.
@@ -58,7 +62,6 @@ class ReplayMemory:
         """Of soft labels, see `Teacher`; None while labels are hard."""
         self._coding = coding_of(spec, self.webp)
         self._content: dict[int, list[_Item]] = {}
-        self._additions: Counter[int] = Counter()
 
     def __len__(self) -> int:
         """Images."""
@@ -70,12 +73,20 @@ class ReplayMemory:
         return {label: len(items) for label, items in sorted(self._content.items())}
 
     def bytes_stored(self) -> dict[str, int]:
-        """Bytes of images, of labels, and of how often each class was added to (one byte per class): at most the budget."""
+        """Bytes of images, of labels, and of what says which addition brought which images: at most the budget."""
         images = sum(len(item.code) for items in self._content.values() for item in items)
-        return {"images": images, "labels": len(self) * self._label_bytes(self.top_k), "additions": self.spec.num_classes}
+        return {
+            "images": images,
+            "labels": len(self) * self._label_bytes(self.top_k),
+            "additions": self._addition_bytes(self._content),
+        }
 
     def _label_bytes(self, top_k: int | None) -> int:
         return self.spec.label_bytes + (0 if top_k is None else self.spec.soft_label_bytes(top_k))
+
+    def _addition_bytes(self, content: Mapping[int, list[_Item]]) -> int:
+        counts = [1 + max(item.addition for item in items) for items in content.values() if items]
+        return self.spec.num_classes + _SHARE_BYTES * sum(count for count in counts if count > 1)
 
     # --- adding ----------------------------------------------------------------------------------------------------------------
 
@@ -110,9 +121,9 @@ class ReplayMemory:
         count = self.bytes // (len(wanted) * (self.spec.image_bytes + self.spec.label_bytes)) + 1
         while True:
             drawn = sample_set(subject, ipc=count, classes=list(wanted), seed=seed)
-            content, additions, top_k = self._with(drawn, places, wanted)
+            content, top_k = self._with(drawn, places, wanted)
             if self._room(content, top_k) < count:
-                return self._hold(content, additions, top_k)
+                return self._hold(content, top_k)
             count *= 2
 
     def _places(self, spec: DataSpec) -> list[int | None]:
@@ -145,8 +156,8 @@ class ReplayMemory:
 
     def _with(
         self, subject: SyntheticSet, places: Sequence[int | None], wanted: Mapping[int, int]
-    ) -> tuple[dict[int, list[_Item]], Counter[int], int | None]:
-        """What the memory would hold with a set, without a limit: content, additions and `top_k`."""
+    ) -> tuple[dict[int, list[_Item]], int | None]:
+        """What the memory would hold with a set, without a limit: content and `top_k`."""
         top_k = None if subject.soft is None else int(subject.info.get("top_k") or 0)
         if len(self) and top_k != self.top_k:
             kinds = ["hard labels" if k is None else f"soft labels (top_k {k})" for k in (self.top_k, top_k)]
@@ -157,12 +168,11 @@ class ReplayMemory:
             raise InputError(
                 f"soft labels of {most} classes in a set that says top_k {top_k}: expected at most so many; label it again"
             )
-        content, additions = dict(self._content), Counter(self._additions)
+        content = dict(self._content)
         for own, label in wanted.items():
             if new := self._items(subject, own, places):
-                content[label] = _in_turns(content.get(label, []), new, additions[label])
-                additions[label] = min(additions[label] + 1, _MOST_ADDITIONS)
-        return content, additions, top_k
+                content[label] = _in_turns(content.get(label, []), new)
+        return content, top_k
 
     def _items(self, subject: SyntheticSet, own: int, places: Sequence[int | None]) -> list[_Item]:
         """Those of one class, in the set's order."""
@@ -177,7 +187,7 @@ class ReplayMemory:
 
     def _room(self, content: Mapping[int, list[_Item]], top_k: int | None) -> int:
         """Images of every class that the budget holds."""
-        label, used, longest = self._label_bytes(top_k), self.spec.num_classes, max(map(len, content.values()), default=0)
+        label, used, longest = self._label_bytes(top_k), self._addition_bytes(content), max(map(len, content.values()), default=0)
         for place in range(longest):
             used += sum(len(items[place].code) + label for items in content.values() if place < len(items))
             if used > self.bytes:
@@ -187,11 +197,11 @@ class ReplayMemory:
                 return place
         return longest
 
-    def _hold(self, content: Mapping[int, list[_Item]], additions: Counter[int], top_k: int | None) -> int:
+    def _hold(self, content: Mapping[int, list[_Item]], top_k: int | None) -> int:
         """Put the first images of every class in place of what is held, as many as there is room for."""
         ipc = self._room(content, top_k)
-        self._content = {label: items[:ipc] for label, items in content.items()}
-        self._additions, self.top_k = additions, top_k
+        self._content = {label: _renumbered(items[:ipc]) for label, items in content.items()}
+        self.top_k = top_k
         return ipc
 
     # --- replaying -------------------------------------------------------------------------------------------------------------
@@ -243,17 +253,21 @@ class ReplayMemory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that is held, as tensors whose bytes are those of `bytes_stored`: `images` uint8 (codes one after another, class by
-        class), `labels` (N,), `additions` uint8 (K,), and of soft labels `soft` (N, K) or, of the k largest, (N, k) with
-        `soft_classes` (N, k). It can be saved, or sent."""
+        class), `labels` (N,), `additions` uint8 (K,), how many of a class left images; where there are several, `shares` int32,
+        how many images each of them left, class by class; and of soft labels `soft` (N, K) or, of the k largest, (N, k)
+        with `soft_classes` (N, k). It can be saved, or sent."""
         items = [(label, item) for label, held in sorted(self._content.items()) for item in held]
         dtype = torch.uint8 if self.spec.label_bytes == 1 else torch.uint16
         codes = np.frombuffer(b"".join(item.code for _, item in items), dtype=np.uint8)
-        counted = [self._additions[label] for label in range(self.spec.num_classes)]
+        shares = [Counter(item.addition for item in self._content.get(label, [])) for label in range(self.spec.num_classes)]
+        several = [each[number] for each in shares if len(each) > 1 for number in range(len(each))]
         state = {
             "images": torch.tensor(codes),
             "labels": torch.tensor([label for label, _ in items], dtype=dtype),
-            "additions": torch.tensor(counted, dtype=torch.uint8),
+            "additions": torch.tensor([len(each) for each in shares], dtype=torch.uint8),
         }
+        if several:
+            state["shares"] = torch.tensor(several, dtype=torch.int32)
         if self.top_k is not None and items:
             state["soft"] = torch.stack([item.soft for _, item in items])
             if self.top_k:
@@ -272,24 +286,26 @@ class ReplayMemory:
             InputError: if they are no such state, or not a single image of every class fits. The memory is then as it was.
         """
         with reading("the state of a replay memory"):
-            content, additions, top_k = self._read(state)
-        self._hold(content, additions, top_k)
+            content, top_k = self._read(state)
+        self._hold(content, top_k)
 
-    def _read(self, state: Mapping[str, Tensor]) -> tuple[dict[int, list[_Item]], Counter[int], int | None]:
-        """What a state holds: content, additions and `top_k`."""
+    def _read(self, state: Mapping[str, Tensor]) -> tuple[dict[int, list[_Item]], int | None]:
+        """What a state holds: content and `top_k`."""
         labels, additions = state["labels"].long().tolist(), state["additions"].long().tolist()
         codes = self._coding.split(state["images"].cpu().numpy().tobytes())
         if len(additions) != self.spec.num_classes or len(codes) != len(labels) or labels != sorted(labels):
             raise ValueError(f"{len(codes)} images, {len(labels)} labels and {len(additions)} classes do not belong together")
-        if any(label >= self.spec.num_classes or not additions[label] for label in labels):
+        counts = [labels.count(label) for label in range(self.spec.num_classes)]
+        if sum(counts) < len(labels) or any(bool(count) != bool(times) for count, times in zip(counts, additions, strict=True)):
             raise ValueError("a label is none of the memory's classes")
         for code in codes:
             self._coding.decode(code)
         soft, top_k = self._soft_of(state, len(labels))
+        brought = [number for each in _shares_of(state, counts, additions) for number in _order(each)]
         content: dict[int, list[_Item]] = {}
-        for label, code, own in zip(labels, codes, soft, strict=True):
-            content.setdefault(label, []).append(_Item(code, own))
-        return content, Counter(dict(enumerate(additions))), top_k
+        for label, *item in zip(labels, codes, soft, brought, strict=True):
+            content.setdefault(label, []).append(_Item(*item))
+        return content, top_k
 
     def _soft_of(self, state: Mapping[str, Tensor], count: int) -> tuple[Sequence[Tensor | None], int | None]:
         """Soft labels of every image, float32 (K,) each, and how many of the largest are kept."""
@@ -334,10 +350,38 @@ class ReplayMemory:
         return memory
 
 
-def _in_turns(old: list[_Item], new: list[_Item], additions: int) -> list[_Item]:
-    """Old images, which came in so many additions, and new ones: one of each addition in turn."""
-    if not old:
-        return new
-    turns = [place // additions for place in range(len(old))] + list(range(len(new)))
-    order = sorted(range(len(turns)), key=turns.__getitem__)  # stable: in a turn, old ones come first
-    return [(old + new)[place] for place in order]
+def _shares_of(state: Mapping[str, Tensor], counts: Sequence[int], additions: Sequence[int]) -> list[list[int]]:
+    """Images that every addition to a class left there, of every class."""
+    told = state["shares"].long().tolist() if "shares" in state else []
+    shares = []
+    for count, times in zip(counts, additions, strict=True):
+        shares.append([count] if times == 1 else told[:times])
+        told = told if times == 1 else told[times:]
+        if sum(shares[-1]) != count or len(shares[-1]) != times or min(shares[-1], default=1) < 1:
+            raise ValueError(f"additions that left {shares[-1]} images of the {count} of a class")
+    if told:
+        raise ValueError("shares of more additions than there are")
+    return shares
+
+
+def _order(shares: Sequence[int]) -> list[int]:
+    """Which addition brought each image of a class, if they take turns and left so many each."""
+    return [number for _, number in sorted((turn, number) for number, count in enumerate(shares) for turn in range(count))]
+
+
+def _in_turns(old: Sequence[_Item], new: Sequence[_Item]) -> list[_Item]:
+    """Old images and new ones: one of each addition in turn."""
+    addition = min(1 + max((item.addition for item in old), default=-1), _MOST_ADDITIONS - 1)
+    items = [*old, *(item._replace(addition=addition) for item in new)]
+    seen: Counter[int] = Counter()
+    turns = []
+    for item in items:
+        turns.append(seen[item.addition])
+        seen[item.addition] += 1
+    return [items[place] for place in sorted(range(len(items)), key=lambda place: (turns[place], items[place].addition))]
+
+
+def _renumbered(items: Sequence[_Item]) -> list[_Item]:
+    """The same, with additions numbered from 0 without gaps, as some may have left nothing."""
+    number = {addition: place for place, addition in enumerate(sorted({item.addition for item in items}))}
+    return [item._replace(addition=number[item.addition]) for item in items]

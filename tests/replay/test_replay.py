@@ -177,7 +177,7 @@ def test_of_soft_labels_cut_to_the_largest_only_those_are_stored(data):
 
 def test_additions_to_a_class_have_equal_shares_of_what_stays(data):
     subjects = [a_set(data, {0: 40}, seed=seed) for seed in range(3)]
-    memory = ReplayMemory(data, bytes=30 * IMAGE + 4)
+    memory = ReplayMemory(data, bytes=30 * IMAGE + 4 + 3 * 4)
     for subject in subjects:
         memory.add(subject)
     memory.add(a_set(data, {1: 40}, seed=9))
@@ -186,6 +186,42 @@ def test_additions_to_a_class_have_equal_shares_of_what_stays(data):
     for subject in subjects:
         shared = [image for image in found if any(torch.equal(image, own) for own in subject.images[:5])]
         assert len(shared) == 5
+
+
+def test_shares_stay_equal_where_an_addition_had_few_images(data):
+    parts = [a_set(data, {0: count}, seed=seed) for seed, count in enumerate((2, 20, 20))]
+    memory = ReplayMemory(data, bytes=10**6)
+    for part in parts:
+        memory.add(part)
+        memory.load_state_dict(memory.state_dict())  # which says what came with which addition
+    found = of_class(memory.dataset(), 0)[:24]
+    assert [sum(any(torch.equal(image, own) for own in part.images) for image in found) for part in parts] == [2, 11, 11]
+    assert memory.bytes_stored()["additions"] == data.num_classes + 4 * 3
+    smaller = ReplayMemory(data, bytes=2 * (IMAGE) + data.num_classes + 12)
+    smaller.load_state_dict(memory.state_dict())
+    assert smaller.counts == {0: 2}
+    assert smaller.bytes_stored()["additions"] == data.num_classes + 4 * 2, "the third left nothing"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": torch.tensor([-1, 0, 1, 1], dtype=torch.int16)},
+        {"labels": torch.tensor([0, 0, 1, 9], dtype=torch.uint8)},
+        {"additions": torch.tensor([2, 1, 1, 0], dtype=torch.uint8)},
+        {"shares": torch.tensor([2], dtype=torch.int32)},
+        {"shares": torch.tensor([0, 2], dtype=torch.int32)},
+        {"shares": torch.tensor([1, 1, 1], dtype=torch.int32)},
+    ],
+)
+def test_labels_and_additions_of_a_state_have_to_fit(data, change):
+    memory, other = ReplayMemory(data, bytes=9999), ReplayMemory(data, bytes=9999)
+    memory.add(a_set(data, {0: 1}))
+    memory.add(a_set(data, {0: 1, 1: 2}, seed=1))
+    other.add(a_set(data, {2: 3}))
+    with pytest.raises(InputError, match="the state of a replay memory is damaged"):
+        other.load_state_dict(memory.state_dict() | change)
+    assert other.counts == {2: 3}
 
 
 def test_learned_pixels_are_rounded(data):
