@@ -20,7 +20,7 @@ from dim.coding.generators import code_generator, load_coded_generator, with_cal
 from dim.coding.pictures import Codec
 from dim.coding.sets import code_set
 from dim.config import ProtocolConfig, to_dict
-from dim.data.real import RealData
+from dim.data.real import RealData, with_validation
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
 from dim.loop import Progress
@@ -105,10 +105,16 @@ def image_candidates(
         most: images per class, at most.
         protocol: what a file carries, by its number of images.
         labels: what they are, in words.
+
+    Returns:
+        None if a coded file does not hold an image of every class, as where there are many classes of large images.
     """
-    pilot = draw(min(_PILOT, most))
+    pilot = draw(1)
     spec = pilot.spec
     most = min(most, pictures.most_images(spec) // spec.num_classes)
+    if most < 1:
+        return []
+    pilot = draw(min(_PILOT, most))
 
     def content(ipc: int, codec: Codec) -> bytes:
         subject = draw(ipc) if ipc != pilot.ipc else pilot
@@ -178,22 +184,20 @@ def generator_candidates(generator: Generator, size: int, *, name: str = "genera
 
 
 class Judge:
-    """Scores candidates by one student each, on the validation part, all with about as many steps.
+    """Scores candidates by one student each, on the validation part, all with about as many steps. Where the data have no such
+    part, as published sets are made of all training images, a tenth of the training part stands for it.
 
     Args:
         data: the real data.
         protocol: how students are trained; the first of its students is.
         budget_ipc: images per class for which the protocol has these steps.
         device: where.
-
-    Raises:
-        InputError: if the data have no validation part.
     """
 
     def __init__(
         self, data: RealData, protocol: ProtocolConfig, *, budget_ipc: int = BUDGET_IPC, device: torch.device | str = "cpu"
     ) -> None:
-        self.data, self.device, self.budget_ipc = data, device, budget_ipc
+        self.data, self.device, self.budget_ipc = with_validation(data, apart=False), device, budget_ipc
         self.protocol = dataclasses.replace(protocol, students=protocol.students[:1])
         self.steps = protocol.steps(budget_ipc * data.spec.num_classes)
         self._evaluator(self.protocol)
@@ -227,6 +231,8 @@ def choose(candidates: Sequence[Candidate], judge: Judge, size: int) -> Candidat
         InputError: if none fits.
     """
     fitting = [candidate for candidate in candidates if candidate.content]
+    if not candidates:
+        raise InputError(f"bytes is {size:,} and a coded file holds too few images of this size for one of every class")
     if not fitting:
         smallest = min(candidate.bytes for candidate in candidates)
         raise InputError(f"bytes is {size:,} and nothing fits: the smallest candidate takes {smallest:,}; give more")

@@ -26,6 +26,9 @@ from dim.sampler import sample_grid, set_grid
 from dim.score.privacy import read_audit
 from dim.score.record import Score
 
+_FILES_OF_SETS = ("*/*.png", "data.*", "data-*.tar", "images.jsonl", "images.pt", "labels.pt", "lr.pt", "TM/*")
+"""That formats write, beside those that every set has."""
+
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code: Collection[type[Generator]] = ()) -> Generator:
     """Load a generator in evaluation mode.
@@ -122,7 +125,8 @@ def _write_card(folder: Path, card: str, samples: Image.Image | None) -> None:
 def push_to_hub(
     subject: Generator | SyntheticSet, repository: str, *, private: bool = False, token: str | None = None, **export: Any
 ) -> str:
-    """Export a loaded generator or a set and upload it to the Hugging Face Hub, a set as a dataset.
+    """Export a loaded generator or a set and upload it to the Hugging Face Hub, a set as a dataset. Files of a set that was there
+    before are removed in the same commit; other files in the repository stay.
 
     Args:
         subject: a generator from `load_generator`, or a set.
@@ -146,5 +150,6 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_pretrained(subject, Path(scratch) / "export", **export)
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder)
+        earlier = {} if kind == "model" else {"delete_patterns": list(_FILES_OF_SETS)}
+        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=folder, **earlier)
     return f"{api.endpoint}/{'' if kind == 'model' else 'datasets/'}{repository}"

@@ -147,6 +147,16 @@ def test_of_equals_the_smaller_is_taken_and_diverged_ones_are_not():
         budget.choose(three[:1], Fixed(), 10)
 
 
-def test_data_without_a_validation_part_are_refused():
-    with pytest.raises(InputError, match="no validation part"):
-        Judge(load_data(DataConfig(val_fraction=0.0)), PROTOCOL)
+def test_without_a_validation_part_training_images_choose(real):
+    data = load_data(DataConfig(val_fraction=0.0))
+    judge = Judge(RealData(data.spec, data.train, data.val, None), dataclasses.replace(PROTOCOL, epochs=60))
+    assert 0.08 * len(data.train) < len(judge.data.val) < 0.12 * len(data.train)
+    candidates = [candidate for candidate in found_of(real, 30_000) if candidate.content]
+    assert judge.accuracy(candidates[0]) > 30
+
+
+def test_no_more_images_are_tried_than_a_coded_file_holds(real, monkeypatch):
+    monkeypatch.setattr(budget.pictures, "most_images", lambda spec: 20)
+    assert {candidate.ipc for candidate in found_of(real, 30_000) if candidate.content} == {2}
+    monkeypatch.setattr(budget.pictures, "most_images", lambda spec: 9)
+    assert found_of(real, 30_000) == [], "not even one of each class"

@@ -1,6 +1,7 @@
 """Generators from runs, folders, files and the Hub; sets to and from the Hub."""
 
 import dataclasses
+import fnmatch
 import json
 import re
 from pathlib import Path
@@ -250,10 +251,10 @@ def test_a_hub_that_has_no_such_generator_is_one_clear_line(hub, monkeypatch):
 @pytest.fixture
 def api(monkeypatch):
     """What is asked of the Hub's API."""
-    calls = []
+    calls, removed = [], []
 
     class Api:
-        endpoint = "https://hub.example"
+        endpoint, deletes = "https://hub.example", removed
 
         def __init__(self, token=None):
             calls.append(("token", token))
@@ -261,8 +262,9 @@ def api(monkeypatch):
         def create_repo(self, repository, *, repo_type, private, exist_ok):
             calls.append((repository, repo_type, private, exist_ok))
 
-        def upload_folder(self, *, repo_id, repo_type, folder_path):
+        def upload_folder(self, *, repo_id, repo_type, folder_path, delete_patterns=()):
             calls.append((repo_id, repo_type, sorted(file.name for file in Path(folder_path).iterdir())))
+            removed.extend(delete_patterns)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     return calls
@@ -378,3 +380,17 @@ def test_folders_that_are_no_run_are_refused(run, tmp_path):
     (run / "generator.safetensors").unlink()
     assert "has not saved one yet" in refused(run)
     assert "dim train" in refused(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("format", ["imagefolder", "npz", "safetensors", "webdataset", "parquet", "ddranking", "dc-bench"])
+def test_files_of_an_earlier_set_are_removed_and_others_are_not(api, subject, format, tmp_path):
+    spec = dataclasses.replace(SPEC, name="cifar10", height=32, width=32, class_names=tuple("abcdefghij"))
+    earlier = SyntheticSet(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10), spec)
+    place = dim.save_pretrained(earlier, tmp_path / "old", format=format)
+    dim.push_to_hub(subject, "me/toy-set")
+    patterns = huggingface_hub.HfApi.deletes
+    written = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()}
+    left = {name for name in written if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    assert left <= {"README.md", "samples.png", "set.json"}, "which every set replaces"
+    for own in ("LICENSE", "notes/paper.pdf", ".gitattributes", "picture.png"):
+        assert not any(fnmatch.fnmatch(own, pattern) for pattern in patterns)

@@ -105,11 +105,14 @@ class Audit:
         """Attack a set or a generator, `subject`, of this `name`.
 
         Raises:
-            InputError: if it was made for other data, or a student diverged.
+            InputError: if it was made for other data, a reference is of another kind, or a student diverged.
         """
         began = time.perf_counter()
         for one in (subject, *(reference for reference, _ in self.references.values())):
             require_same_data(one.spec, self.candidates.whole.spec)
+        for reference, (one, _) in self.references.items():
+            if isinstance(subject, Generator) and not isinstance(one, Generator) and "stream" in self.tracks:
+                raise InputError(f"reference {reference} is a set, which has no stream: expected generators, or --track fixed")
         drawn = self._drawn(subject)
         found = list(self._on_set(drawn))
         controls: list[_Scores] = []

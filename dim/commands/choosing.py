@@ -10,7 +10,7 @@ from dim.commands.arguments import SampleArguments, TrainArguments
 from dim.commands.looking import own_data
 from dim.commands.parsing import parse_known, stray, values_of
 from dim.commands.subjects import device_of
-from dim.config import RecordConfig, TrainConfig, to_toml
+from dim.config import POLICIES, RecordConfig, TrainConfig, to_toml
 from dim.config.data import located
 from dim.errors import InputError
 from dim.launch import launched
@@ -105,6 +105,14 @@ def require_recipe_alone(parsed: TrainArguments) -> None:
     raise InputError(f"{what} and a recipe, {parsed.recipe!r}: {remedy}")
 
 
+def say_if_part_is_refined(parsed: SampleArguments, ipc: int) -> None:
+    """Say so where refinement ends before the last of so many images of a class."""
+    last = parsed.refine.blocks[-1]
+    if ipc > last and any(POLICIES.load(name).moves for name in parsed.policy.steps):
+        remedy = f"--refine.blocks {' '.join(map(str, (*parsed.refine.blocks, ipc)))} refines all"
+        say_note(f"dim: the first {last} images of a class are refined, and the others are not; {remedy}")
+
+
 def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> SampleArguments:
     """The arguments of `dim sample`, with the policies that a run's own experts make possible, where none is named."""
     from dim.run_folder import load_run_config
@@ -112,7 +120,7 @@ def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> Sampl
     from dim.trajectory.store import LAYOUT
 
     experts = Path(parsed.generator) / FOLDER
-    asked = any(word.partition("=")[0].startswith(("--policy.", "--teacher.")) for word in arguments)
+    asked = any(word.partition("=")[0].startswith(("--policy.steps", "--teacher.")) for word in arguments)
     if asked or not (experts / LAYOUT).is_file():
         return parsed
     policy, refine = replace(parsed.policy, steps=("refined",)), parsed.refine

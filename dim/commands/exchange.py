@@ -216,11 +216,11 @@ def _export_program(parsed: ExportArguments) -> None:
 
 def _require_kind(parsed: ExportArguments) -> None:
     """Refuse a generator with a format of sets, and a set with one of programs, as far as it is told by their files."""
-    from dim.data.stored import DESCRIPTION
+    from dim.commands.subjects import is_stored_set
     from dim.nets.generator_file import FILE_NAME
 
     path = Path(parsed.subject)
-    is_set = (path / DESCRIPTION).is_file()
+    is_set = is_stored_set(path)
     is_generator = not is_set and (path.is_file() or (path / FILE_NAME).is_file())
     if parsed.program and is_set:
         raise InputError(f"{path} is a set, and {parsed.to!r} a format of generators: name a run, or use --to imagefolder")

@@ -111,6 +111,8 @@ def _judge(parsed: Any, info: dict[str, Any], data: Any, device: Any) -> Any:
 
     from dim.budget import Judge
 
+    if len(data.val) == 0:
+        say_note("dim: the data has no validation part: candidates are scored on a tenth of the training part")
     protocol = from_dict(ProtocolConfig, info.get("protocol") or {})
     if parsed.coding.student is not None:
         protocol = replace(protocol, students=(parsed.coding.student,))

@@ -70,12 +70,12 @@ def own_data(folder: str | None, config: DataConfig, arguments: Sequence[str]) -
 
 
 def _kind(folder: Path) -> str:
-    """How the images in a folder are labelled. A dataset.json is always meant for that; the other files lie beside class
-    folders, too, and are meant where these are fewer than two."""
+    """How the images in a folder are labelled. A dataset.json is always meant for that; shards and the other files lie beside
+    class folders, too, and are meant where these are fewer than two."""
     from dim.data.files import EXTENSIONS, subfolders
     from dim.data.labels import label_file
 
-    if any(path.suffix.lower() == ".tar" for path in folder.glob("*")):
+    if any(path.suffix.lower() == ".tar" for path in folder.glob("*")) and len(subfolders(folder)) < 2:
         return "webdataset"
     if folder.is_dir() and label_file(folder) and len(subfolders(folder)) < 2:
         return "listed"

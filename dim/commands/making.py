@@ -15,11 +15,11 @@ from dim.commands.arguments import (
     SampleArguments,
     TrainArguments,
 )
-from dim.commands.choosing import Automatic, require_recipe_alone, with_own_experts
+from dim.commands.choosing import Automatic, require_recipe_alone, say_if_part_is_refined, with_own_experts
 from dim.commands.pages import write_page
 from dim.commands.parsing import configured, parse
 from dim.commands.subjects import real_data, work_together
-from dim.config import FORMATS, POLICIES, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
+from dim.config import FORMATS, POLICIES, PolicyConfig, RecordConfig, TrainConfig, TrajectoryRecipe, to_toml
 from dim.config.data import needs_size
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
@@ -155,6 +155,8 @@ def _sample_folder(parsed: SampleArguments, *, needs_note: bool) -> None:
         say_note(f"dim: images are refined with {parsed.teacher.folder}; for plain ones: --policy.steps without a value")
     if parsed.policy.steps:
         ipc = parsed.ipc or max(size["counts"].values())
+        if processes.main:
+            say_if_part_is_refined(parsed, ipc)
         ranking = processes.once(lambda: _policy(parsed, data, teacher).rank(generator, seed=parsed.seed, ipc=ipc))
     if parsed.format == GENERATOR:
         chosen = anchored(generator, ranking, ipc=parsed.ipc, spread=parsed.spread, seed=parsed.seed)
@@ -175,6 +177,11 @@ def _sample_folder(parsed: SampleArguments, *, needs_note: bool) -> None:
 
 def _require_used(parsed: SampleArguments) -> None:
     """Refuse options that would change nothing."""
+    if not parsed.policy.steps:
+        usual = PolicyConfig().candidates
+        require(
+            parsed.policy.candidates == usual, "policy.candidates", parsed.policy.candidates, f"{usual} without --policy.steps"
+        )
     if not any(POLICIES.load(name).moves for name in parsed.policy.steps):
         require_default(parsed.refine, "as no policy refines: add --policy.steps refined")
     if parsed.format != GENERATOR and (parsed.bytes is None or not parsed.policy.steps):

@@ -12,18 +12,24 @@ from dim.errors import InputError
 
 def load_subjects(names: Sequence[str], device: Any, sampler: SamplerArguments) -> dict[str, Any]:
     """Sets and generators by name."""
-    from dim.coding.container import is_coded, read
-    from dim.data.stored import DESCRIPTION
     from dim.data.synthetic import load_set
     from dim.hub import load_generator
 
     subjects: dict[str, Any] = {}
     for name in names:
-        if (Path(name) / DESCRIPTION).is_file() or (is_coded(name) and read(name)[0]["kind"] == "set"):
+        if is_stored_set(name):
             subjects[name] = load_set(name, device)
         else:
             subjects[name] = load_generator(name, device).configure(**sampler.given())
     return subjects
+
+
+def is_stored_set(name: Path | str) -> bool:
+    """Whether a folder or a coded file holds a set; otherwise it may hold a generator."""
+    from dim.coding.container import is_coded, read
+    from dim.data.stored import DESCRIPTION
+
+    return (Path(name) / DESCRIPTION).is_file() or (is_coded(name) and read(name)[0]["kind"] == "set")
 
 
 def data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) -> Any:

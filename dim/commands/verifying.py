@@ -99,7 +99,11 @@ def _of_carried(parsed: VerifyArguments, device: Any) -> list[Any]:
     subjects = {name: load_subject(name, device) for name in parsed.subjects}
     claims = [(name, each) for name, subject in subjects.items() for each in required_claims(subject, name)]
     asked = {"claims": [(name, each.to_dict()) for name, each in claims], "seeds": parsed.planned, "seed": parsed.seed}
-    asked |= {"device": str(device), "subjects": {name: subject_digest(subject) for name, subject in subjects.items()}}
+    asked |= {
+        "device": str(device),
+        "data_root": parsed.data_root,
+        "subjects": {name: subject_digest(subject) for name, subject in subjects.items()},
+    }
     kept = UnfinishedRows(parsed.json, asked, Verdict)
     verdicts = list(kept.rows)
     data: dict[str, Any] = {}
@@ -145,14 +149,12 @@ def load_subject(name: str, device: Any) -> Any:
     Raises:
         InputError: if it is neither.
     """
-    from pathlib import Path
-
-    from dim.data.stored import DESCRIPTION
+    from dim.commands.subjects import is_stored_set
     from dim.data.synthetic import load_set
     from dim.hub import load_generator
     from dim.repository import HUB
 
-    if (Path(name) / DESCRIPTION).is_file():
+    if is_stored_set(name):
         return load_set(name, device)
     if not name.startswith(HUB):
         return load_generator(name, device)

@@ -19,7 +19,7 @@ from dim.launch import say_once
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels", "fine_label", "target")
 """Where items that are mappings, as those of Hugging Face's data sets, have the image and the label: the first that is there."""
-_COMPARED = 16  # items whose own labels are compared with `targets` before these are believed
+_COMPARED = 200  # items whose own labels are compared with `targets` before these are believed
 
 
 def dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: DataConfig) -> Items:
@@ -30,8 +30,10 @@ def dataset_items(dataset: Any, name: str, class_names: Sequence[str], config: D
         image, label = _item(dataset, index, name)
         found = class_number(label, class_names, f"item {index} of {name!r}")
         if found != int(labels[index]):
-            before = f"had {int(labels[index])} before: expected labels that do not change"
-            raise InputError(f"item {index} of {name!r} has label {found} and {before}")
+            said = (
+                f"item {index} of {name!r} has label {found} and had {int(labels[index])} before, or in the data set's `targets`"
+            )
+            raise InputError(f"{said}: expected labels that do not change, and no `targets` that differ from them here and there")
         image, converted = _pixels(image, f"item {index} of {name!r}", config)
         return fit_size(image[None], config)[0], converted
 

@@ -16,7 +16,7 @@ from dim.config.data import located, require_no_root
 from dim.data.items import Items
 from dim.data.python import class_names_of, dataset_items, require_same_classes
 from dim.data.roots import keep_root
-from dim.data.splits import ArraySplit, HeldSplit, Split, StreamSplit, in_chunks
+from dim.data.splits import ArraySplit, HeldSplit, JoinedSplit, Split, StreamSplit, in_chunks
 from dim.data.survey import Reading, Survey, keep, recall, survey, survey_key, tell
 from dim.errors import InputError
 from dim.launch import say_once, without_repeats
@@ -342,6 +342,16 @@ def with_training_part(data: RealData, train: Split) -> RealData:
     made = replace(data, spec=replace(data.spec, mean=found.mean, std=found.std, fingerprint=found.digest), train=train)
     made._digests.update({part: digest for part, digest in data._digests.items() if part != "train"})
     return made
+
+
+def with_validation(data: RealData, *, apart: bool) -> RealData:
+    """Data with a validation part. Where they have none, a tenth of every class of the training part stands for one, which is no
+    longer trained on if `apart`."""
+    if len(data.val):
+        return data
+    held, rest = stratified(data.train.labels, 0.1, rng.fold(0, "reproduce-held-out"))
+    train = JoinedSplit([data.train], rest) if apart else data.train
+    return RealData(data.spec, train, JoinedSplit([data.train], held), data.test)
 
 
 def _look_at(split: Split, what: str) -> Survey:

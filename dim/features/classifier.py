@@ -12,6 +12,7 @@ from dim.chunks import FORWARD, JUDGED
 from dim.config import ProtocolConfig
 from dim.data.real import RealData
 from dim.data.splits import Split, in_chunks
+from dim.errors import InputError
 from dim.loop import NonFiniteError
 from dim.nets.student import build_student
 from dim.nets.student_step import StudentStep, settled
@@ -47,6 +48,7 @@ def train_student(
 
     Raises:
         DivergedError: if its loss or a weight stopped being finite.
+        InputError: if it has batch normalisation, and batches have one image, which have no variance.
     """
     net = build_student(student, data.spec, seed=rng.fold(seed, "evaluate-student"))
     net = net.to(device, memory_format=torch.channels_last).train()
@@ -61,7 +63,13 @@ def train_student(
         optimizer.param_groups[0]["lr"] = protocol.lr * learning_rate_factor(protocol.schedule, step, steps)
         images, targets = feed(step)
         images = augment(images, rng.generator(seed, "evaluate-augment", step, device=device))
-        loss, logits = train.loss(images.contiguous(memory_format=torch.channels_last), targets)
+        try:
+            loss, logits = train.loss(images.contiguous(memory_format=torch.channels_last), targets)
+        except ValueError as error:
+            if len(images) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            remedy = f"more images, a larger batch size, or another norm, as {student.partition(':')[0]}:norm=instance"
+            raise InputError(f"{student} has batch normalisation and sees one image per step: expected {remedy}") from None
         observe(step, logits)
         losses[step] = loss.detach()
         loss.backward()

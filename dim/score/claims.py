@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dim.coding.container import is_coded
 from dim.data import stored
 from dim.data.stored import DESCRIPTION
 from dim.data.synthetic import SyntheticSet, load_set
@@ -168,6 +169,8 @@ def require_claimable(name: str) -> None:
     """Raise InputError if a set or a generator on disk cannot be given claims, before anything is measured."""
     if name.startswith(HUB) or not Path(name).exists():
         raise InputError(f"{name!r} is on the Hub, and claims are written beside what is scored: copy it with 'dim export' first")
+    if is_coded(name):
+        raise InputError(f"{name!r} is a coded file, which holds no claims: give them to the set or run that it was made from")
     require_writable(_file_of(name), "claim")
 
 

@@ -289,15 +289,16 @@ def nearest_real(generated: SyntheticSet, data: RealData, features: Features, *,
         generated: the images.
         data: the real data.
         features: where distances are taken.
-        k: neighbours per image.
+        k: neighbours per image; less where the smallest class has fewer training images.
         seed: of the choice of held-out images.
 
     Raises:
-        InputError: if a class has fewer than `k` training images.
+        InputError: if `k` is below 1 or a class has no training image.
     """
     smallest = int(torch.bincount(data.train.labels, minlength=data.spec.num_classes).min())
-    if not 1 <= k <= smallest:
-        raise InputError(f"k is {k}: expected 1 to {smallest} neighbours, the training images of the smallest class")
+    if k < 1 or smallest < 1:
+        raise InputError(f"k is {k} and the smallest class has {smallest} training images: expected 1 or more of both")
+    k = min(k, smallest)
     train = double(features.of(data.train))
     centre = train.mean(0)
     train, queries = train - centre, double(features(generated.images)) - centre

@@ -14,8 +14,7 @@ import torch
 
 from dim import rng
 from dim.config import ProtocolConfig, to_dict
-from dim.data.real import RealData, stratified
-from dim.data.splits import JoinedSplit
+from dim.data.real import RealData, with_validation
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import require_whitenable
 from dim.errors import InputError
@@ -26,7 +25,6 @@ from dim.score.report import print_table
 from dim.score.verify import STUDENTS, Verdict, examine, format_stated, fresh_seeds
 
 _BATCH = 256  # images per step in the evaluation of DC, DSA, DM, MTT, TESLA and DATM
-_HELD_OUT = 0.1  # of the training images, where the data have no validation part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ def reproduce(
     """
     if len(protocol.students) != 1:
         raise InputError(f"students is {', '.join(protocol.students)}: expected the one architecture that the claim is of")
-    held_out, attempts = _with_held_out(data), []
+    held_out, attempts = with_validation(data, apart=False), []  # what is fitted to the training part is fitted to all of it
     for kind, own in published_protocols(subject, protocol).items():
         settings = {"seeds": (rng.fold(seed, "reproduce"),), "device": device, "split": "val"}
         (row,) = Evaluator(held_out, own, **settings).fixed(subject)
@@ -158,12 +156,3 @@ def _nearest(attempts: list[Attempt], stated: Stated) -> Attempt:
     if not trained:
         raise InputError(f"all {len(attempts)} students diverged: give the step size of the set with 'dim import --step-size'")
     return min(trained, key=lambda attempt: abs(attempt.accuracy - stated.mean))
-
-
-def _with_held_out(data: RealData) -> RealData:
-    """Data with a validation part. Where they have none, as published sets are made of all training images, a tenth of these
-    stands for one; what is fitted to the training part, as whitening, is still fitted to all of it."""
-    if len(data.val):
-        return data
-    held, _ = stratified(data.train.labels, _HELD_OUT, rng.fold(0, "reproduce-held-out"))
-    return RealData(data.spec, data.train, JoinedSplit([data.train], held), data.test)

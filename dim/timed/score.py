@@ -19,7 +19,7 @@ import torch
 from dim import rng
 from dim.config import ProtocolConfig, to_dict
 from dim.config.timed import OWN, PLAIN, TimedConfig
-from dim.data.real import RealData
+from dim.data.real import RealData, with_validation
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.classifier import DivergedError, accuracy, train_student
@@ -123,7 +123,8 @@ class TimedEvaluator:
     """Scores subjects of one data set by time.
 
     Args:
-        data: the real data; settings are chosen on its validation part.
+        data: the real data; settings are chosen on its validation part. Where it has none, a tenth of the training part is held
+            out for that, and the real row trains on the rest.
         protocol: where the search begins, and what is not searched: students, momentum, weight decay, arithmetic.
         timed: what is tried.
         budgets: seconds of training.
@@ -133,7 +134,7 @@ class TimedEvaluator:
         note: called with a line for people as the search goes on.
 
     Raises:
-        InputError: for data without a validation part, a protocol with whitening, or no budget above 0.
+        InputError: for a split that the data lacks, a protocol with whitening, or no budget above 0.
     """
 
     def __init__(
@@ -148,15 +149,17 @@ class TimedEvaluator:
         split: Literal["test", "val"] = "test",
         note: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if len(data.val) == 0:
-            raise InputError("the data has no validation part to choose settings on: expected data.val_fraction above 0")
+        if len(data.val) == 0 and split == "val":
+            raise InputError("split is 'val' and the data has no validation part: expected data.val_fraction above 0")
         if protocol.zca:
             raise InputError("protocol.zca is on: by time, students see images as they are; expected --protocol.no-zca")
         if not budgets or min(budgets) <= 0:
             raise InputError(f"student-seconds is {tuple(budgets)}: expected numbers above 0")
         check_protocol(protocol, data.spec)
-        self.data, self.protocol, self.timed, self.split = data, protocol, timed, split
+        self.data, self.protocol, self.timed, self.split = with_validation(data, apart=True), protocol, timed, split
         self.budgets, self.seeds, self.device, self._note = tuple(budgets), tuple(seeds), torch.device(device), note
+        if len(data.val) == 0:
+            note("the data has no validation part: settings are chosen on a tenth of the training part, which is held out")
         self._settled: dict[str, ProtocolConfig] = {}
         self._per_step: dict[tuple[Any, ...], float] = {}
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from dim.score.agreement import FLOOR
 from dim.score.report import print_note, print_table
 from dim.timed.score import TimedScore
 
@@ -19,7 +20,8 @@ LEVEL = 0.05
 def difference(row: TimedScore, real: TimedScore) -> tuple[float, float] | None:
     """Difference of the mean accuracies of two rows in points, and the half-width of its 95 % interval by Welch's t-test.
 
-    None if a student diverged; an infinite half-width if a row has one student, which has no spread.
+    None if a student diverged; an infinite half-width if a row has one student, which has no spread. A spread of less than 0.2
+    points, which a few students can have by chance, counts as that.
     """
     from scipy.special import stdtrit
 
@@ -27,9 +29,7 @@ def difference(row: TimedScore, real: TimedScore) -> tuple[float, float] | None:
         return None
     if row.std is None or real.std is None:
         return row.mean - real.mean, math.inf
-    parts = [one.std**2 / len(one.accuracies) for one in (row, real)]
-    if sum(parts) == 0:
-        return row.mean - real.mean, 0.0
+    parts = [max(one.std, FLOOR) ** 2 / len(one.accuracies) for one in (row, real)]
     freedom = sum(parts) ** 2 / sum(part**2 / (len(one.accuracies) - 1) for part, one in zip(parts, (row, real), strict=True))
     return row.mean - real.mean, float(stdtrit(freedom, 1 - LEVEL / 2)) * math.sqrt(sum(parts))
 

@@ -130,6 +130,13 @@ def test_answers_are_found_again(audit, leaking, monkeypatch):
     assert (again.rows, again.controls) == (leaking.rows, leaking.controls)
 
 
+def test_a_set_is_no_reference_for_a_stream(audit, candidates, digits_gan):
+    subject = set_of(HALF)
+    references = {"a set": (subject, candidates.members_of(subject.info, subject.spec.fingerprint, "a set"))}
+    with pytest.raises(InputError, match="reference a set is a set, which has no stream"):
+        audit(halves=0, references=references, tracks=("stream",)).run(digits_gan, "run")
+
+
 def test_a_generator_is_attacked_on_both_tracks(audit, digits_gan):
     found = audit(halves=0, tracks=("stream", "fixed"), ipc=1, samples=40, seeds=2).run(digits_gan, "run")
     where = [row.subject for row in rows_of(found.rows, "confidence")]

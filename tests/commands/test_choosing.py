@@ -9,7 +9,7 @@ from dim.commands.choosing import with_own_experts
 from dim.commands.cli import main
 from dim.commands.looking import own_data
 from dim.commands.parsing import parse
-from dim.config import DataConfig, RecordConfig
+from dim.config import DataConfig, PolicyConfig, RecordConfig
 from dim.recipes.load import load_recipe
 from dim.run_folder import load_run_config
 from dim.runs import automatic, beside
@@ -97,6 +97,17 @@ def test_sets_are_refined_without_mirrored_images_where_experts_saw_none(tmp_pat
     assert augment("--refine.augment", "flip") == "flip"
     assert "flip" in augment("--policy.steps", "refined", "--teacher.folder", "somewhere")
 
+    more = [*words, "--policy.candidates", "300"]  # which is no policy of one's own
+    assert with_own_experts(parse(SampleArguments, more, "sample"), more).policy == PolicyConfig(
+        steps=("refined",), candidates=300
+    )
+    quick = ["--refine.steps", "1", "--refine.compile", "off", "--refine.blocks", "1"]
+    capsys.readouterr()
+    assert main(["sample", words[0], "--ipc", "2", "--out", str(tmp_path / "x"), *quick]) == 0
+    assert "the first 1 images of a class are refined, and the others are not; --refine.blocks 1 2" in capsys.readouterr().err
+    assert main(["sample", *words, "--policy.steps", "--policy.candidates", "300"]) == 2
+    assert "policy.candidates is 300: expected 200 without --policy.steps" in capsys.readouterr().err
+
 
 def test_a_folder_is_trained_sampled_and_resumed_without_a_recipe(photos, quick, capsys, monkeypatch, tmp_path):
     (tmp_path / "elsewhere" / "FashionMNIST").mkdir(parents=True)
@@ -178,6 +189,7 @@ def test_settings_are_chosen_for_one_process(photos, monkeypatch, capsys):
         (("00000/0.png", "00001/1.png", "dataset.json"), "listed"),
         (("train/0.png", "train/labels.csv", "test/0.png", "test/labels.csv"), "listed"),
         (("train-0.tar", "classes.txt"), "webdataset"),
+        (("a/0.png", "b/0.png", "photos.tar"), "folder"),  # unpacked beside the archive
     ],
 )
 def test_how_a_folder_is_labelled_is_seen(tmp_path, layout, kind):

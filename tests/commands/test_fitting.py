@@ -1,9 +1,11 @@
 """`dim sample --bytes` and `dim export --bytes`: one coded file that other commands take, and what is refused."""
 
 import pytest
+import torch
 
 import dim
 from dim.commands.cli import main
+from dim.commands.verifying import load_subject
 from dim.io import read_document
 
 QUICK = ("--coding.student", "convnet:width=4,depth=2")
@@ -57,6 +59,12 @@ def test_a_set_is_exported_in_some_bytes(run, tmp_path, capsys):
     assert 1 <= subject.ipc <= 6
     assert (tmp_path / "a.dimz").stat().st_size <= 1500
     said(capsys, "compare", tmp_path / "a.dimz", "--seeds", "1", "--students", QUICK[1])
+    said(capsys, "export", tmp_path / "a.dimz", "--to", "npz", "--out", tmp_path / "npz")
+    assert torch.equal(dim.load_set(tmp_path / "npz").images, subject.images)
+    assert "is a set, and 'onnx' a format of generators" in said(
+        capsys, "export", tmp_path / "a.dimz", "--to", "onnx", "--out", tmp_path / "b", status=2
+    )
+    assert torch.equal(load_subject(str(tmp_path / "a.dimz"), "cpu").images, subject.images)
 
 
 @pytest.mark.parametrize(

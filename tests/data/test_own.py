@@ -211,14 +211,14 @@ def test_items_of_no_usual_form_are_refused_in_one_line(item, message):
 class Remapped:
     """As torchvision's data sets are: `targets` are those of the files, and a transform makes others of them."""
 
-    def __init__(self, change):
-        self.targets, self._change = [n % 3 for n in range(24)], change
+    def __init__(self, change, count=24):
+        self.targets, self._change = [n % 3 for n in range(count)], change
 
     def __len__(self):
-        return 24
+        return len(self.targets)
 
     def __getitem__(self, index):
-        return PIXELS[index], self._change(self.targets[index], index)
+        return PIXELS[index % 24], self._change(self.targets[index], index)
 
 
 def test_labels_are_those_that_items_have():
@@ -228,11 +228,14 @@ def test_labels_are_those_that_items_have():
     for image, label in zip(images, every.tolist(), strict=True):
         (number,) = [n for n in range(24) if torch.equal(expected()[n], image)]
         assert label == 2 - number % 3
+    noisy = Remapped(lambda label, n: 0 if n == 1 else label)
+    test = Remapped(lambda label, _: label)
+    data = from_dataset(noisy, test, name="mine", class_names=NAMES, config=DataConfig(val_fraction=0.0))
+    assert torch.bincount(data.train.labels).tolist() == [9, 7, 8]
     # One that no comparison of some items finds is met when all are read.
-    with pytest.raises(InputError, match="item 1 of 'mine' has label 0 and had 1 before"):
-        from_dataset(
-            Remapped(lambda label, n: 0 if n == 1 else label), Remapped(lambda label, _: label), name="mine", class_names=NAMES
-        )
+    rare = Remapped(lambda label, n: 0 if n == 1 else label, count=600)
+    with pytest.raises(InputError, match="item 1 of 'mine' has label 0 and had 1 before, or in the data set's `targets`"):
+        from_dataset(rare, test, name="mine", class_names=NAMES)
 
 
 def test_kept_labels_spare_reading_the_items_twice():
@@ -243,10 +246,9 @@ def test_kept_labels_spare_reading_the_items_twice():
             Counted.read += 1
             return super().__getitem__(index)
 
-    items = Counted(lambda label, _: label)
-    items.__class__.__len__ = lambda self: 24
+    items = Counted(lambda label, _: label, count=600)
     from_dataset(items, [(PIXELS[n], n % 3) for n in range(3)], name="mine", class_names=NAMES)
-    assert Counted.read <= 24 + 16 + 1
+    assert Counted.read <= 600 + 200 + 1
 
 
 def test_without_a_test_part_one_is_taken():

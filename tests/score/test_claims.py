@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import dim
+from dim.coding import container
+from dim.coding.pictures import Codec
+from dim.coding.sets import code_set
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, to_dict
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.errors import InputError
@@ -139,6 +142,9 @@ def test_claims_are_written_beside_what_was_measured(subject, evaluator, tmp_pat
         keep_claims(str(tmp_path / "set"), loaded)
     with pytest.raises(InputError, match="is on the Hub"):
         require_claimable("hub:owner/name")
+    container.write(tmp_path / "set.dimz", code_set(subject.content(), subject.spec, subject.info, Codec("values", 8)))
+    with pytest.raises(InputError, match="is a coded file, which holds no claims"):
+        require_claimable(str(tmp_path / "set.dimz"))
 
 
 def test_scores_that_cannot_be_claimed_are_refused(subject, evaluator, generator, digits_gan):

@@ -281,7 +281,11 @@ def test_the_panel_has_two_rows_per_class(measure, digits):
     assert tiles[1].getextrema() == tiles[5].getextrema() == (255, 255)
 
 
-@pytest.mark.parametrize("k", [0, 1000])
-def test_an_impossible_number_of_neighbours(measure, digits, generator, k):
-    with pytest.raises(InputError, match=f"k is {k}: expected 1 to"):
-        nearest_real(measure.draw(generator), digits, PIXELS, k=k)
+def test_small_classes_have_fewer_neighbours(measure, digits, generator):
+    with pytest.raises(InputError, match="k is 0 and"):
+        nearest_real(measure.draw(generator), digits, PIXELS, k=0)
+    kept = torch.cat([(digits.train.labels == label).nonzero()[:2, 0] for label in range(10)])
+    few = dataclasses.replace(digits, train=JoinedSplit([digits.train], kept))
+    found = nearest_real(measure.draw(generator), few, PIXELS)
+    assert found.same_class.shape[1] == found.any_class.shape[1] == 2
+    assert found.panel(max_classes=3).size[1] > 0

@@ -497,6 +497,17 @@ def test_a_class_that_is_too_small_is_refused_before_training(data, fed):
     assert fed == []
 
 
+def test_one_image_per_step_is_refused_where_batches_are_normalised(data):
+    one = SyntheticSet(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([3]), data.spec)
+    for student, refused in (("resnet18:width=4", True), ("convnet:width=4", False)):
+        evaluator = Evaluator(data, dataclasses.replace(PROTOCOL, students=(student,), epochs=1), seeds=1)
+        if refused:
+            with pytest.raises(InputError, match="resnet18:width=4 has batch normalisation and sees one image per step"):
+                evaluator.fixed(one)
+        else:
+            assert evaluator.fixed(one)[0].mean is not None
+
+
 def test_impossible_evaluators_are_refused(data):
     with pytest.raises(InputError, match="no seeds"):
         Evaluator(data, PROTOCOL, seeds=0)

@@ -77,7 +77,7 @@ def test_settings_outside_their_range_are_refused(changes, message):
 
 def test_data_protocols_and_budgets_that_do_not_fit_are_refused(digits):
     with pytest.raises(InputError, match="no validation part"):
-        evaluator(load_data(DataConfig(val_fraction=0.0)))
+        evaluator(load_data(DataConfig(val_fraction=0.0)), split="val")
     with pytest.raises(InputError, match=r"protocol.zca is on"):
         evaluator(digits, protocol=dataclasses.replace(PROTOCOL, zca=True))
     for budgets in ((), (0.0,), (1.0, -1.0)):
@@ -236,6 +236,9 @@ def test_the_interval_is_welchs():
     assert (apart - half, apart + half) == pytest.approx((wanted.low, wanted.high))
     assert difference(row("set", 1.0, 80.0), row("real", 1.0, *second)) == (pytest.approx(80 - 78.1667, abs=1e-3), math.inf)
     assert difference(row("set", 1.0, 80.0, None), row("real", 1.0, *second)) is None
+    alike = row("set", 1.0, 90.1, 90.1), row("real", 1.0, 90.0, 90.0)  # students that agree by chance are not certain
+    assert verdict(*alike) == "no difference found"
+    assert difference(*alike)[1] == pytest.approx(float(stats.t.ppf(0.975, 2)) * 0.2)
 
 
 def test_a_win_is_claimed_only_where_the_intervals_are_apart(capsys):
