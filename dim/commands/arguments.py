@@ -159,9 +159,9 @@ class SampleArguments(Settings):
     out: str
     """The folder to write; with --bytes a file that ends in .dimz."""
     ipc: int | None = None
-    """Images per class; also far more than it was trained for. With --bytes: at most so many (default: 1000; policies: 50)."""
+    """Images per class; there is no upper limit. With --bytes: at most so many (default: 1000; policies: 50)."""
     bytes: str | None = None
-    """In place of a size: the most accuracy in one coded file of at most so many bytes, such as 30k (30,000) or 1M. The generator
+    """In place of a size: the best accuracy in one coded file of at most this size, such as 30k (30,000) or 1M. The generator
     and its images are coded in several ways; one student of each is scored on the validation part."""
     counts: tuple[str, ...] = ()
     """Images for single classes, in place of --ipc: `--counts 3=100 cat=20`, by number or name."""
@@ -212,7 +212,7 @@ class SampleArguments(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsArguments(RecordConfig):
-    """Record how ordinary training on the real data moves through weight space: the experts of trajectory matching."""
+    """Train classifiers on the real data and record their weights along the way: experts for trajectory matching."""
 
     recipe: str | None = None
     """A trajectory recipe's name, or a path to a TOML file."""

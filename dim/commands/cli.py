@@ -202,7 +202,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    lines = ["usage: dim COMMAND [options]", "", "Distill an image data set into a generator; emit training sets from it.", ""]
+    lines = ["usage: dim COMMAND [options]", "", "Distill an image data set into a generator; draw training sets from it.", ""]
     lines += [f"  {name:<10} {kind.__doc__}" for name, (_, kind) in COMMANDS.items()]
     more = ["dim COMMAND --help explains its options, --help-all those of rare use, too."]
     more += ["With every command: -q, --quiet: only results, warnings, errors. -v, --verbose: where an error arose, too."]

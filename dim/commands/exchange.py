@@ -105,7 +105,7 @@ class ExportArguments(Settings):
     out: str | None = None
     """The folder to write; for a program, the file; with --bytes a file that ends in .dimz."""
     bytes: str | None = None
-    """In place of a format: the most accuracy in one coded file of at most so many bytes, such as 30k (30,000) or 1M. How many
+    """In place of a format: the best accuracy in one coded file of at most this size, such as 30k (30,000) or 1M. How many
     images of each class are stored, and how, is chosen by one student of each candidate on the validation part."""
     coding: CodingArguments = dataclasses.field(default_factory=CodingArguments)
     """With --bytes."""

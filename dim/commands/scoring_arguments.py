@@ -70,7 +70,7 @@ class EvaluateArguments(ScoringArguments):
     claim: bool = False
     """Write the rows of each set and generator into it, as claims, which 'dim verify' tests."""
     student_seconds: tuple[float, ...] = ()
-    """Instead: what students reach in so many seconds of training, beside students on the real data in the same time, each with
+    """Instead: accuracy after this many seconds of training, beside students on the real data in the same time, each with
     settings that are chosen on the validation part."""
     timed: TimedConfig = dataclasses.field(default_factory=TimedConfig)
     """For --student-seconds: what is tried."""
