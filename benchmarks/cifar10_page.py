@@ -246,7 +246,7 @@ def headline(rows: Rows) -> str:
         return "No accuracy has been measured on CIFAR-10 yet; [its tables](docs/cifar10.md) say what will be.\n"
     head = (
         "CIFAR-10, hard labels, some hours of one CPU core for each method ([all tables](docs/cifar10.md)). n = 5 students of\n"
-        "ConvNet-3 and 3 of ResNet-18; `gan` from two seeds, with the spread between generators apart.\n"
+        "ConvNet-3 and 3 of ResNet-18; `gan` from up to two seeds, with the spread between generators apart.\n"
     )
     columns = ["trained on", "set, IPC 1", "set, IPC 10", "stream, IPC 10", "stream, IPC 10, ResNet-18"]
     return f"{head}\n{table(columns, lines)}\n"

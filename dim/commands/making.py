@@ -56,7 +56,8 @@ def train(arguments: Sequence[str]) -> None:
         _tell_few_steps("train", parsed.recipe, config, steps, len(data.train), config.stage_one.epochs)
     run = fit(config, data, parsed.out, resume=parsed.resume, depart=parsed.depart, accelerator=accelerator)
     if processes.main:
-        say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run} --ipc 10 --out sets/{run.name}-10")
+        own = f" --code {config.generator.name}" if ":" in config.generator.name else ""  # which no file imports by itself
+        say(f"generator: {run}  {write_page(run, data)}  next: dim sample {run}{own} --ipc 10 --out sets/{run.name}-10")
 
 
 def _tell_few_steps(command: str, recipe: str, config: Any, steps: float, images: int, epochs: float) -> None:
