@@ -165,16 +165,11 @@ def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> tuple[
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`.
-
-    Raises:
-        InputError: if neither is known, as in a container whose user has no home.
-    """
+    """Where what is learned once for a data set is kept: `dim/KIND` in `$XDG_CACHE_HOME` or `~/.cache`; a place in which nothing
+    can be kept where neither is known, as in a container whose user has no home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     folder = given if os.path.isabs(given) else os.path.expanduser("~/.cache")  # which the standard says of relative paths, too
-    if not os.path.isabs(folder):
-        raise InputError("there is no home folder to keep a cache in: set XDG_CACHE_HOME to a folder that can be written")
-    return Path(folder) / "dim" / kind
+    return Path(folder if os.path.isabs(folder) else os.devnull) / "dim" / kind
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def generator(seed: int, purpose: str, *indices: int, device: torch.device | str
 def initialisation(seed: int, purpose: str, *indices: int) -> Iterator[None]:
     """Within the block, CPU module initialisers draw from this seed; the caller's global state is restored after."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fold(seed, purpose, *indices))
+        torch.default_generator.manual_seed(fold(seed, purpose, *indices))  # that of the CPU alone
         yield
 
 
@@ -76,6 +76,9 @@ def normal(key: int, rows: Tensor, width: int) -> Tensor:
     Returns:
         float32 (B, width), on the device of `rows`.
     """
+    place = rows.device
+    if place.type == "mps":  # which has no float64
+        rows = rows.cpu()
     blocks = -(-width // 4)
     block = torch.arange(blocks, device=rows.device).expand(len(rows), blocks)
     first, second = (rows[:, i : i + 1].expand(len(rows), blocks) for i in (0, 1))
@@ -84,4 +87,4 @@ def normal(key: int, rows: Tensor, width: int) -> Tensor:
     radius = (-2 * uniform[..., 0::2].log()).sqrt()
     angle = 2 * torch.pi * uniform[..., 1::2]
     values = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-    return values.flatten(1)[:, :width].float()
+    return values.flatten(1)[:, :width].float().to(place)

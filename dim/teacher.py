@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dim import rng
 from dim.chunks import FORWARD, chunk_size
 from dim.config import PoolConfig, TrainConfig
 from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import digest, load_tensors, reading
-from dim.nets.student import Student
+from dim.nets.generator_file import FILE_NAME, load_generator_file
+from dim.nets.student import Student, batch_statistics, fix_statistics
 from dim.pool import build_pool
 from dim.run_folder import CHECKPOINT, RUN, read_run, stored_config, unprefixed
 from dim.spec import DataSpec, as_unit_range
@@ -22,6 +24,7 @@ from dim.trajectory.experts import Experts
 from dim.trajectory.store import LAYOUT
 
 _BLOCK = 100
+_REFERENCE = 500  # images
 
 Member = Callable[[Tensor], Tensor]
 
@@ -175,7 +178,8 @@ def _experts(folder: Path, data: RealData | DataSpec, age: float, device: torch.
 
 
 def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> tuple[list[Student], str]:
-    """The members, and which images they were trained on."""
+    """The members, and which images they were trained on. Those that normalise by the statistics of a batch get the statistics of
+    images that the run's generator draws, so that a label depends on its image alone."""
     run = read_run(folder)
     if run["spec"]["fingerprint"] != spec.fingerprint:
         there, here = run["spec"]["name"], spec.name
@@ -187,4 +191,11 @@ def _pool(folder: Path, spec: DataSpec, device: torch.device | str) -> tuple[lis
     pool = build_pool(config, RealData(spec, None, None, None), seed=0, device=device, steps_per_epoch=1)
     with reading(folder / CHECKPOINT):
         pool.load(unprefixed("pool", tensors))
-    return [pool.slots[slot].net for slot in sorted(pool.slots)], config.images
+    members = [pool.slots[slot].net for slot in sorted(pool.slots)]
+    if any(map(batch_statistics, members)):
+        made = load_generator_file(folder / FILE_NAME, device)
+        order = torch.randperm(max(_REFERENCE, spec.num_classes), generator=rng.generator(0, "teacher-statistics"))
+        drawn = made.images(order % spec.num_classes, order // spec.num_classes, seed=0).to(device)
+        for net in members:
+            fix_statistics(net, drawn.split(chunk_size(4 * spec.image_bytes, _REFERENCE, FORWARD)))
+    return members, config.images

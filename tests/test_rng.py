@@ -106,6 +106,17 @@ def _global_state(block) -> bool:
     return torch.equal(before, torch.get_rng_state())
 
 
+def test_initialisation_leaves_other_devices_alone(monkeypatch):
+    def fail(seed):
+        raise AssertionError("whoever called had seeded it")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
+    with rng.initialisation(0, "x"):
+        first = torch.rand(3)
+    with rng.initialisation(0, "x"):
+        assert torch.equal(torch.rand(3), first)
+
+
 def test_initialisation_seeds_the_block_and_restores_the_global_state():
     draws = []
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import dim
@@ -108,6 +109,31 @@ def test_the_pool_of_a_run(run, digits):
     assert teacher.bytes > 0
     labels = teacher.labels(digits.test.batch(torch.arange(20))[0])
     torch.testing.assert_close(labels.sum(1), torch.ones(20))
+
+
+def test_labels_of_a_pool_with_batch_statistics_depend_on_their_image_alone(digits, tmp_path, digits_gan):
+    per_step = 16 / len(digits.train)
+    config = TrainConfig(
+        generator=GeneratorConfig(width=4, latent_dim=6),
+        discriminator=DiscriminatorConfig(width=4),
+        stage_one=StageConfig(epochs=per_step, batch_size=16),
+        stage_two=StageConfig(epochs=6 * per_step, batch_size=16),
+        pool=PoolConfig(students=("convnet:width=4,norm=batchstats",), members=1, upkeep_every=1),
+        fit=FitConfig(trackers=(), device="cpu", sample_steps=0),
+        protocol=PROTOCOL,
+    )
+    teacher = load_teacher(fit(config, digits, tmp_path / "run"), digits.spec)
+    images, labels = digits.test.batch(torch.arange(250))
+    whole = teacher.labels(images)
+    for count in (1, 7, 130):
+        assert torch.equal(teacher.labels(images[:count]), whole[:count])
+    alone = images[labels == 3][:9]
+    torch.testing.assert_close(teacher.labels(alone), whole[labels == 3][:9], rtol=1e-4, atol=1e-5)
+    (net,) = teacher.members
+    assert not net.training
+    (first, *_) = (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
+    assert float(first.running_var.min()) > 0
+    assert float(first.running_mean.abs().max()) > 0
 
 
 def test_a_set_with_soft_labels(digits_experts, digits, tmp_path):

@@ -208,13 +208,15 @@ class GeneratedLoader:
     def _made(self, epoch: int, first: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The batches of a window, which begins with step `first`: their images and their targets."""
         batches = min(self._window, self.steps - first)
-        place = ((epoch * self.steps + first + torch.arange(batches)) * self.world + self.rank) * self.batch_size
-        positions = (place[:, None] + torch.arange(self.batch_size)).flatten()
+        steps = epoch * self.steps + first + torch.arange(batches)
+        if self.shuffle:  # among all processes: classes stand in turns, and one that always took the same places could miss some
+            positions = steps[0] * self.world * self.batch_size + torch.arange(batches * self.world * self.batch_size)
+            source = rng.generator(self.seed, "stream-order", epoch, first)
+            positions = positions[torch.randperm(len(positions), generator=source)[self.rank :: self.world]]
+        else:
+            place = (steps * self.world + self.rank) * self.batch_size
+            positions = (place[:, None] + torch.arange(self.batch_size)).flatten()
         labels, numbers = stream_position(positions, self.generator.spec.num_classes)
-        if self.shuffle:
-            source = rng.generator(self.seed, "stream-order", epoch, first, *([self.rank] if self.world > 1 else []))
-            order = torch.randperm(len(labels), generator=source)
-            labels, numbers = labels[order], numbers[order]
         images = self.generator.images(labels, numbers, seed=self.seed)
         targets = (labels if self.relabel is None else _relabelled(self.relabel, images)).to(images.device, non_blocking=True)
         return images.split(self.batch_size), targets.split(self.batch_size)

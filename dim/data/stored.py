@@ -1,5 +1,6 @@
 """Synthetic sets on disk: a folder with `set.json` and the data in some format, one file each in `dim.data.formats`."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,6 +116,15 @@ def rewrite_claims(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
     """Put claims in place of those that a set's description holds; the data stay as they are."""
     description = read_document(path)
     write_document(path, {**description, "info": {**description["info"], "claims": list(claims)}})
+
+
+def claims_kept(folder: Path, content: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The claims of a set in a folder, for its `info`, if it has this content already; else nothing."""
+    with contextlib.suppress(InputError):
+        description = read_document(folder / DESCRIPTION)
+        if description.get("digest") == digest(content) and (claims := description["info"].get("claims")):
+            return {"claims": claims}
+    return {}
 
 
 def _describe(content: Mapping[str, Tensor], spec: DataSpec, info: Mapping[str, Any], storage: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dim.data.real import RealData
 from dim.data.splits import Split, in_chunks
 from dim.errors import InputError
 from dim.loop import NonFiniteError
-from dim.nets.student import build_student
+from dim.nets.student import build_student, judged_parts
 from dim.nets.student_step import StudentStep, settled
 
 # A feed gives batch number `step` to the student of one seed: images in [-1, 1] and hard or soft targets.
@@ -106,9 +106,18 @@ def learning_rate_factor(schedule: str, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(net: Callable[[Tensor], Tensor], split: Split, device: torch.device) -> float:
-    """Percentage of a split's images that a classifier, (B, C, H, W) images in [-1, 1] -> (B, classes) logits, gets right."""
+def accuracy(logits: Callable[[Tensor], Tensor], split: Split, device: torch.device, *, net: nn.Module | None = None) -> float:
+    """Percentage of a split's images that a classifier gets right.
+
+    Args:
+        logits: (B, C, H, W) images in [-1, 1] -> (B, classes).
+        split: the images.
+        device: of the classifier.
+        net: its network. If that normalises by the statistics of a batch, images are judged in a fixed random order, and batches
+            have nearly one size: those of a split can be sorted by class.
+    """
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for _, images, labels in in_chunks(split, largest=JUDGED, budget=FORWARD):
-        correct += (net(images.to(device)).argmax(1) == labels.to(device)).sum()
+    for part in judged_parts(net, len(split)):
+        for _, images, labels in in_chunks(split, part, largest=JUDGED, budget=FORWARD):
+            correct += (logits(images.to(device)).argmax(1) == labels.to(device)).sum()
     return 100 * int(correct) / len(split)

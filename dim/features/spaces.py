@@ -122,7 +122,7 @@ def trained_features(data: RealData, config: FeatureConfig | None = None, *, cac
             "kind": "features",
             "config": to_dict(config),
             "spec": spec.to_dict(),
-            "accuracy": accuracy(net, getattr(data, split), device),
+            "accuracy": accuracy(net, getattr(data, split), device, net=net),
             "split": split,
             "seconds": round(time.perf_counter() - started, 2),
         }

@@ -1,5 +1,6 @@
 """One self-describing file per generator: weights, architecture, data specification, and how it was made."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dim.config import DataConfig, GeneratorConfig, ProtocolConfig, from_dict, to_dict
 from dim.errors import InputError
-from dim.io import load_tensors, reading, save_tensors
+from dim.io import digest, load_tensors, reading, save_tensors
 from dim.nets.generator import Generator, build_generator
 from dim.provenance import versions
 from dim.repository import is_repository
@@ -60,6 +61,15 @@ def rewrite_claims(path: Path, claims: Sequence[Mapping[str, Any]]) -> None:
     """Put claims in place of those that a generator's file holds; all else stays as it is."""
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, {**metadata, "claims": list(claims)})
+
+
+def claims_kept(path: Path | str, generator: Generator) -> Sequence[Mapping[str, Any]]:
+    """The claims of a file that holds these weights already; none of one with others, or where no sound file is."""
+    with contextlib.suppress(InputError):
+        tensors, metadata = load_tensors(path)
+        if metadata.get("claims") and digest(tensors) == digest(generator.state_dict()):
+            return metadata["claims"]
+    return ()
 
 
 def save_again(path: Path | str, generator: Generator) -> None:

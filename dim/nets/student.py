@@ -8,7 +8,7 @@ et al. 2021 and later); `timm:NAME` takes any timm model, trained from scratch.
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dim import rng
 from dim.augment import Augment
-from dim.chunks import require_memory
+from dim.chunks import JUDGED, require_memory
 from dim.config import STUDENTS, ProtocolConfig
 from dim.errors import InputError, nearest
 from dim.spec import DataSpec
@@ -72,6 +72,37 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.embed(images))
+
+
+def batch_statistics(net: nn.Module) -> list[nn.BatchNorm2d]:
+    """Layers that normalise by the batch at hand in evaluation mode too, so that what a network says of an image depends on those
+    beside it."""
+    return [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d) and not layer.track_running_stats]
+
+
+def judged_parts(net: nn.Module | None, count: int) -> list[Tensor]:
+    """Indices of so many images in parts that are judged by themselves: all in their order, or, where `net` has such layers, in a
+    fixed random order and parts of nearly one size, as a split can be sorted by class."""
+    if net is None or not batch_statistics(net):
+        return [torch.arange(count)]
+    order = torch.randperm(count, generator=rng.generator(0, "judged"))
+    return list(order.tensor_split(-(-count // JUDGED)))
+
+
+@torch.no_grad()
+def fix_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let such layers normalise by the mean statistics of these batches, (B, C, H, W) in [-1, 1], from now on."""
+    layers = batch_statistics(net)
+    for layer in layers:
+        layer.running_mean = torch.zeros_like(layer.weight)
+        layer.running_var = torch.ones_like(layer.weight)
+        layer.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=layer.weight.device)
+        layer.track_running_stats, layer.momentum = True, None  # the mean over batches
+        layer.train()
+    for images in batches:
+        net(images)
+    for layer in layers:
+        layer.eval()
 
 
 def require_spatial_norm(norm: str, size: int) -> None:

@@ -1,5 +1,6 @@
 """Experts beside a generator, in its run's folder: small ones, recorded when it is trained, with which its sets are refined."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,8 +9,10 @@ from dim.compiling import compiler_found
 from dim.config import AboutConfig, ExpertsConfig, RecordConfig, TrainConfig
 from dim.config.settings import Compile
 from dim.data.real import RealData
+from dim.errors import InputError
 from dim.nets.student_step import training_flops
 from dim.processes import ALONE, Processes
+from dim.run_folder import RUN, load_run_config
 from dim.spec import DataSpec
 from dim.trajectory.record import record
 from dim.trajectory.store import ExpertStore
@@ -61,6 +64,19 @@ def recording_seconds(config: TrainConfig, spec: DataSpec, *, steps: int, speed:
     return operations / (_REACHED * speed) + compiling
 
 
+def _begun(out: Path) -> ExpertsConfig | None:
+    """How the experts of a run were begun."""
+    return load_run_config(out / FOLDER, RecordConfig, "experts").experts if (out / FOLDER / RUN).is_file() else None
+
+
+def require_same_number(config: TrainConfig, out: Path) -> None:
+    """Raise InputError, before any training, if a run has begun another number of experts than is asked for."""
+    begun = _begun(out)
+    if config.fit.experts and begun is not None and begun.count != config.fit.experts:
+        remedy = f"expected {begun.count}; remove {out / FOLDER} to record others"
+        raise InputError(f"fit.experts is {config.fit.experts} and the run in {out} has begun {begun.count}: {remedy}")
+
+
 def record_beside(
     config: TrainConfig, data: RealData, out: Path, *, steps: int, device: torch.device, processes: Processes = ALONE
 ) -> ExpertStore:
@@ -91,6 +107,9 @@ def record_beside(
         seed=config.fit.seed,
         checkpoint_minutes=config.fit.checkpoint_minutes,
     )
+    begun = _begun(out)
+    if begun is not None:  # on whatever machine the run goes on
+        settings = replace(settings, compile=begun.compile, precision=begun.precision)
     about = AboutConfig(title=f"Experts beside the generator of {out}")
     recipe = RecordConfig(about=about, student=expert_student(data.spec), data=config.data, experts=settings)
     return record(recipe, data, out / FOLDER, resume=True, device=device, processes=processes)

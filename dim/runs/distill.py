@@ -18,7 +18,7 @@ from dim.compiling import worth_compiling
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
 from dim.continuation import continues
 from dim.data.real import RealData, per_class_indices
-from dim.data.stored import write_into
+from dim.data.stored import claims_kept, write_into
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -390,7 +390,8 @@ class Distiller:
     def result(self) -> None:
         """See `dim.loop.Run`."""
         made = self.result_set()
-        write_into(self.out, made.content(), made.spec, made.info)
+        kept = claims_kept(self.out, made.content()) if self.loop.step == self.config.distill.iterations else {}
+        write_into(self.out, made.content(), made.spec, {**made.info, **kept})
 
     def picture(self) -> None:
         """See `dim.loop.Run`."""

@@ -66,6 +66,8 @@ class Stage:
         """A value at a step: constant, or a half cosine from the stage's first step to its end, where it stays."""
         if last is None:
             return first
+        if self.stop == self.start:  # a stage that was left out has ended
+            return last
         progress = min(1.0, (step - self.start) / max(1, self.stop - self.start))
         return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 

@@ -24,7 +24,7 @@ from dim.launch import say_once
 from dim.loop import Loop
 from dim.nets.discriminators import build_discriminator, training_flops
 from dim.nets.generator import Generator, build_generator
-from dim.nets.generator_file import FILE_NAME, save_generator_file
+from dim.nets.generator_file import FILE_NAME, claims_kept, save_generator_file
 from dim.nets.student import check_protocol
 from dim.objectives import Objective
 from dim.objectives.denoising import Denoising
@@ -37,7 +37,7 @@ from dim.processes import Processes, running_statistics
 from dim.run_folder import CHECKPOINT, prefixed, run_description, unprefixed
 from dim.runs.accelerator import make_accelerator
 from dim.runs.average import update_average
-from dim.runs.beside import record_beside
+from dim.runs.beside import record_beside, require_same_number
 from dim.runs.losses import Losses
 from dim.runs.optimizer_state import load_optimizer, optimizer_state
 from dim.runs.stages import MAY_CHANGE, MAY_DEPART, Stage, few_steps, plan
@@ -76,6 +76,7 @@ def fit(
     """
     out = Path(out)
     accelerator = accelerator or make_accelerator(config, out)
+    require_same_number(config, out)
     trainer = Trainer(config, data, out, accelerator, resume=resume, depart=depart)
     if config.data.dataset != data.spec.name and not resume:
         made_for = f"were made for {config.data.dataset}"
@@ -207,7 +208,7 @@ class Trainer:
         )
         if config.fit.trackers:
             kwargs = {"tensorboard": {"purge_step": self.loop.step}} if "tensorboard" in config.fit.trackers else {}
-            accelerator.init_trackers("tensorboard", init_kwargs=kwargs)
+            accelerator.init_trackers("tensorboard" if len(config.fit.trackers) == len(kwargs) else "dim", init_kwargs=kwargs)
         with self.loop:
             for stage in self.stages:
                 if self.loop.step < stage.stop:
@@ -271,7 +272,7 @@ class Trainer:
                     losses |= self.adversary.advance(images, labels, real=real, step=step)
                 for objective in objectives:
                     losses |= objective.accumulate(images, labels, real=real, step=step)
-        if objectives:
+        if objectives and images.grad is not None:  # none of them may be due at this step
             generated.backward(images.grad.to(generated.dtype))
         norm = self._finish_gradients(self.generator.parameters())
         self.processes.average(running_statistics(self.generator))
@@ -359,8 +360,9 @@ class Trainer:
     def result(self) -> None:
         """See `dim.loop.Run`."""
         save_generator_file(
-            self.out / FILE_NAME,
-            self.result_network,
+            path := self.out / FILE_NAME,
+            self.result_network,  # which is there already, with its claims, where a run that had ended was resumed
+            claims=claims_kept(path, self.result_network) if self.loop.step == self.total_steps else (),
             config=self.config.generator,
             data=self.config.data,
             protocol=self.config.protocol,

@@ -312,7 +312,7 @@ class Evaluator:
                     found[seed] = None, error.step
                     continue
                 judge = StudentStep(net, protocol.precision, protocol.compile)
-                found[seed] = accuracy(judge.logits, getattr(self._seen, self.split), self.device), None
+                found[seed] = accuracy(judge.logits, getattr(self._seen, self.split), self.device, net=net), None
                 whiten = self._whitening.whiten if self._whitening else lambda images: images
                 self._trained(student, seed, lambda images, ask=judge.logits, seen=whiten: ask(seen(images)))
             for own in self._processes.gather(found):

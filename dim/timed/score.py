@@ -296,7 +296,7 @@ class TimedEvaluator:
             return None, time.perf_counter() - started
         seconds = time.perf_counter() - started
         judge = StudentStep(net, protocol.precision, protocol.compile)
-        return accuracy(judge.logits, getattr(self.data, split), self.device), seconds
+        return accuracy(judge.logits, getattr(self.data, split), self.device, net=net), seconds
 
     def _steps(self, subject: _Subject, student: str, choice: Choice, budget: float) -> int:
         """Steps that a student takes in a time. What they cost is measured once for all choices that cost the same."""

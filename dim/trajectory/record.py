@@ -7,7 +7,7 @@ processes that share the experts record those of one process.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dim.data.splits import Split, in_chunks
 from dim.data.whiten import Whitening
 from dim.errors import InputError
 from dim.loop import Interrupted, Loop, stop_signals
+from dim.nets.student import judged_parts
 from dim.outputs import sole_writer
 from dim.processes import ALONE, Processes
 from dim.run_folder import MAY_CHANGE, open_run, read_metrics, run_description
@@ -205,7 +206,7 @@ class _Recorder:
                 self._end_moment(members, step, loss, tensors)
             if step < self.total:
                 loop.between(f"in expert {members[0]}, step {step} of {self.total}" if self.processes.world == 1 else _SHARED)
-        tests = self._accuracies(tensors["theta"], self.data.test, torch.arange(len(self.data.test)))
+        tests = self._accuracies(tensors["theta"], self.data.test, judged_parts(self.network.net, len(self.data.test)))
         for row, member in enumerate(members):
             lengths = tuple(tuple(float(f"{value:.7g}") for value in moment) for moment in tensors["lengths"][row].tolist())
             accuracies = tuple(round(value, 3) for value in tensors["accuracies"][row].tolist())
@@ -305,17 +306,18 @@ class _Recorder:
         """Accuracy along the way: on the validation part, or on some training images if nothing is held out."""
         count = min(_JUDGED, len(self._judged))
         order = torch.randperm(len(self._judged), generator=rng.generator(self.settings.seed, "expert-judge"))
-        return self._accuracies(theta, self._judged, order[:count])
+        return self._accuracies(theta, self._judged, [order[:count]])
 
     @torch.no_grad()
-    def _accuracies(self, theta: Tensor, split: Split, indices: Tensor) -> Tensor:
-        """Accuracy of every expert on images of a split, in percent, on the CPU."""
+    def _accuracies(self, theta: Tensor, split: Split, several: Sequence[Tensor]) -> Tensor:
+        """Accuracy of every expert on images of a split, by their indices in parts (`judged_parts`), in percent, on the CPU."""
         correct = torch.zeros(len(theta), device=self.device)
-        for _, images, labels in in_chunks(split, indices, largest=JUDGED, budget=FORWARD):
-            images, labels = images.to(self.device), labels.to(self.device)
-            for row, weights in enumerate(theta):
-                correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()
-        return 100 * correct.cpu() / len(indices)
+        for part in several:
+            for _, images, labels in in_chunks(split, part, largest=JUDGED, budget=FORWARD):
+                images, labels = images.to(self.device), labels.to(self.device)
+                for row, weights in enumerate(theta):
+                    correct[row] += (self.network.logits(weights, images).argmax(1) == labels).sum()
+        return 100 * correct.cpu() / sum(map(len, several))
 
     # --- state ---------------------------------------------------------------------------------------------------------------
 

@@ -202,6 +202,15 @@ def test_shuffled_processes_have_images_and_an_order_of_their_own(generator):
     assert shares[0][1].tolist() != shares[1][1].tolist()
 
 
+def test_every_process_sees_every_class():
+    names = tuple(map(str, range(12)))
+    data = DataSpec(name="t", channels=1, height=8, width=8, class_names=names, mean=(0.5,), std=(0.2,), fingerprint="f")
+    many = build_generator(GeneratorConfig(width=4, latent_dim=6), data, seed=0).eval()
+    for rank in range(2):
+        _, labels = walk(GeneratedLoader(many, batch_size=6, steps=40, rank=rank, world=2))
+        assert len(labels.unique()) == 12
+
+
 def test_a_process_group_is_noticed(generator, monkeypatch):
     for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
         monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)

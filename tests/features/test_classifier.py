@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from dim.config import ProtocolConfig
+from dim.data.splits import JoinedSplit
 from dim.features.classifier import accuracy, learning_rate_factor, train_student
+from dim.nets.student import batch_statistics, build_student
 
 PROTOCOL = ProtocolConfig(students=("convnet:width=4",), epochs=3, batch_size=16, lr=0.05, augment="crop")
 
@@ -34,6 +36,26 @@ def test_accuracy_is_the_percentage_of_right_answers(digits, monkeypatch):
     for batch_size in (7, 1000):
         monkeypatch.setattr("dim.features.classifier.JUDGED", batch_size)
         assert accuracy(Always(), digits.test, torch.device("cpu")) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", ["batchstats", "instance"])
+def test_images_are_judged_among_all_classes_where_batches_are_normalised(norm, digits):
+    by_class = digits.test.labels.argsort(stable=True)
+    split = JoinedSplit([digits.test], by_class)
+    net, seen = build_student(f"convnet:width=4,norm={norm}", digits.spec, seed=0).eval(), []
+
+    def logits(images):
+        seen.append(images)
+        return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.int64), 10).float()
+
+    right = accuracy(logits, split, torch.device("cpu"), net=net)
+    assert right == pytest.approx(100 * int((digits.test.labels == 0).sum()) / len(split))
+    images, _ = split.batch(torch.arange(len(split)))
+    assert torch.equal(torch.cat(seen), images) == (norm == "instance")
+    assert sorted(bytes(one.numpy()) for one in torch.cat(seen)) == sorted(bytes(one.numpy()) for one in images)
+    if norm == "batchstats":
+        assert max(map(len, seen)) - min(map(len, seen)) <= 1
+    assert batch_statistics(net) == [] if norm == "instance" else len(batch_statistics(net)) > 0
 
 
 def test_a_student_is_trained_for_all_its_steps_and_returned_as_it_ends(digits):

@@ -157,6 +157,22 @@ def test_a_real_image_is_encoded_at_its_latents_scale(net):
     torch.testing.assert_close(draws.std(0), spread.std * 0.5, atol=0, rtol=0.2)
 
 
+def test_latents_that_are_shifted(pretrained, spec, tmp_path):
+    folder = pretrained(tmp_path / "p")
+    file = folder / "vae" / "config.json"
+    plain = build_generator(config_of(folder), spec(3, 8, 3), seed=0).eval()
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"shift_factor": 0.25}))
+    shifted = build_generator(config_of(folder), spec(3, 8, 3), seed=0).eval()
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = [net.encode(images, torch.Generator().manual_seed(1)) for net in (plain, shifted)]
+    torch.testing.assert_close(codes[1], codes[0] - 0.25 * 0.5)
+    z, y = torch.randn(2, plain.latent_dim, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1])
+    assert not torch.equal(plain(z, y), shifted(z, y))
+    file.write_text(json.dumps(said | {"latents_mean": [0.0] * said["latent_channels"]}))
+    refused("latents_mean or latents_std", config_of(folder), spec(3, 8, 3))
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------------
 
 

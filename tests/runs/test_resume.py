@@ -29,7 +29,9 @@ from dim.data.real import from_dataset, load_data
 from dim.errors import InputError
 from dim.io import load_tensors
 from dim.loop import Interrupted
+from dim.nets.generator_file import FILE_NAME, rewrite_claims
 from dim.run_folder import read_metrics
+from dim.runs import beside
 from dim.runs.train import Trainer, fit
 
 ONE, TWO, BATCH = 12, 14, 8
@@ -211,8 +213,24 @@ def test_a_run_that_was_killed_before_it_wrote_anything_can_be_resumed(config, d
 
 def test_a_finished_run_resumes_to_itself(config, data, whole, tmp_path):
     run = fit(config, data, tmp_path / "run")
+    rewrite_claims(run / FILE_NAME, [{"a": "claim"}])
     fit(config, data, run, resume=True)
     require_same_run(run, whole)
+    assert load_tensors(run / FILE_NAME)[1]["claims"] == [{"a": "claim"}], "it is of the same weights"
+
+
+def test_a_run_with_experts_goes_on_where_no_compiler_is_found(config, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(beside, "_FEWEST", 35)
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, experts=1))
+    monkeypatch.setattr(beside, "compiler_found", lambda device: True)
+    run = fit(config, data, tmp_path / "run")
+    before = (run / "experts" / "weights.bin").read_bytes()
+    monkeypatch.setattr(beside, "compiler_found", lambda device: False)
+    fit(config, data, run, resume=True)
+    assert (run / "experts" / "weights.bin").read_bytes() == before
+    more = dataclasses.replace(config, fit=dataclasses.replace(config.fit, experts=2))
+    with pytest.raises(InputError, match=r"fit.experts is 2 and the run in .* has begun 1: expected 1; remove"):
+        fit(more, data, run, resume=True)
 
 
 def test_a_run_may_be_stopped_from_another_thread_of_python(config, data, tmp_path):

@@ -20,6 +20,7 @@ from dim.config import (
     FitConfig,
     GeneratorConfig,
     MatchingConfig,
+    PathMatchingConfig,
     PoolConfig,
     StageConfig,
     TrainConfig,
@@ -244,6 +245,23 @@ def test_a_run_is_a_function_of_its_seed(data, tmp_path):
         assert same(weights(first, part), weights(again, part))
         assert weights(first, part)
     assert not same(weights(first), weights(other))
+
+
+def test_an_objective_that_is_not_due_leaves_a_step_to_the_others(data, tmp_path, digits_experts):
+    matching = PathMatchingConfig(weight=1.0, every=2, steps=2, epochs=0.5, experts=str(digits_experts))
+    config = tiny(
+        0,
+        4,
+        generator=GeneratorConfig(name="diffusion", width=8),
+        discriminator=DiscriminatorConfig(),
+        adversarial=AdversarialConfig(),
+        pool=PoolConfig(),
+        images=1295,
+        matching=MatchingConfig(weight=0.0),
+        path_matching=matching,
+    )
+    found = [record for record in metrics(fit(config, load_data(DataConfig()), tmp_path / "run")) if "trajectory" in record]
+    assert len(found) == 2
 
 
 def test_training_does_not_touch_the_callers_random_state(data, tmp_path):

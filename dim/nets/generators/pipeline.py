@@ -105,6 +105,9 @@ class Pipeline(Generator):
             given = f"data has {spec.channels} channels, the autoencoder {vae.in_channels} in and {vae.out_channels} out"
             raise InputError(f"pipeline {config.pretrained!r}: {given}; expected grey (1) or RGB (3)")
         super().__init__(spec, net.in_channels * math.prod(size))
+        if getattr(vae, "latents_mean", None) is not None or getattr(vae, "latents_std", None) is not None:
+            raise InputError(f"pipeline {config.pretrained!r}: its autoencoder has latents_mean or latents_std; expected none")
+        self._scale, self._shift = vae.scaling_factor, getattr(vae, "shift_factor", None) or 0.0
         self.latent_shape = (net.in_channels, *size)
         self.kind, self.denoiser, self.vae, self.scheduler = parts
         self._schedules: dict[int, DDIMScheduler] = {}
@@ -179,7 +182,7 @@ class Pipeline(Generator):
         schedule = self._schedule(self.config.steps)
         for time in schedule.timesteps:
             x = schedule.step(self.guided(x, time, classes), time, x).prev_sample
-        images = self.vae.decode(x / self.vae.config.scaling_factor).sample.to(x.dtype)
+        images = self.vae.decode(x / self._scale + self._shift).sample.to(x.dtype)
         return fit_images(images, self.spec.image_shape).clamp(-1, 1)
 
     @torch.no_grad()
@@ -191,4 +194,4 @@ class Pipeline(Generator):
         given = self.vae.encode(fit_images(images, self._encoder_shape)).latent_dist
         shape = (processes.world * len(images), *given.mean.shape[1:])
         noise = torch.randn(shape, generator=source, device=given.mean.device, dtype=given.mean.dtype)
-        return (given.mean + given.std * processes.part(noise)).float() * self.vae.config.scaling_factor
+        return (given.mean + given.std * processes.part(noise) - self._shift).float() * self._scale
