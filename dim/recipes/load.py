@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dim.config import TrainConfig, TrajectoryRecipe, from_dict
+from dim.config import AboutConfig, DataConfig, TrainConfig, TrajectoryRecipe, from_dict
 from dim.errors import InputError, nearest
 
 _MOST_BYTES = 2**20
@@ -73,7 +73,11 @@ def load_recipe(name: str) -> Recipe:
         InputError: see `read_recipe`; or if it has an unknown key or a value that does not fit.
     """
     values = read_recipe(name)
-    return from_dict(TrajectoryRecipe if {"trajectory", "experts"} & values.keys() else TrainConfig, values)
+    return from_dict(_kind(values), values)
+
+
+def _kind(values: dict[str, Any]) -> type[Recipe]:
+    return TrajectoryRecipe if {"trajectory", "experts"} & values.keys() else TrainConfig
 
 
 def summaries() -> list[dict[str, str]]:
@@ -81,14 +85,14 @@ def summaries() -> list[dict[str, str]]:
     source, the accuracy to expect, and the file of results that measured it ('' if none did)."""
     found = []
     for name in recipe_names():
-        recipe = load_recipe(name)
-        about = recipe.about
+        values = read_recipe(name)  # settings are not looked at: knowing the options of some networks takes seconds
+        about = from_dict(AboutConfig, values["about"])
         measured = re.search(r"benchmarks/results/[\w./-]+\b", " ".join(about.expect.split()))
         found.append(
             {
                 "name": name,
-                "command": "train" if isinstance(recipe, TrainConfig) else "experts, distill",
-                "dataset": recipe.data.dataset,
+                "command": "train" if _kind(values) is TrainConfig else "experts, distill",
+                "dataset": from_dict(DataConfig, values.get("data", {})).dataset,
                 "title": about.title,
                 "source": about.source,
                 "expect": about.expect,
