@@ -331,7 +331,7 @@ def test_students_see_whitened_images_if_the_protocol_says_so(data, generator, t
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_accuracy_is_of_whitened_images_too(data, trained, monkeypatch, split):
     scored = []
-    monkeypatch.setattr(MODULE, "accuracy", lambda net, part, device: scored.append(part) or 12.5)
+    monkeypatch.setattr(MODULE, "accuracy", lambda logits, part, device, **_: scored.append(part) or 12.5)
     Evaluator(data, dataclasses.replace(PROTOCOL, zca=True), seeds=1, split=split).fixed(toy_set(data, 1))
     chosen = torch.tensor([4, 0, 11])
     natural, labels = getattr(data, split).batch(chosen)
@@ -403,7 +403,7 @@ def test_a_score_says_what_it_depends_on(data, fed):
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_the_split_that_is_asked_for_is_scored(data, fed, monkeypatch, split):
     scored = []
-    monkeypatch.setattr(MODULE, "accuracy", lambda net, part, device: scored.append(part) or 12.5)
+    monkeypatch.setattr(MODULE, "accuracy", lambda logits, part, device, **_: scored.append(part) or 12.5)
     (score,) = Evaluator(data, PROTOCOL, seeds=1, split=split).fixed(toy_set(data, 1))
     assert scored == [getattr(data, split)]
     assert (score.split, score.accuracies) == (split, (12.5,))

@@ -185,7 +185,7 @@ def test_steps_follow_from_the_time_of_a_probe(digits, monkeypatch):
 
     monkeypatch.setattr(timed_score.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timed_score, "train_student", train_student)
-    monkeypatch.setattr(timed_score, "accuracy", lambda *arguments: 70.0)
+    monkeypatch.setattr(timed_score, "accuracy", lambda *_, **__: 70.0)
     timed = dataclasses.replace(ONCE, probe_seconds=2.0)
     (row,) = measured(evaluator(digits, timed, budgets=(10.0,)))
     assert row.steps == 40
