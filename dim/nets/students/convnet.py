@@ -34,9 +34,8 @@ def convnet(spec: DataSpec, *, width: int = 128, depth: int | None = None, norm:
     if not 1 <= depth <= MOST_BLOCKS:
         raise InputError(f"depth is {depth}: expected 1 to {MOST_BLOCKS} blocks")
     if pool != "none" and min(spec.height, spec.width) >> depth < 1:
-        raise InputError(
-            f"depth is {depth}: {spec.height}x{spec.width} images allow at most {int(math.log2(min(spec.height, spec.width)))}"
-        )
+        most = int(math.log2(min(spec.height, spec.width)))
+        raise InputError(f"depth is {depth}: {spec.height}x{spec.width} images allow at most {most} poolings")
     layers: list[nn.Module] = []
     channels = spec.channels
     for _ in range(depth):
