@@ -107,14 +107,16 @@ def image_candidates(
         labels: what they are, in words.
 
     Returns:
-        None if a coded file does not hold an image of every class, as where there are many classes of large images.
+        A candidate for every way; no candidate if a coded file does not hold an image of every class, as where there are many
+        classes of large images.
     """
-    pilot = draw(1)
+    pilot = draw(min(_PILOT, most))
     spec = pilot.spec
     most = min(most, pictures.most_images(spec) // spec.num_classes)
     if most < 1:
         return []
-    pilot = draw(min(_PILOT, most))
+    if pilot.ipc > most:
+        pilot = draw(most)
 
     def content(ipc: int, codec: Codec) -> bytes:
         subject = draw(ipc) if ipc != pilot.ipc else pilot
@@ -230,9 +232,9 @@ def choose(candidates: Sequence[Candidate], judge: Judge, size: int) -> Candidat
     Raises:
         InputError: if none fits.
     """
-    fitting = [candidate for candidate in candidates if candidate.content]
     if not candidates:
         raise InputError(f"bytes is {size:,} and a coded file holds too few images of this size for one of every class")
+    fitting = [candidate for candidate in candidates if candidate.content]
     if not fitting:
         smallest = min(candidate.bytes for candidate in candidates)
         raise InputError(f"bytes is {size:,} and nothing fits: the smallest candidate takes {smallest:,}; give more")

@@ -28,17 +28,22 @@ PROTOCOL = ProtocolConfig(students=("convnet:width=4",), epochs=2, batch_size=16
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
     """A run whose persistent pool was trained a little."""
+    pool = PoolConfig(students=("convnet:width=4",), members=3, upkeep_every=1)
+    return fit(with_pool(pool, 12, digits), digits, tmp_path_factory.mktemp("teacher") / "run")
+
+
+def with_pool(pool: PoolConfig, steps: int, digits) -> TrainConfig:
+    """A run of one step of stage one and so many of stage two."""
     per_step = 16 / len(digits.train)
-    config = TrainConfig(
+    return TrainConfig(
         generator=GeneratorConfig(width=4, latent_dim=6),
         discriminator=DiscriminatorConfig(width=4),
         stage_one=StageConfig(epochs=per_step, batch_size=16),
-        stage_two=StageConfig(epochs=12 * per_step, batch_size=16),
-        pool=PoolConfig(students=("convnet:width=4",), members=3, upkeep_every=1),
+        stage_two=StageConfig(epochs=steps * per_step, batch_size=16),
+        pool=pool,
         fit=FitConfig(trackers=(), device="cpu", sample_steps=0),
         protocol=PROTOCOL,
     )
-    return fit(config, digits, tmp_path_factory.mktemp("teacher") / "run")
 
 
 def linear(spec, classes: int = 3, seed: int = 0):
@@ -111,18 +116,9 @@ def test_the_pool_of_a_run(run, digits):
     torch.testing.assert_close(labels.sum(1), torch.ones(20))
 
 
-def test_labels_of_a_pool_with_batch_statistics_depend_on_their_image_alone(digits, tmp_path, digits_gan):
-    per_step = 16 / len(digits.train)
-    config = TrainConfig(
-        generator=GeneratorConfig(width=4, latent_dim=6),
-        discriminator=DiscriminatorConfig(width=4),
-        stage_one=StageConfig(epochs=per_step, batch_size=16),
-        stage_two=StageConfig(epochs=6 * per_step, batch_size=16),
-        pool=PoolConfig(students=("convnet:width=4,norm=batchstats",), members=1, upkeep_every=1),
-        fit=FitConfig(trackers=(), device="cpu", sample_steps=0),
-        protocol=PROTOCOL,
-    )
-    teacher = load_teacher(fit(config, digits, tmp_path / "run"), digits.spec)
+def test_labels_of_a_pool_with_batch_statistics_depend_on_their_image_alone(digits, tmp_path):
+    pool = PoolConfig(students=("convnet:width=4,norm=batchstats",), members=1, upkeep_every=1)
+    teacher = load_teacher(fit(with_pool(pool, 6, digits), digits, tmp_path / "run"), digits.spec)
     images, labels = digits.test.batch(torch.arange(250))
     whole = teacher.labels(images)
     for count in (1, 7, 130):
