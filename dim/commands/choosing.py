@@ -10,7 +10,7 @@ from dim.commands.arguments import SampleArguments, TrainArguments
 from dim.commands.looking import own_data
 from dim.commands.parsing import parse_known, stray, values_of
 from dim.commands.subjects import device_of
-from dim.config import POLICIES, RecordConfig, TrainConfig, to_toml
+from dim.config import RecordConfig, TrainConfig, to_toml
 from dim.config.data import located
 from dim.errors import InputError
 from dim.launch import launched
@@ -108,7 +108,7 @@ def require_recipe_alone(parsed: TrainArguments) -> None:
 def say_if_part_is_refined(parsed: SampleArguments, ipc: int) -> None:
     """Say so where refinement ends before the last of so many images of a class."""
     last = parsed.refine.blocks[-1]
-    if ipc > last and any(POLICIES.load(name).moves for name in parsed.policy.steps):
+    if ipc > last and parsed.policy.refines:
         remedy = f"--refine.blocks {' '.join(map(str, (*parsed.refine.blocks, ipc)))} refines all"
         say_note(f"dim: the first {last} images of a class are refined, and the others are not; {remedy}")
 

@@ -183,7 +183,7 @@ def _require_used(parsed: SampleArguments) -> None:
         require(
             parsed.policy.candidates == usual, "policy.candidates", parsed.policy.candidates, f"{usual} without --policy.steps"
         )
-    if not any(POLICIES.load(name).moves for name in parsed.policy.steps):
+    if not parsed.policy.refines:
         require_default(parsed.refine, "as no policy refines: add --policy.steps refined")
     if parsed.format != GENERATOR and (parsed.bytes is None or not parsed.policy.steps):
         usual = SampleArguments.__dataclass_fields__["spread"].default

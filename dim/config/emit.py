@@ -33,6 +33,11 @@ class PolicyConfig(Section):
         for name in self.steps[:-1]:
             require(not POLICIES.load(name).moves, "policy.steps", self.steps, f"{name!r} as the last")
 
+    @property
+    def refines(self) -> bool:
+        """Whether a policy moves the latents of images."""
+        return any(POLICIES.load(name).moves for name in self.steps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefineConfig(Section):

@@ -359,8 +359,9 @@ class Trainer:
 
     def result(self) -> None:
         """See `dim.loop.Run`."""
+        path = self.out / FILE_NAME
         save_generator_file(
-            path := self.out / FILE_NAME,
+            path,
             self.result_network,  # which is there already, with its claims, where a run that had ended was resumed
             claims=claims_kept(path, self.result_network) if self.loop.step == self.total_steps else (),
             config=self.config.generator,
