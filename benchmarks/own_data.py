@@ -6,9 +6,10 @@
 Every case is a folder of PNG files as somebody would have it: `train/`, `val/` and `test/` with class folders. All three are
 taken from the *training* part of a known data set, so its official test part is never read; scores are of `val/`. Cases are a
 hundred images per class, and two classes that look alike. They are trained twice, on one device, one after the other: by the
-command with nothing but the folder and the minutes, and by the nearest recipe, whose epochs are scaled to the same minutes. Both
-are then scored alike: the stream, images that are drawn without a choice, and the set that `dim sample RUN --ipc 10` makes with
-no other option (a run of the command refines it with its own experts, for which no time of training was left to the recipe).
+command with nothing but the folder and the minutes, and by the nearest recipe, whose epochs are scaled to the same minutes. A
+recipe computes in bfloat16 only where that is faster; some of them state it for a device on which it is. Both are then scored
+alike: the stream, images that are drawn without a choice, and the set that `dim sample RUN --ipc 10` makes with no other option
+(a run of the command refines it with its own experts, for which no time of training was left to the recipe).
 
 The cases `numbers-64` (a hundred classes: pairs of MNIST's digits) and `cifar10-128` (two classes, enlarged) have no recipe. They
 ask whether the time that was predicted is the time that it took.
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dim.commands.malloc import keep_freed_memory
+from dim.compiling import native_bfloat16
 from dim.config import DataConfig, ProtocolConfig, TrainConfig, from_dict
 from dim.config.data import located
 from dim.data.png import to_png
@@ -150,6 +152,10 @@ def _take(taken: dict[int, Tensor], label: int, count: int, *, keep: bool) -> Te
     return there[:count]
 
 
+def torch_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def settings(folder: Path) -> DataConfig:
     """Its images as they are: of their own size, grey or RGB."""
     with Image.open(next(folder.rglob("*.png"))) as image:
@@ -190,7 +196,8 @@ def train_recipe(case: Case, folder: Path, minutes: float, out: Path, sources: S
     note = out.with_name(f"{out.name}.minutes.json")
     if not note.is_file():
         base: TrainConfig = load_recipe(case.recipe)
-        base = changed(dataclasses.replace(base, data=settings(folder)), {"fit": {"trackers": (), "experts": 0}})
+        fit = {"trackers": (), "experts": 0, "precision": "bf16" if native_bfloat16(torch_device()) else "no"}
+        base = changed(dataclasses.replace(base, data=settings(folder)), {"fit": fit})
         accelerator = make_accelerator(base, out)
         data = load_data(base.data, accelerator.device)
         steps = seconds_per_step(base, data, accelerator)
@@ -232,9 +239,9 @@ def make_rows(name: str, arguments: Arguments, minutes: float, sources: Sources)
     case, out = CASES[name], Path(arguments.out)
     folder = (out / name).resolve()
     make_folder(case, arguments.data_root, folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch_device()
     data = load_data(settings(folder), device)
-    student = "convnet:width=8,depth=2" if arguments.tiny else "convnet:width=64"
+    student = "convnet:width=8,depth=2" if arguments.tiny else "convnet:width=32"
     epochs = 5 if arguments.tiny else int(min(1000, max(100, 2000 // -(-10 * data.spec.num_classes // 64))))  # 2,000 steps
     protocol = ProtocolConfig(students=(student,), epochs=epochs)
     evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split="val")
@@ -258,10 +265,10 @@ def main(arguments: Arguments) -> None:
         raise InputError(f"no case {min(unknown)!r}: expected some of {', '.join(CASES)}")
     sources = Sources.of(__file__)
     path = (Path(arguments.out) if arguments.tiny else RESULTS) / "own-data.json"
-    there = {row["name"]: row for row in read_json(path)["rows"]} if path.is_file() else {}
     for name in ("digits-two",) if arguments.tiny else arguments.only or CASES:
         made = make_rows(name, arguments, 2.0 if arguments.tiny else arguments.minutes, sources)
-        there |= {row["name"]: row for row in made}
+        before = read_json(path)["rows"] if path.is_file() else []  # another process may have added to it
+        there = {row["name"]: row for row in (*before, *made)}
         print(save("own-data", {"split": "val", "rows": list(there.values())}, path.parent), flush=True)
 
 
