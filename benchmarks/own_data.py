@@ -3,7 +3,7 @@
     python benchmarks/own_data.py --data-root DIR [--minutes 10] [--only fashion-few digits-two] [--ways chosen recipe real]
     python benchmarks/own_data.py --tiny              # the whole path in some minutes, on digits; writes below --out
 
-Every case is a folder of PNG files as somebody would have it: `train/`, `val/` and `test/` with class folders. All three are
+Every case is a folder of images as somebody would have it: `train/`, `val/` and `test/` with class folders. All three are
 taken from the *training* part of a known data set, so its official test part is never read; scores are of `val/`. Cases are a
 hundred images per class, and two classes that look alike. They are trained twice, on one device, one after the other: by the
 command with nothing but the folder and the minutes, and by the nearest recipe, whose epochs are scaled to the same minutes. A
@@ -11,14 +11,18 @@ recipe computes in bfloat16 only where that is faster; some of them state it for
 alike: the stream, images that are drawn without a choice, and the set that `dim sample RUN --ipc 10` makes with no other option
 (a run of the command refines it with its own experts, for which no time of training was left to the recipe).
 
-The cases `numbers-64` (a hundred classes: pairs of MNIST's digits) and `cifar10-128` (two classes, enlarged) have no recipe. They
-ask whether the time that was predicted is the time that it took. In `cifar10-hour`, all of CIFAR-10 gets an hour for each way.
+The cases `numbers-64` (a hundred classes: pairs of MNIST's digits), `cifar10-128` (two classes, enlarged) and `mixed` have no
+recipe. They ask whether the time that was predicted is the time that it took, and whether a set is better than random images.
+`mixed` has 60, 200 and 500 images of three classes, in files as people have them: of 40 to 900 pixels, grey, transparent, with a
+palette, with an EXIF rotation. In `cifar10-hour`, all of CIFAR-10 gets an hour for each way.
 
 What lies finished in --out is not trained again; a row that the same sources made is not scored again.
 """
 
 import dataclasses
 import functools
+import math
+import random
 import re
 import subprocess
 import sys
@@ -31,15 +35,15 @@ from typing import Any, Literal
 import torch
 import tyro
 from common import RESULTS, Rows, Sources, changed, note_sources, save, scores_of, train
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import to_pil_image
 
 from dim.commands.malloc import keep_freed_memory
 from dim.compiling import native_bfloat16
 from dim.config import DataConfig, ProtocolConfig, TrainConfig, from_dict
 from dim.config.data import located
-from dim.data.png import to_png
 from dim.data.real import load_data
 from dim.data.synthetic import load_set
 from dim.errors import InputError
@@ -48,6 +52,7 @@ from dim.io import read_json, write_json
 from dim.outputs import atomic_folder
 from dim.pictures import save_png
 from dim.recipes.load import load_recipe
+from dim.run_folder import read_run
 from dim.runs.accelerator import make_accelerator
 from dim.runs.automatic import seconds_per_step
 from dim.sampler import sample_grid, sample_set
@@ -86,8 +91,8 @@ class Case:
     """That the images are from."""
     classes: tuple[int, ...] = ()
     """Of them. Empty: all."""
-    each: int
-    """Training images per class, at most."""
+    each: int | tuple[int, ...]
+    """Training images per class, at most; or those of every class."""
     recipe: str | None = None
     """The nearest one."""
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, tuple[str, ...]]] | None = None
@@ -96,6 +101,8 @@ class Case:
     """Asked for on the command line."""
     minutes: float | None = None
     """In place of --minutes."""
+    write: Callable[[Image.Image, Path, int], None] = lambda image, path, number: image.save(path.with_suffix(".png"))
+    """Stores an image that is the so-manieth of its part, under its name without an ending."""
 
 
 def _pairs(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -112,6 +119,26 @@ def _enlarged(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple[str
     return functional.interpolate(images, (128, 128), mode="bicubic").clamp(-1, 1), labels, ()
 
 
+def _as_people_have_them(image: Image.Image, path: Path, number: int) -> None:
+    """A file of another size, shape and kind than the one before; colours of a fifth are gone."""
+    draw = random.Random(f"{path.parent.name} {number}")
+    width = round(math.exp(draw.uniform(math.log(40), math.log(900))))
+    image = image.resize((width, min(900, max(40, round(width * draw.uniform(0.75, 1.33))))), Image.Resampling.BICUBIC)
+    path = path.with_name(f"{('my picture', 'фото', '写真')[number % 3]} {number}")
+    if number % 5 == 0:
+        image.convert("L").save(path.with_suffix(".png"))
+    elif number % 5 == 1:
+        image.convert("RGBA").save(path.with_suffix(".webp"), quality=90)
+    elif number % 5 == 2:
+        image.quantize(256).save(path.with_suffix(".png"))
+    elif number % 5 == 3:
+        image.save(path.with_suffix(".JPG"), quality=90)
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # to be shown turned clockwise by a quarter
+        image.transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".jpeg"), quality=90, exif=exif)
+
+
 CASES = {
     "digits-few": Case(dataset="digits", each=100, recipe="digits-dim"),
     "digits-two": Case(dataset="digits", classes=(3, 8), each=5000, recipe="digits-dim"),
@@ -119,6 +146,7 @@ CASES = {
     "fashion-two": Case(dataset="fashion-mnist", classes=(0, 6), each=5000, recipe="fashion-gan-small"),
     "cifar10-few": Case(dataset="cifar10", each=100, recipe="cifar10-gan-cpu"),
     "cifar10-two": Case(dataset="cifar10", classes=(3, 5), each=4000, recipe="cifar10-gan-cpu"),
+    "mixed": Case(dataset="cifar10", classes=(1, 2, 8), each=(60, 200, 500), write=_as_people_have_them),
     "cifar10-hour": Case(dataset="cifar10", each=5000, recipe="cifar10-gan-cpu", minutes=60),
     "numbers-64": Case(dataset="mnist", each=2000, change=_pairs, resolution=64),
     "cifar10-128": Case(dataset="cifar10", classes=(1, 7), each=2000, change=_enlarged, resolution=128),
@@ -129,24 +157,25 @@ CASES = {
 
 
 def make_folder(case: Case, root: str | None, folder: Path) -> None:
-    """Write the images of a case as PNG files in class folders, unless they are there."""
+    """Write the images of a case in class folders, unless they are there."""
     if folder.is_dir():
         return
     data = load_data(located(from_dict(DataConfig, {"dataset": case.dataset}), root))
     chosen = case.classes or tuple(range(data.spec.num_classes))
+    most = dict(zip(chosen, case.each, strict=True)) if isinstance(case.each, tuple) else dict.fromkeys(chosen, case.each)
     with atomic_folder(folder) as made:
         taken = {label: torch.where(data.train.labels == label)[0] for label in chosen}
         for part in ("test", "val", "train"):
-            indices = [_take(taken, label, PARTS[part] or case.each, keep=part != "train") for label in chosen]
+            indices = [_take(taken, label, PARTS[part] or most[label], keep=part != "train") for label in chosen]
             images, labels = data.train.batch(torch.cat(indices))
             names = data.spec.class_names
             if case.change is not None:
                 images, labels, new = case.change(images, labels)
                 names = new or names
             for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
-                path = made / part / names[label] / f"{number:05}.png"
+                path = made / part / names[label] / f"{number:05}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(to_png(to_uint8(image.cpu())))
+                case.write(to_pil_image(to_uint8(image.cpu())), path, number)
 
 
 def _take(taken: dict[int, Tensor], label: int, count: int, *, keep: bool) -> Tensor:
@@ -161,8 +190,10 @@ def torch_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def settings(folder: Path) -> DataConfig:
-    """Its images as they are: of their own size, grey or RGB."""
+def settings(folder: Path, run: Path | None = None) -> DataConfig:
+    """Images as a run of the command has taken them, if there is one; else as they are: of their own size, grey or RGB."""
+    if run is not None and run.is_dir():
+        return from_dict(DataConfig, read_run(run)["config"]["data"])
     with Image.open(next(folder.rglob("*.png"))) as image:
         channels = 1 if image.mode == "L" else 3
         return from_dict(DataConfig, {"dataset": "folder", "root": str(folder), "resolution": image.height, "channels": channels})
@@ -245,14 +276,17 @@ def make_rows(name: str, arguments: Arguments, minutes: float, sources: Sources)
     folder = (out / name).resolve()
     make_folder(case, arguments.data_root, folder)
     device = torch_device()
-    data = load_data(settings(folder), device)
-    student = "convnet:width=8,depth=2" if arguments.tiny else "convnet:width=32"
-    epochs = 5 if arguments.tiny else int(min(1000, max(100, 2000 // -(-10 * data.spec.num_classes // 64))))  # 2,000 steps
-    protocol = ProtocolConfig(students=(student,), epochs=epochs)
-    evaluator = Evaluator(data, protocol, seeds=arguments.seeds, device=device, split="val")
+
+    @functools.cache
+    def evaluator() -> Evaluator:
+        data = load_data(settings(folder, out / f"{name}-chosen"), device)
+        student = "convnet:width=8,depth=2" if arguments.tiny else "convnet:width=32"
+        epochs = 5 if arguments.tiny else int(min(1000, max(100, 2000 // -(-10 * data.spec.num_classes // 64))))  # 2,000 steps
+        protocol = ProtocolConfig(students=(student,), epochs=epochs)
+        return Evaluator(data, protocol, seeds=arguments.seeds, device=device, split="val")
 
     def row(train_way: Callable[..., dict[str, Any]], run: Path) -> dict[str, Any]:
-        return {**train_way(case, folder, minutes, run, sources), **score(run, evaluator, device, run.name)}
+        return {**train_way(case, folder, minutes, run, sources), **score(run, evaluator(), device, run.name)}
 
     asked = {"minutes": minutes, "seeds": arguments.seeds, "split": "val", "tiny": arguments.tiny}
     rows = Rows(sources, device, asked, folder=out / "rows")
@@ -262,7 +296,7 @@ def make_rows(name: str, arguments: Arguments, minutes: float, sources: Sources)
             run = out / f"{name}-{way}"
             rows.add(f"{name}, {way}", functools.partial(row, train_way, run), made_from={"run": run}, case=name, recipe=recipe)
     if "real" in arguments.ways:
-        rows.add(f"{name}, real images", functools.partial(controls, evaluator), case=name)
+        rows.add(f"{name}, real images", lambda: controls(evaluator()), case=name)
     return rows.made
 
 
