@@ -1,13 +1,14 @@
 """Settings for anybody's images: chosen for what they are, for the device and for a time, which is then filled by measuring.
 
-What is chosen is a recipe like any other. Widths and sizes follow from how fast the device is at convolutions; how many epochs
-fit into the time is known only when steps of exactly this training have been timed.
+What is chosen is a recipe like any other. Widths and sizes follow from how long training the discriminator alone takes on the
+device; how many epochs fit into the time is known only when steps of exactly this training have been timed.
 """
 
 import functools
+import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from dim.data.look import Look
 from dim.data.real import RealData
 from dim.data.splits import HeldSplit
 from dim.errors import InputError
-from dim.nets.discriminators import build_discriminator, training_flops
+from dim.nets.discriminators import build_discriminator
 from dim.runs.beside import recording_seconds
 from dim.runs.train import Trainer
 from dim.spec import DataSpec
@@ -46,8 +47,10 @@ SIZES = (32, 48, 64, 96, 128)
 WIDTHS = (16, 24, 32, 48, 64, 96)
 ENOUGH, PLENTY = 250_000, 400_000
 """Images that training should at least see, at width 24 (which decides the size) and at larger widths."""
-_PASSES = 4.5
-"""What a step of the GAN costs, in trainings of its discriminator on as many images: measured with width 32 at 32 pixels."""
+_PASSES = 5.2
+"""What a step of the GAN costs, in trainings of its discriminator on as many images: 4.5 to 6.8 where it was measured, for widths
+of 16 to 48 and images of 8 to 64 pixels on a CPU."""
+_TIMED_IMAGES = 32
 _SECOND_STAGE = 0.08  # of the time
 _KEPT = 0.04  # of the time, for pictures, checkpoints and the report
 _STEPS = 12  # that are timed
@@ -76,9 +79,10 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
         InputError: if images are too small for the networks.
     """
     channels = data.channels or (1 if look.grey else 3)
-    shown = _images_shown(look.classes, channels, 60 * minutes * _speed(device))
+    shown = _images_shown(look.classes, channels, 60 * minutes, device)
     size, why_size = _size(look, data, shown)
-    width = max((width for width in WIDTHS if shown(size, width) >= PLENTY), default=24 if shown(size, 24) >= ENOUGH else 16)
+    wide = _largest(WIDTHS, lambda width: shown(size, width) >= PLENTY)
+    width = wide or (24 if shown(size, 24) >= ENOUGH else 16)
     flips = "flip_" if channels == 3 else ""
     training = _training(look.parts["train"], width, f"{flips}color_crop_cutout", shown(size, width))
     config = TrainConfig(
@@ -105,8 +109,8 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
     return Choice(config, reasons)
 
 
-def _images_shown(classes: tuple[str, ...], channels: int, operations: float) -> Callable[[int, int], float]:
-    """About how many images a training of so many floating-point operations sees, by the size of images and the width."""
+def _images_shown(classes: tuple[str, ...], channels: int, seconds: float, device: torch.device) -> Callable[[int, int], float]:
+    """About how many images a training of so many seconds sees, by their size and the width: its discriminator is timed."""
 
     @functools.cache
     def shown(size: int, width: int) -> float:
@@ -114,9 +118,40 @@ def _images_shown(classes: tuple[str, ...], channels: int, operations: float) ->
         spec = DataSpec(name="", channels=channels, height=size, width=size, class_names=classes, **statistics)
         network = ADVERSARIES.load("relativistic").network
         discriminator = build_discriminator(network, DiscriminatorConfig(width=width), spec, seed=0)
-        return operations / (_PASSES * training_flops(discriminator, spec))
+        return seconds / (_PASSES * _seconds_per_image(discriminator, spec, device))
 
     return shown
+
+
+def _seconds_per_image(discriminator: nn.Module, spec: DataSpec, device: torch.device) -> float:
+    """What training a discriminator takes per image, without penalties, in the precision that training will have."""
+    discriminator = discriminator.to(device, memory_format=torch.channels_last)
+    images = torch.randn(_TIMED_IMAGES, *spec.image_shape, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(_TIMED_IMAGES, device=device) % spec.num_classes
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device)):
+            found = discriminator(images, labels)
+        found.sum().backward()
+
+    return _fastest(step, 4, device) / _TIMED_IMAGES
+
+
+def _fastest(run: Callable[[], None], times: int, device: torch.device) -> float:
+    """Seconds of the fastest of so many calls."""
+    best = float("inf")
+    for _ in range(times):
+        began = time.monotonic()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.monotonic() - began)
+    return best
+
+
+def _largest(values: Sequence[int], enough: Callable[[int], bool]) -> int | None:
+    """The last of rising values before the first that is too much; the others are not tried, as a trial takes time."""
+    return max(itertools.takewhile(enough, values), default=None)
 
 
 def _training(images: int, width: int, augment: str, shown: float) -> dict[str, Any]:
@@ -133,7 +168,7 @@ def _training(images: int, width: int, augment: str, shown: float) -> dict[str, 
     }
 
 
-def _size(look: Look, data: DataConfig, shown: Any) -> tuple[int, str | None]:
+def _size(look: Look, data: DataConfig, shown: Callable[[int, int], float]) -> tuple[int, str | None]:
     """Pixels, and why; no reason where the data's own size is kept by giving none."""
     if data.resolution is not None:
         return data.resolution, f"{data.resolution} pixels as you asked"
@@ -144,7 +179,7 @@ def _size(look: Look, data: DataConfig, shown: Any) -> tuple[int, str | None]:
         size = max(8, own // 4 * 4)
         return size, f"{own} pixels, in a multiple of 4"
     fitting = [size for size in SIZES if size <= own]
-    size = max((size for size in fitting if shown(size, 24) >= ENOUGH), default=fitting[0])
+    size = _largest(fitting, lambda size: shown(size, 24) >= ENOUGH) or fitting[0]
     if size == own:
         return size, "their own size"
     limit = "the largest that the networks are meant for" if size == fitting[-1] else "what the time allows: more --minutes, more"
@@ -236,11 +271,4 @@ def _speed(device: torch.device) -> float:
     layer = nn.Conv2d(64, 64, 3, 1, 1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     images = torch.randn(32, 64, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     images.requires_grad_()
-    best = float("inf")
-    for _ in range(6):
-        began = time.monotonic()
-        layer(images).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.monotonic() - began)
-    return 3 * 2 * images.numel() * 64 * 9 / best
+    return 3 * 2 * images.numel() * 64 * 9 / _fastest(lambda: layer(images).sum().backward(), 6, device)

@@ -11,6 +11,7 @@ from dim.config import DataConfig, TrainConfig, to_toml
 from dim.data.look import Look, look
 from dim.data.real import load_data
 from dim.errors import InputError
+from dim.nets.discriminators import training_flops
 from dim.recipes.load import load_recipe
 from dim.runs import automatic, beside
 from dim.runs.accelerator import make_accelerator
@@ -40,7 +41,10 @@ def of(size: int = 32, *, images: int = 5000, grey: bool = False, square: bool =
 
 
 def chosen(found: Look, minutes: float = 30, speed: float = 1e11, data: DataConfig | None = None, monkeypatch=None):
-    monkeypatch.setattr(automatic, "_speed", lambda device: speed)
+    def seconds(discriminator, spec, device):
+        return training_flops(discriminator, spec) / speed
+
+    monkeypatch.setattr(automatic, "_seconds_per_image", seconds)
     data = data or DataConfig(dataset="folder", root="own")
     return automatic.choose(found, data, minutes=minutes, device=CPU)
 
