@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dim.commands.arguments import SampleArguments, TrainArguments
 from dim.commands.looking import own_data
-from dim.commands.parsing import parse_known, stray, values_of
+from dim.commands.parsing import given_options, parse_known, stray, values_of
 from dim.commands.subjects import device_of
 from dim.config import RecordConfig, TrainConfig, to_toml
 from dim.config.data import located
@@ -34,6 +34,7 @@ class Automatic:
 
         self._began, self._minutes = time.monotonic(), parsed.minutes or _MINUTES
         self.arguments, self.data = arguments, None
+        self._given = given_options(arguments)
         if launched()[1] > 1:
             raise InputError("settings are chosen for one process: print them with --dry-run, and launch with --recipe FILE.toml")
         data = located(own_data(parsed.folder, parsed.data, arguments))
@@ -64,15 +65,15 @@ class Automatic:
         return cls(parsed, words)
 
     def fill(self, config: TrainConfig) -> TrainConfig:
-        """Read the data, measure, give the stages their lengths, and say what was chosen and how long it takes."""
+        """Read the data, measure, give the stages the lengths that are open, and say what was chosen and how long it takes."""
         from dim.data.real import load_data
         from dim.runs.accelerator import make_accelerator
-        from dim.runs.automatic import fill
+        from dim.runs.automatic import LENGTHS, fill
 
         accelerator = make_accelerator(replace(config, fit=replace(config.fit, trackers=())), Path())
         self.data = load_data(config.data, accelerator.device)
         left = 60 * self._minutes - (time.monotonic() - self._began)
-        config, seconds = fill(config, self.data, accelerator, seconds=left)
+        config, seconds = fill(config, self.data, accelerator, seconds=left, keep=self._given & set(LENGTHS))
         for line in to_toml(config, over=TrainConfig(), why=self._why).splitlines():
             say_note(f"dim: {line}" if line else "dim:")
         say_note(f"dim: {(seconds + time.monotonic() - self._began) / 60:.1f} minutes in all, {seconds / 60:.1f} from now")

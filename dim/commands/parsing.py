@@ -302,6 +302,11 @@ def values_of(arguments: Sequence[str], option: str) -> list[str]:
     return []
 
 
+def given_options(arguments: Sequence[str]) -> set[str]:
+    """The settings that options give, as `stage_one.epochs`."""
+    return {text[2:].partition("=")[0].replace("-", "_") for text in arguments if text.startswith("--")}
+
+
 def _first_lines(box: str, command: str) -> str:
     """The message of tyro's error box, without title, frame, and what follows the rule. Without Unicode, the title stands above a
     rule of its own."""

@@ -8,7 +8,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,13 @@ def _protocol_epochs(classes: int) -> int:
     return int(min(1000, max(100, 2000 // -(-10 * classes // 64))))
 
 
-def fill(config: TrainConfig, data: RealData, accelerator: Accelerator, *, seconds: float) -> tuple[TrainConfig, float]:
+LENGTHS = ("stage_one.epochs", "stage_two.epochs", "fit.sample_steps")
+"""Settings that `fill` gives values."""
+
+
+def fill(
+    config: TrainConfig, data: RealData, accelerator: Accelerator, *, seconds: float, keep: Collection[str] = ()
+) -> tuple[TrainConfig, float]:
     """Give both stages the lengths that fill a time.
 
     Args:
@@ -199,6 +205,8 @@ def fill(config: TrainConfig, data: RealData, accelerator: Accelerator, *, secon
         data: the real data.
         accelerator: from `dim.runs.accelerator.make_accelerator`.
         seconds: wall time from now on, until the report is written.
+        keep: those of `LENGTHS` that stay as they are. A stage that stays takes the time that it takes; the other one has its
+            share of `seconds` all the same.
 
     Returns:
         The configuration, and the seconds that it will take.
@@ -211,23 +219,29 @@ def fill(config: TrainConfig, data: RealData, accelerator: Accelerator, *, secon
     if isinstance(data.train, HeldSplit):
         data.train.hold()  # reading them once is no part of a step
     one, two = seconds_per_step(config, data, accelerator)
+    kept = {
+        name: getattr(config, name).epochs * images / getattr(config, name).batch_size
+        for name in ("stage_one", "stage_two")
+        if f"{name}.epochs" in keep
+    }
     left = (1 - _KEPT) * (seconds - (time.monotonic() - began))
     place = {"device": accelerator.device, "speed": _speed(accelerator.device)}
-    recorded = recording_seconds(config, data.spec, steps=round(left / one), **place)
+    recorded = recording_seconds(config, data.spec, steps=round(kept.get("stage_one", left / one)), **place)
     left -= recorded
-    first, second = (1 - _SECOND_STAGE) * left / one, _SECOND_STAGE * left / two
-    if second < 1:
+    first = kept.get("stage_one", (1 - _SECOND_STAGE) * left / one)
+    second = kept.get("stage_two", _SECOND_STAGE * left / two)
+    if ("stage_one" not in kept and first < 1) or ("stage_two" not in kept and second < 1):
         least = (time.monotonic() - began + recorded + 2 * (one + two) / _SECOND_STAGE) / 60
         raise InputError(f"{seconds / 60:.2g} minutes are left for training: expected {least + 0.5:.0f} or more (--minutes)")
-    lengths = {"stage_one": (first, config.stage_one), "stage_two": (second, config.stage_two)}
-    stages = {name: replace(stage, epochs=_epochs(count, stage.batch_size, images)) for name, (count, stage) in lengths.items()}
-    pictures = max(20, int(first / 10) // 20 * 20)
-    filled = replace(config, **stages, fit=replace(config.fit, sample_steps=pictures))
-    return filled, left + recorded + _KEPT * seconds
+    counts = {name: count for name, count in (("stage_one", first), ("stage_two", second)) if name not in kept}
+    stages = {name: replace(getattr(config, name), epochs=_epochs(count, config, name, images)) for name, count in counts.items()}
+    if "fit.sample_steps" not in keep:
+        stages["fit"] = replace(config.fit, sample_steps=max(20, int(first / 10) // 20 * 20))
+    return replace(config, **stages), first * one + second * two + recorded + _KEPT * seconds
 
 
-def _epochs(steps: float, batch: int, images: int) -> float:
-    return float(f"{max(1.0, int(steps)) * batch / images:.4g}")
+def _epochs(steps: float, config: TrainConfig, stage: str, images: int) -> float:
+    return float(f"{max(1.0, int(steps)) * getattr(config, stage).batch_size / images:.4g}")
 
 
 def seconds_per_step(config: TrainConfig, data: RealData, accelerator: Accelerator) -> tuple[float, float]:

@@ -149,6 +149,16 @@ def test_a_dry_run_prints_a_recipe_with_its_lengths(photos, quick, capsys, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [("--stage-one.epochs", "3"), ("--stage_two.epochs=0.25",), ("--fit.sample-steps", "7")])
+def test_lengths_that_are_given_stay(photos, quick, capsys, tmp_path, words):
+    assert main(["train", photos, *NARROW, *words, "--dry-run"]) == 0
+    path = tmp_path / "own.toml"
+    path.write_text(capsys.readouterr().out)
+    config = load_recipe(str(path))
+    lengths = {"3": config.stage_one.epochs == 3, "0.25": config.stage_two.epochs == 0.25, "7": config.fit.sample_steps == 7}
+    assert [lengths[value] for value in lengths] == [value in words[-1] for value in lengths]
+
+
 def test_other_data_take_minutes_in_place_of_a_recipe(quick, capsys):
     assert main(["train", "--dataset", "digits", *NARROW, "--dry-run"]) == 0
     assert 'dataset = "digits"' in capsys.readouterr().out

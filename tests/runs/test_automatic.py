@@ -161,6 +161,24 @@ def test_both_stages_fill_the_time(filling, experts):
     assert seconds == pytest.approx(600, rel=0.02)
 
 
+def test_a_stage_that_is_given_stays_and_the_time_says_so():
+    config = automatic.choose(look(DataConfig()), DataConfig(), minutes=5, device=CPU).config
+    small = {"generator": {"width": 4}, "discriminator": {"width": 4}, "fit": {"trackers": (), "compile": "off", "experts": 0}}
+    for section, values in small.items():
+        config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+    config = dataclasses.replace(config, stage_one=dataclasses.replace(config.stage_one, epochs=3.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(automatic, "seconds_per_step", lambda *_: (2.0, 1.0))
+        data = load_data(DataConfig())
+        accelerator = make_accelerator(config, "unused")
+        filled, seconds = automatic.fill(config, data, accelerator, seconds=600, keep={"stage_one.epochs"})
+        open_, _ = automatic.fill(config, data, accelerator, seconds=600)
+    steps = 3 * len(data.train) / config.stage_one.batch_size
+    assert filled.stage_one.epochs == 3
+    assert filled.stage_two.epochs == pytest.approx(open_.stage_two.epochs, rel=0.05)
+    assert seconds == pytest.approx(2 * steps + 0.08 * 0.96 * 600 + 0.04 * 600, rel=0.02)
+
+
 def test_too_little_time_is_refused_with_what_is_enough(filling):
     with pytest.raises(InputError, match=r"expected \d+ or more \(--minutes\)"):
         filling(2)
