@@ -74,11 +74,14 @@ def _kind(folder: Path) -> str:
     class folders, too, and are meant where these are fewer than two."""
     from dim.data.files import EXTENSIONS, subfolders
     from dim.data.labels import label_file
+    from dim.data.parts import are_parts
 
     if any(path.suffix.lower() == ".tar" for path in folder.glob("*")) and len(subfolders(folder)) < 2:
         return "webdataset"
-    if folder.is_dir() and label_file(folder) and len(subfolders(folder)) < 2:
-        return "listed"
+    if folder.is_dir() and label_file(folder):
+        names = subfolders(folder)
+        if len(names) < 2 or (are_parts(names) and not any(subfolders(folder / name) for name in names)):
+            return "listed"
     for place in (folder, *(path for path in sorted(folder.glob("*")) if path.name.lower() in ("train", "training"))):
         file = label_file(place)
         if file and (file.suffix == ".json" or any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())):

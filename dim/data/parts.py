@@ -11,19 +11,20 @@ from dim.errors import InputError
 from dim.launch import say_once
 
 
-def read_parts(root: Path, read: Callable[..., Items]) -> tuple[Items, Items | None, Items | None]:
+def read_parts(root: Path, read: Callable[..., Items], *, listed: bool = False) -> tuple[Items, Items | None, Items | None]:
     """The training, the test and the validation part below a root; None for one that is to be taken from the training part.
 
     Args:
         root: of the data.
         read: reads the images in a folder; for other parts than the training part it is given the names of its classes, too.
+        listed: a file of labels at the root says the classes, and not the folders there.
 
     Raises:
         InputError: if there are parts and none to train on, or one of them twice; or as `read` does.
     """
     parts = _parts(root)
     if not parts:
-        if label_file(root) is None:
+        if not listed or label_file(root) is None:
             _require_classes(root)
         return read(root), None, None
     if "train" not in parts:
@@ -60,7 +61,7 @@ def _parts(root: Path) -> dict[str, Path]:
     names = subfolders(root)
     filled = [name for name in names if part_of(name, alone=False) and (subfolders(root / name) or label_file(root / name))]
     said = [name for name in filled if part_of(name)]
-    if not said and len(filled) == len(names) and _are_parts(names):
+    if not said and len(filled) == len(names) and are_parts(names):
         say_once(f"dim: {root}: {', '.join(f'{name}/' for name in names)} are taken as its parts")
         said = names
     found: dict[str, Path] = {}
@@ -74,7 +75,7 @@ def _parts(root: Path) -> dict[str, Path]:
     return found
 
 
-def _are_parts(names: list[str], *, alone: bool = False) -> bool:
+def are_parts(names: list[str], *, alone: bool = False) -> bool:
     """Whether none of these is a class: all are parts, different ones, and one is to train on. (`steam_train` alone is none.)"""
     parts = [part_of(name, alone=alone) for name in names]
     return len(parts) > 1 and "train" in parts and None not in parts and len(set(parts)) == len(parts)
@@ -85,14 +86,14 @@ def _require_classes(root: Path) -> None:
     names = subfolders(root)
     if len(names) < 2:
         return
-    if _are_parts(names):
+    if are_parts(names):
         layout = f"expected class folders in each, as {names[-1]}/cat/1.png, or a file of labels (--dataset listed)"
         raise InputError(f"{root} has {' and '.join(f'{name}/' for name in names)}, which are parts and no classes: {layout}")
     within = subfolders(root / names[0])
     if len(within) < 2 or any(subfolders(root / name) != within for name in names[1:]):
         return
     inner = ", ".join(within[:5])
-    if _are_parts(within, alone=True):
+    if are_parts(within, alone=True):
         expected = f"expected parts around the classes, as {within[-1]}/{names[0]}/1.png"
         raise InputError(f"{root} has {names[0]} and other class folders, each with {inner} in it: {expected}")
     say_once(f"dim: {root}: {names[0]}, {names[1]} ... are taken as classes; if {inner} are, name the others train and test")

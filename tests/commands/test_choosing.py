@@ -198,6 +198,8 @@ def test_settings_are_chosen_for_one_process(photos, monkeypatch, capsys):
         (("0.png", "1.png", "metadata.jsonl"), "listed"),
         (("00000/0.png", "00001/1.png", "dataset.json"), "listed"),
         (("train/0.png", "train/labels.csv", "test/0.png", "test/labels.csv"), "listed"),
+        (("train/0.png", "test/0.png", "labels.csv"), "listed"),  # where images without labels lie in test/
+        (("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png", "labels.csv"), "folder"),
         (("train-0.tar", "classes.txt"), "webdataset"),
         (("a/0.png", "b/0.png", "photos.tar"), "folder"),  # unpacked beside the archive
     ],

@@ -98,6 +98,10 @@ FOLDERS = {
     ),
     "kinds of trains": (places("steam_train", "diesel_train"), ("", "diesel_train steam_train", [8, 2, 2])),
     "parts without classes": (places("Train", "Test"), "Test/ and Train/, which are parts and no classes"),
+    "parts without classes beside labels": (
+        with_file("metadata.csv", "train", "test", content=b"file_name,label\ntrain/0.png,a\ntrain/1.png,b\n"),
+        "which are parts and no classes",
+    ),
     "three parts without classes": (places("train", "val", "test"), "which are parts and no classes"),
     "parts within classes": (places("cat/train", "cat/test", "dog/train", "dog/test"), "expected parts around the classes"),
     "one folder too many in a part": (places("train/train/a", "train/train/b"), "did you mean .*train/train"),

@@ -20,7 +20,7 @@ def listed(config: DataConfig) -> tuple[Items, Items | None, Items | None]:
     def read(part: Path, names: tuple[str, ...] | None = None) -> Items:
         return labelled_items(part, config, names)
 
-    return read_parts(require_root(config), read)
+    return read_parts(require_root(config), read, listed=True)
 
 
 listed.Options = SplitOptions
