@@ -164,9 +164,9 @@ class SampleArguments(Settings):
     """In place of a size: the best accuracy in one coded file of at most this size, such as 30k (30,000) or 1M. The generator
     and its images are coded in several ways; one student of each is scored on the validation part."""
     counts: tuple[str, ...] = ()
-    """Images for single classes, in place of --ipc: `--counts 3=100 cat=20`, by number or name."""
+    """Images for single classes, in place of --ipc: `--counts cat=20 3=100`, by name or, for no name, number."""
     classes: tuple[str, ...] = ()
-    """Only these classes, by number or name."""
+    """Only these classes, by name or, for no name, number."""
     seed: int = 0
     """Another seed gives another set."""
     format: FORMATS.named(

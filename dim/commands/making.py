@@ -339,10 +339,14 @@ def recipes(arguments: Sequence[str]) -> None:
 
 
 def _class_number(text: str, names: Sequence[str]) -> int:
-    if re.fullmatch(r"\d+", text) and int(text) < len(names):
-        return int(text)
+    """A class by its name, or by its number where no class has that name."""
+    number = int(text) if re.fullmatch(r"\d+", text) and int(text) < len(names) else None
     if text in names:
+        if number not in (None, names.index(text)):
+            say_note(f"dim: {text} is taken as the class of that name, number {names.index(text)}, and not as number {number}")
         return names.index(text)
+    if number is not None:
+        return number
     raise InputError(f"unknown class {text!r}: expected a number from 0 to {len(names) - 1}, or a name. {nearest(text, names)}")
 
 
