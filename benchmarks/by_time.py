@@ -23,7 +23,7 @@ from dim.commands.malloc import keep_freed_memory
 from dim.commands.subjects import load_subjects
 from dim.config import ProtocolConfig, from_dict, to_dict
 from dim.config.timed import TimedConfig
-from dim.data.real import real_data_of
+from dim.data.origin import real_data_of
 from dim.io import read_json, write_bytes
 from dim.sampler import identity
 from dim.timed.score import TimedEvaluator, TimedScore

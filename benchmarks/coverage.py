@@ -13,7 +13,7 @@ import tyro
 from common import RESULTS, Rows, Sources, save
 
 from dim.commands.malloc import keep_freed_memory
-from dim.data.real import real_data_of
+from dim.data.origin import real_data_of
 from dim.hub import load_generator
 from dim.pictures import save_png
 from dim.sampler import identity

@@ -22,7 +22,8 @@ from common import RESULTS, KeepRows, Rows, Sources, changed_section, save, scor
 
 from dim.commands.malloc import keep_freed_memory
 from dim.config import PolicyConfig, ProtocolConfig, RefineConfig, from_dict, to_dict
-from dim.data.real import RealData, real_data_of
+from dim.data.origin import real_data_of
+from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet, load_set
 from dim.emit.policy import Policy, Ranking
 from dim.features.spaces import trained_features

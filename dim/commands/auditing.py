@@ -11,7 +11,7 @@ import tyro
 from dim.commands.arguments import MOST_SEEDS, SamplerArguments, require_distinct
 from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known, subjects_first
-from dim.commands.subjects import device_of, load_subjects, usual_root
+from dim.commands.subjects import device_of, load_subjects, root_of_runs
 from dim.config import ProtocolConfig, Settings, from_dict
 from dim.config.settings import require
 from dim.errors import InputError
@@ -73,6 +73,7 @@ def audit(arguments: Sequence[str]) -> None:
 
     from dim.audit.audit import Audit
     from dim.audit.candidates import candidates_of
+    from dim.data.origin import usual_root
     from dim.io import write_document
     from dim.outputs import require_writable
     from dim.run_folder import RUN
@@ -88,7 +89,8 @@ def audit(arguments: Sequence[str]) -> None:
     parsed = parse(AuditArguments, arguments, "audit", default=AuditArguments(protocol=carried))
     root = parsed.data_root
     if root is None and subject.info.get("data"):
-        root = usual_root(subject.info["data"]["dataset"], subject.spec.fingerprint, (parsed.subject, *parsed.references))
+        of_run = root_of_runs((parsed.subject, *parsed.references))
+        root = usual_root(subject.info["data"]["dataset"], subject.spec.fingerprint, of_run)
     candidates = candidates_of(subject.info, subject.spec.fingerprint, root, device)
     options = {name: getattr(parsed, name) for name in ("seeds", "halves", "ipc", "samples", "features")}
     references = {name: (one, _members(candidates, subject, one, name)) for name, one in loaded.items()}

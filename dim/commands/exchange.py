@@ -10,7 +10,7 @@ import tyro
 
 from dim.commands.arguments import CodingArguments, SamplerArguments
 from dim.commands.parsing import parse, subjects_first, values_of
-from dim.commands.subjects import device_of, usual_root
+from dim.commands.subjects import device_of, root_of_runs
 from dim.config import FORMATS, PROGRAMS, DataConfig, ProtocolConfig, Settings, from_dict
 from dim.config.settings import require, require_default
 from dim.errors import InputError, nearest
@@ -233,13 +233,14 @@ def _require_kind(parsed: ExportArguments) -> None:
 
 def _whitening(subject: Any, parsed: ExportArguments) -> Any:
     """That of the whole training part, as the other program fits it."""
+    from dim.data.origin import usual_root
     from dim.data.real import load_data
     from dim.data.whiten import Whitening
 
     if not subject.info.get("data"):
         raise InputError(f"{parsed.subject} does not say which data it was made from, which are needed to whiten its images")
     config = dataclasses.replace(from_dict(DataConfig, subject.info["data"]), val_fraction=0.0)
-    root = parsed.data_root or usual_root(config.dataset, subject.spec.fingerprint, [parsed.subject])
+    root = parsed.data_root or usual_root(config.dataset, subject.spec.fingerprint, root_of_runs([parsed.subject]))
     data = load_data(dataclasses.replace(config, root=root or config.root))
     return Whitening.fit(data.train, data.spec)
 

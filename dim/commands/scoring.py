@@ -11,7 +11,7 @@ from dim.commands.arguments import ReportArguments
 from dim.commands.pages import write_page
 from dim.commands.parsing import parse, parse_known, subjects_first
 from dim.commands.scoring_arguments import CompareArguments, CoverageArguments, EvaluateArguments
-from dim.commands.subjects import data_of_subjects, device_of, load_subjects, usual_root, work_together
+from dim.commands.subjects import data_of_subjects, device_of, load_subjects, root_of_runs, work_together
 from dim.config import DataConfig, ProtocolConfig, from_dict
 from dim.config.settings import require_default
 from dim.errors import InputError
@@ -192,6 +192,7 @@ def report(arguments: Sequence[str]) -> None:
     """`dim report`."""
     parsed = parse(ReportArguments, arguments, "report")
 
+    from dim.data.origin import usual_root
     from dim.data.real import load_data
     from dim.io import reading
     from dim.run_folder import RUN, read_run
@@ -200,7 +201,7 @@ def report(arguments: Sequence[str]) -> None:
     description = read_run(parsed.run, None)
     with reading(Path(parsed.run) / RUN):
         config = from_dict(DataConfig, description["config"]["data"])
-        root = parsed.data_root or usual_root(config.dataset, description["spec"]["fingerprint"], [parsed.run])
+        root = parsed.data_root or usual_root(config.dataset, description["spec"]["fingerprint"], root_of_runs([parsed.run]))
     say(f"report: {write_report(parsed.run, load_data(dataclasses.replace(config, root=root or config.root)))}")
 
 

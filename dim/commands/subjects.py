@@ -1,12 +1,10 @@
 """What commands look up: sets and generators by name, the real data that they were made from, devices, other processes."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dim.commands.arguments import SamplerArguments
-from dim.config.data import needs_size, reads_files
 from dim.errors import InputError
 
 
@@ -39,23 +37,9 @@ def data_of_subjects(subjects: dict[str, Any], root: str | None, device: Any) ->
 
 def real_data(subject: Any, root: str | None, subjects: Sequence[str], device: Any) -> Any:
     """The real data that a set or a generator was made from, under a root that was given, or where it usually lies."""
-    from dim.data.real import real_data_of
+    from dim.data.origin import real_data_of
 
-    info = subject.info
-    if root is None and info.get("data"):
-        root = usual_root(info["data"]["dataset"], subject.spec.fingerprint, subjects)
-    return real_data_of(info, root, device)
-
-
-def usual_root(dataset: str, fingerprint: str, subjects: Sequence[str]) -> str | None:
-    """Where data usually lie: DIM_DATA_ROOT, where a run among the `subjects` had them, or where the same data were found before.
-    Somebody's own folder is no part of DIM_DATA_ROOT, which is asked last for it. None: no files, or no known place."""
-    from dim.data.roots import known_root
-
-    if not reads_files(dataset):
-        return None
-    usual, found = os.environ.get("DIM_DATA_ROOT"), root_of_runs(subjects) or known_root(fingerprint)
-    return (found or usual) if needs_size(dataset) else (usual or found)
+    return real_data_of(subject.info, root, device, subject.spec, root_of_runs(subjects))
 
 
 def root_of_runs(subjects: Sequence[str]) -> str | None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dim import rng
 from dim.classes import class_list, twins
-from dim.config import DATASETS, DataConfig, from_dict
-from dim.config.data import located, require_no_root
+from dim.config import DATASETS, DataConfig
+from dim.config.data import require_no_root
 from dim.data.items import Items
 from dim.data.python import class_names_of, dataset_items, require_same_classes
 from dim.data.roots import keep_root
@@ -28,12 +28,16 @@ Part = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class RealData:
-    """A data set: what describes it, and its three parts. Choices are made on `val`; `test` is for the last figure."""
+    """A data set: what describes it, and its three parts. Choices are made on `val`; `test` is for the last figure.
+
+    `config` is how `load_data` finds it again; None for data that were given in Python.
+    """
 
     spec: DataSpec
     train: Split
     val: Split
     test: Split
+    config: DataConfig | None = None
     _digests: dict[Part, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def digest(self, part: Part) -> str:
@@ -178,20 +182,6 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> RealDat
     return data
 
 
-def real_data_of(info: dict[str, Any], root: str | None, device: torch.device | str) -> RealData:
-    """The real data that a set or a generator says it was made from.
-
-    Raises:
-        InputError: if it says nothing.
-    """
-    if not info.get("data"):
-        raise InputError("this set or generator does not say which data it was made from: give the real data")
-    config = from_dict(DataConfig, info["data"])
-    if root:
-        config = replace(config, root=root)
-    return load_data(located(config), device)
-
-
 def from_dataset(
     train: Any,
     test: Any = None,
@@ -241,7 +231,8 @@ def _assemble(
     pieces = divided(config, train, test, val)
     shape = tuple(train.images.shape[1:]) if train.images is not None else tuple(train.image(0).shape)
     total = sum(len(items.labels) for items in (train, test, val) if items is not None) * int(np.prod(shape))
-    stream, name = total > config.memory_gib * 2**30, name or config.dataset
+    stream, origin = total > config.memory_gib * 2**30, config if name is None else None
+    name = name or config.dataset
 
     def split(items: Items, indices: Tensor) -> Split:
         if items.images is not None:
@@ -264,7 +255,7 @@ def _assemble(
         std=found.std,
         fingerprint=found.digest,
     )
-    data = RealData(spec, **parts)
+    data = RealData(spec, **parts, config=origin)
     data._digests.update({part: own.digest for part, own in looked.items()})
     return data
 
@@ -339,7 +330,8 @@ def _with_canaries(train: Items, rest: Tensor, config: DataConfig) -> Items:
 def with_training_part(data: RealData, train: Split) -> RealData:
     """The same data set with another training part, which is read once to describe it."""
     found = _look_at(train, f"{data.spec.name}, another training part")
-    made = replace(data, spec=replace(data.spec, mean=found.mean, std=found.std, fingerprint=found.digest), train=train)
+    spec = replace(data.spec, mean=found.mean, std=found.std, fingerprint=found.digest)
+    made = replace(data, spec=spec, train=train, config=None)
     made._digests.update({part: digest for part, digest in data._digests.items() if part != "train"})
     return made
 
@@ -351,7 +343,7 @@ def with_validation(data: RealData, *, apart: bool) -> RealData:
         return data
     held, rest = stratified(data.train.labels, 0.1, rng.fold(0, "reproduce-held-out"))
     train = JoinedSplit([data.train], rest) if apart else data.train
-    return RealData(data.spec, train, JoinedSplit([data.train], held), data.test)
+    return RealData(data.spec, train, JoinedSplit([data.train], held), data.test, data.config)
 
 
 def _look_at(split: Split, what: str) -> Survey:

@@ -80,7 +80,7 @@ class Whitening:
 
     def data(self, data: RealData) -> RealData:
         """A data set whose batches are whitened."""
-        return RealData(self.spec, self.split(data.train), self.split(data.val), self.split(data.test))
+        return RealData(self.spec, self.split(data.train), self.split(data.val), self.split(data.test), data.config)
 
 
 class _WhitenedSplit:

@@ -26,7 +26,7 @@ def save_generator_file(
     generator: Generator,
     *,
     config: GeneratorConfig,
-    data: DataConfig,
+    data: DataConfig | None,
     protocol: ProtocolConfig,
     about: dict[str, Any],
     claims: Sequence[Mapping[str, Any]] = (),
@@ -37,7 +37,7 @@ def save_generator_file(
         path: file to write.
         generator: the network; parameters and buffers are stored.
         config: its architecture; where a pipeline that it started from lay is left out.
-        data: the data it was trained on; where that lay is left out.
+        data: the data it was trained on, where that lay is left out; None if only Python has it.
         protocol: how its sets are to be scored.
         about: further JSON: recipe, steps, ...
         claims: what it says of its own scores, see `dim.score.claims`.
@@ -48,7 +48,7 @@ def save_generator_file(
         "spec": generator.spec.to_dict(),
         "generator": to_dict(_public(config)),
         "architecture": generator.architecture(),
-        "data": to_dict(dataclasses.replace(data, root=None, download=False)),
+        "data": {} if data is None else to_dict(dataclasses.replace(data, root=None, download=False)),
         "protocol": to_dict(protocol),
         "about": about,
         "versions": versions(),
@@ -85,7 +85,7 @@ def save_again(path: Path | str, generator: Generator) -> None:
         path,
         generator,
         config=dataclasses.replace(from_dict(GeneratorConfig, info["generator"]), **generator.sampler),
-        data=from_dict(DataConfig, info["data"]),
+        data=from_dict(DataConfig, info["data"]) if info["data"] else None,
         protocol=from_dict(ProtocolConfig, info["protocol"]),
         about=info["about"],
         claims=info.get("claims", ()),

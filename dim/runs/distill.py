@@ -17,6 +17,7 @@ from dim import rng
 from dim.compiling import worth_compiling
 from dim.config import ProtocolConfig, TrajectoryRecipe, to_dict
 from dim.continuation import continues
+from dim.data.origin import with_origin
 from dim.data.real import RealData, per_class_indices
 from dim.data.stored import claims_kept, write_into
 from dim.data.synthetic import SyntheticSet
@@ -82,6 +83,7 @@ def distill(
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
     settings = {"generator": generator, "resume": resume, "depart": depart, "processes": processes}
+    config = with_origin(config, data)
     return Distiller(config, data, Path(experts), Path(out), device=torch.device(device), **settings).run()
 
 
@@ -246,7 +248,7 @@ class Distiller:
         info = {
             "method": "trajectory matching",
             "config": to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, root=None))),
-            "data": to_dict(dataclasses.replace(config.data, root=None)),
+            "data": {} if self.natural.config is None else to_dict(dataclasses.replace(self.natural.config, root=None)),
             "protocol": to_dict(protocol),
             "step_size": self.step_size.item(),
             "iterations": self.step,

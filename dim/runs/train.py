@@ -18,6 +18,7 @@ from dim import rng
 from dim.compiling import work_repays
 from dim.config import ADVERSARIES, OBJECTIVES, TrainConfig, to_dict
 from dim.continuation import continues
+from dim.data.origin import with_origin
 from dim.data.real import EpochBatches, RealData
 from dim.io import reading
 from dim.launch import say_once
@@ -74,14 +75,14 @@ def fit(
         NonFiniteError: if a loss is not finite.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
-    out = Path(out)
+    out, named, config = Path(out), config.data.dataset, with_origin(config, data)
     accelerator = accelerator or make_accelerator(config, out)
     require_same_number(config, out)
     trainer = Trainer(config, data, out, accelerator, resume=resume, depart=depart)
-    if config.data.dataset != data.spec.name and not resume:
-        made_for = f"were made for {config.data.dataset}"
-        lengths = {"images": len(data.train), "option": "stage_one.epochs", "epochs": config.stage_one.epochs}
-        if warning := few_steps(trainer.stages[-1].stop, settings="these settings", made_for=made_for, **lengths):
+    if named != data.spec.name and not resume:
+        about = {"settings": "these settings", "made_for": f"were made for {named}", "option": "stage_one.epochs"}
+        steps, epochs = trainer.stages[-1].stop, config.stage_one.epochs
+        if warning := few_steps(steps, images=len(data.train), epochs=epochs, **about):
             say_once(warning)
     trainer.run()
     if config.fit.experts:
@@ -365,7 +366,7 @@ class Trainer:
             self.result_network,  # which is there already, with its claims, where a run that had ended was resumed
             claims=claims_kept(path, self.result_network) if self.loop.step == self.total_steps else (),
             config=self.config.generator,
-            data=self.config.data,
+            data=self.data.config,
             protocol=self.config.protocol,
             about={
                 **to_dict(self.config.about),

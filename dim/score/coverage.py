@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from dim import rng
-from dim.data.real import RealData, real_data_of
+from dim.data.origin import real_data_of
+from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.distances import (
@@ -234,7 +235,7 @@ def coverage(
         InputError: if the subject does not say what it was made from and `data` is not given, or for a bad argument.
     """
     info = subject.info if isinstance(subject, SyntheticSet) else getattr(subject, "info", {})
-    data = data or real_data_of(info, root, device)
+    data = data or real_data_of(info, root, device, subject.spec)
     name = "set" if isinstance(subject, SyntheticSet) else "generator"
     return Coverage(data, samples=samples, seed=seed, features=features).score(subject, name)
 

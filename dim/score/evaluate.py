@@ -18,7 +18,8 @@ from torch import Tensor
 from dim import rng
 from dim.config import ProtocolConfig, from_dict, to_dict
 from dim.data.loader import GeneratedLoader
-from dim.data.real import RealData, real_data_of
+from dim.data.origin import real_data_of
+from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.data.whiten import Whitening
 from dim.errors import InputError
@@ -379,7 +380,8 @@ def evaluate(
     protocol = protocol or from_dict(ProtocolConfig, info.get("protocol") or {})
     if students is not None:
         protocol = dataclasses.replace(protocol, students=tuple(students))
-    evaluator = Evaluator(data or real_data_of(info, root, device), protocol, seeds=seeds, device=device, split=split)
+    data = data or real_data_of(info, root, device, subject.spec)
+    evaluator = Evaluator(data, protocol, seeds=seeds, device=device, split=split)
     if isinstance(subject, SyntheticSet):
         return evaluator.fixed(subject)
     if ipc is None:

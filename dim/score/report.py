@@ -182,10 +182,13 @@ def write_report(
         nearest: the run's images and their nearest real ones, with `coverage`.
 
     Raises:
-        InputError: if the folder is no run.
+        InputError: if the folder is no run, or one of other data.
     """
     run = Path(run)
     description = read_run(run, None)
+    if description["spec"]["fingerprint"] != data.spec.fingerprint:
+        made = f"{run} was made from other data ({description['spec']['name']!r}, {description['spec']['fingerprint']})"
+        raise InputError(f"{made}: expected these for its page, and not {data.spec.name!r} ({data.spec.fingerprint})")
     metrics = read_metrics(run)
     step = metrics[-1]["step"] if metrics else None
     kept = _keep(run, step, scores, coverage, nearest)

@@ -17,7 +17,8 @@ import torch
 from dim import rng
 from dim.compiling import compiler_found, native_bfloat16
 from dim.config import ProtocolConfig, to_dict
-from dim.data.real import RealData, real_data_of
+from dim.data.origin import real_data_of
+from dim.data.real import RealData
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.nets.generator import Generator
@@ -128,7 +129,7 @@ def verify(
     claims = required_claims(subject, name) if claims is None else claims
     if seeds < 1:
         raise InputError(f"seeds is {seeds}: expected 1 or more students")
-    data = data or real_data_of(getattr(subject, "info", {}), root, device)
+    data = data or real_data_of(getattr(subject, "info", {}), root, device, subject.spec)
     found = []
     for each in claims:
         found.append(_verdict(subject, each, data, seeds, torch.device(device), seed, name))

@@ -21,6 +21,7 @@ from dim.chunks import FORWARD, JUDGED
 from dim.compiling import compiled, worth_compiling
 from dim.config import ExpertsConfig, RecordConfig
 from dim.continuation import continues
+from dim.data.origin import with_origin
 from dim.data.real import EpochBatches, RealData
 from dim.data.splits import Split, in_chunks
 from dim.data.whiten import Whitening
@@ -67,6 +68,7 @@ def record(
         NonFiniteError: if an expert's loss is not finite.
         Interrupted: after Ctrl-C or SIGTERM, when the state has been saved.
     """
+    config = with_origin(config, data)
     return _Recorder(config, data, Path(out), resume=resume, device=torch.device(device), processes=processes).run()
 
 

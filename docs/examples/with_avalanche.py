@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import dim
-from dim.data.real import real_data_of
+from dim.data.origin import real_data_of
 from dim.nets.student import build_student
 
 
