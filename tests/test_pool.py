@@ -47,6 +47,14 @@ def _run(pool, steps) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.parametrize("members", [1, 2, 3, 4, 10])
+def test_all_architectures_have_their_turn_however_few_members_there_are(make, members):
+    names = tuple(f"convnet:width={width},depth=1" for width in range(2, 7))
+    pool = make(members=members, students=names)
+    lives = [pool._student(slot, generation) for generation in range(10) for slot in range(members)]
+    assert {lives.count(name) for name in names} == {len(lives) // len(names)}
+
+
 def test_fresh_takes_a_new_model_every_epoch(make):
     pool = make(source="fresh", upkeep_every=1, first_step=10)
     starts, nets = [], []

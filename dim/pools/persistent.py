@@ -47,4 +47,5 @@ class PersistentPool(TrainedPool):
         return max(1, round(self.config.max_age * share))
 
     def _student(self, slot: int, generation: int) -> str:
-        return self.config.students[slot % len(self.config.students)]
+        """In turns over all members that there will be: every architecture has its share, however few members there are."""
+        return self.config.students[(slot + generation * self.config.members) % len(self.config.students)]
