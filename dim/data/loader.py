@@ -147,11 +147,15 @@ class GeneratedLoader:
         self.epoch, self.transform, self.relabel = 0, transform, relabel
         self._step = 0  # of the epoch that is, or is to be, iterated
         self._within: int | None = None  # that epoch, once it is begun
-        # Batches of one window are generated together: the generator's blocks stay full, and the window can be shuffled.
-        self._window = max(1, chunk_size(4 * generator.spec.image_bytes, 1024) // batch_size)
 
     def __len__(self) -> int:
         return self.steps
+
+    @property
+    def _window(self) -> int:
+        """Batches that are generated together, so that the generator's blocks are full, and among which images are mixed: about a
+        thousand images of all processes, as one process would have them."""
+        return max(1, chunk_size(4 * self.generator.spec.image_bytes, 1024) // (self.batch_size * self.world))
 
     def _join(self) -> None:
         """Take the place among processes that `torch.distributed` has by now, unless one was given: Lightning and others start

@@ -185,6 +185,19 @@ def test_impossible_loaders_are_refused(generator, settings):
 
 
 @pytest.mark.parametrize("world", [2, 3])
+def test_shuffled_processes_share_the_batches_of_one_process(generator, world):
+    """Over several windows of about a thousand images."""
+    whole = GeneratedLoader(generator, batch_size=100 * world, steps=14)
+    shares = [GeneratedLoader(generator, batch_size=100, steps=14, rank=rank, world=world) for rank in range(world)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        together = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        found, wanted = (
+            sorted((bytes(image.numpy()), int(label)) for image, label in zip(*pair, strict=True)) for pair in (together, batch)
+        )
+        assert found == wanted
+
+
+@pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_what_one_process_would_have(generator, world):
     whole = GeneratedLoader(generator, batch_size=6 * world, steps=4, shuffle=False)
     shares = [GeneratedLoader(generator, batch_size=6, steps=4, shuffle=False, rank=rank, world=world) for rank in range(world)]
