@@ -116,6 +116,8 @@ def _index(listing: Listing, names: tuple[str, ...] | None, what: str) -> tuple[
             try:
                 rows = [(number, *row) for row in _samples(shard, positions, others)]
                 parts.append(torch.tensor(rows, dtype=torch.int64).view(-1, 4))
+            except _Unlabelled as error:
+                raise InputError(f"shard {shard} cannot be read ({error})") from None
             except Exception as error:  # tarfile raises almost anything at damaged bytes
                 raise InputError(f"shard {shard} cannot be read ({reason(error)}): copy or make it again") from None
             reading.advance()
@@ -165,7 +167,8 @@ def _label(shard: io.BufferedReader, sample: Mapping[str, tuple[int, int]], posi
     """The class of a sample: what `cls` holds, or `label` in `json`; a number, or a name."""
     offset, size = sample.get(_NUMBER, sample.get(_JSON, (0, 0)))
     if not size:
-        raise ValueError(f"{key!r} has no label: expected a file .cls, or .json with 'label'")
+        remedy = "; class folders are read where they are unpacked" if "/" in key else ""
+        raise _Unlabelled(f"{key!r} has no label: expected a file .cls, or .json with 'label'{remedy}")
     if size > _LARGEST_LABEL_FILE:
         raise ValueError(f"the label of {key!r} has {size} bytes")
     shard.seek(offset)
@@ -178,9 +181,14 @@ def _label(shard: io.BufferedReader, sample: Mapping[str, tuple[int, int]], posi
         value = int(whole[1]) if whole else (positions or {}).get(value, value)
     largest = 10**9 if positions is None else len(positions) - 1
     if type(value) is not int or not 0 <= value <= largest:
-        expected = "a number of a class" if positions is None else f"a number from 0 to {largest}, or a name of classes"
-        raise ValueError(f"the label of {key!r} is {value!r:.40}: expected {expected}")
+        names = "a number of a class, or a name if a classes.txt beside the shards has the names, one in each line"
+        expected = names if positions is None else f"a number from 0 to {largest}, or a name of classes"
+        raise _Unlabelled(f"the label of {key!r} is {value!r:.40}: expected {expected}")
     return value
+
+
+class _Unlabelled(ValueError):
+    """A sound shard whose images have no label that is understood."""
 
 
 class _Shard(io.BufferedReader):

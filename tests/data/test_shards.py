@@ -244,6 +244,13 @@ LINK = tarfile.TarInfo()
 LINK.type, LINK.linkname = tarfile.SYMTYPE, "000000.png"
 
 
+def test_names_of_classes_need_a_file_that_lists_them(root):
+    (root / "classes.txt").unlink()
+    path = write(root / "train-001.tar", {"x.png": picture(0), "x.cls": b"cow"})
+    expected = "expected a number of a class, or a name if a classes.txt beside the shards has the names, one in each line"
+    assert refused(root) == f"shard {path} cannot be read (the label of 'x' is 'cow': {expected})"
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
