@@ -83,7 +83,7 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
     size, why_size = _size(look, data, shown)
     wide = _largest(WIDTHS, lambda width: shown(size, width) >= PLENTY)
     width = wide or (24 if shown(size, 24) >= ENOUGH else 16)
-    flips = "flip_" if channels == 3 else ""
+    flips = "flip_" if channels == 3 else ""  # grey images are often of letters and digits
     training = _training(look.parts["train"], width, f"{flips}color_crop_cutout", shown(size, width))
     config = TrainConfig(
         about=AboutConfig(title=f"{look.name}, settings chosen for {minutes:g} minutes"),
@@ -91,7 +91,9 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
         generator=from_dict(GeneratorConfig, {"name": "gan", "width": width, "latent_dim": 64}),
         discriminator=DiscriminatorConfig(width=width),
         pool=from_dict(PoolConfig, {"students": ("convnet:width=32",), "members": 2, "upkeep_steps": 2, "precision": "auto"}),
-        protocol=ProtocolConfig(epochs=_protocol_epochs(len(look.classes))),
+        protocol=ProtocolConfig(
+            epochs=_protocol_epochs(len(look.classes)), augment=_student_augmentation(mirrored=channels == 3)
+        ),
         **training,
     )
     bf16 = native_bfloat16(device)
@@ -184,6 +186,12 @@ def _size(look: Look, data: DataConfig, shown: Callable[[int, int], float]) -> t
         return size, "their own size"
     limit = "the largest that the networks are meant for" if size == fitting[-1] else "what the time allows: more --minutes, more"
     return size, f"of {own} pixels (median): {limit}"
+
+
+def _student_augmentation(*, mirrored: bool) -> str:
+    """The published families, with flips only where mirrored images are of the same class."""
+    families = ProtocolConfig().augment.split("|")
+    return "|".join(family for family in families if mirrored or family != "flip")
 
 
 def _protocol_epochs(classes: int) -> int:

@@ -111,7 +111,10 @@ def test_what_was_asked_for_stays(monkeypatch):
 
 def test_augmentation_flips_nothing_in_grey_images(monkeypatch):
     assert chosen(of(grey=True), monkeypatch=monkeypatch).config.adversarial.augment == "color_crop_cutout"
-    assert "flip" in chosen(of(), monkeypatch=monkeypatch).config.adversarial.augment
+    assert "flip" not in chosen(of(grey=True), monkeypatch=monkeypatch).config.protocol.augment
+    found = chosen(of(), monkeypatch=monkeypatch).config
+    assert "flip" in found.adversarial.augment
+    assert found.protocol == dataclasses.replace(TrainConfig().protocol, epochs=found.protocol.epochs)
 
 
 def test_students_of_many_classes_take_about_as_many_steps(monkeypatch):
