@@ -5,7 +5,11 @@ The estimate is a squared maximum mean discrepancy (Gretton et al. 2012), a U-st
     mean over i != j of  k(a_i, a_j) + k(b_i, b_j) - 2 k(a_i, b_j)
 
 for n real a_i and n generated b_i of a class. It has no bias, so a generator gains nothing by collapsing. a_i and b_i, which
-share an augmentation draw and are therefore correlated, are never compared. The kernel k decides what is matched."""
+share an augmentation draw and are therefore correlated, are never compared. The kernel k decides what is matched.
+
+An image that is alone of its class in the batch counts as 0. So what is estimated is the distance times the part of the images
+that are not alone: nearly 1 for ten classes in a batch of 64, 0.47 for a hundred. Larger batches or a larger `matching.weight`
+make up for that."""
 
 from collections.abc import Callable
 

@@ -14,7 +14,8 @@ def mean_distance(real: Tensor, generated: Tensor, labels: Tensor, classes: int)
 
     For every class, products of *different* rows only: with a_i real and b_i generated, n of each, the mean over i != j of
     a_i a_j + b_i b_j - 2 a_i b_j. Its expectation is |E a - E b|^2 whatever the spread, so nothing is gained by collapsing; a_i
-    and b_i, which share an augmentation draw and so are correlated, never meet. Classes are weighted by their images.
+    and b_i, which share an augmentation draw and so are correlated, never meet. Classes are weighted by their images; one with a
+    single image in the batch counts as 0, see `dim.objectives.statistics`.
 
     Args:
         real, generated: float (B, F) log-probabilities or features.
