@@ -19,6 +19,7 @@ from PIL import Image
 
 import dim
 from dim.commands.cli import main
+from dim.commands.making import _class_number
 from dim.commands.parsing import subjects_first
 from dim.config import (
     CORESETS,
@@ -411,6 +412,14 @@ def test_counts_classes_seed_and_format(run, tmp_path):
     assert len(counts) == 7
     assert main([*arguments, "--ipc", "5", "--classes", "0", "9", "--out", str(tmp_path / "classes")]) == 0
     assert dim.load_set(tmp_path / "classes").labels.tolist() == [0, 9] * 5
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 0), ("2", 1), ("0", 0), ("3", 3), ("cat", 3)])
+def test_a_class_is_its_name_before_it_is_a_number(text, number, capsys):
+    names = ("1", "2", "10", "cat")  # folders that are numbered from 1
+    assert _class_number(text, names) == number
+    told = capsys.readouterr().err
+    assert ("taken as the class of that name" in told) == (text in ("1", "2"))
 
 
 def test_some_classes_in_folders_are_refused_before_any_is_drawn(wrong, run, tmp_path):
