@@ -81,6 +81,8 @@ class _Row:
     first: Score
     differs: str
     scores: dict[str, Score]
+    any_size: bool = False
+    """Whether rows of several sizes have this name: a generator's, which has no size in it."""
 
     @property
     def is_control(self) -> bool:
@@ -91,7 +93,7 @@ class _Row:
     def method(self) -> str:
         """What the row is called whatever its size: `sets/mtt-10` and `sets/mtt-50` are one line of the picture."""
         name = self.first.name
-        if self.first.ipc is None:
+        if self.first.ipc is None or self.any_size:
             return name
         return re.sub(rf"(?:[-_./ ](?:ipc)?[-_]?|(?<=[a-z])){self.first.ipc}$", "", name) or name
 
@@ -130,6 +132,11 @@ class Comparison:
                 same.append(row)
                 self._rows.append(row)
             row.scores[score.student] = score
+        named: dict[str, set[int | None]] = {}
+        for row in self._rows:
+            named.setdefault(row.first.name, set()).add(row.first.ipc)
+        for row in self._rows:
+            row.any_size = row.first.track == "stream" or len(named[row.first.name]) > 1
         found = recovery(self.scores)
         self._recovery = {id(score): values for score, values in zip(self.scores, found, strict=True)}
 

@@ -244,7 +244,8 @@ class Evaluator:
             InputError: if neither the protocol nor the caller gives a budget.
         """
         if self.protocol.full_epochs:
-            steps = math.ceil(self.protocol.full_epochs * len(self.data.train) / self.protocol.batch_size)
+            images = len(self.data.train)
+            steps = math.ceil(self.protocol.full_epochs * images / min(self.protocol.batch_size, images))
         if steps < 1:
             raise InputError("the full-data control needs a budget: set protocol.full_epochs")
         return steps

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,6 +82,7 @@ def score_all(
     sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
     generators = {name: subject for name, subject in subjects.items() if name not in sets}
     sizes = _sizes(known, sets, ipc, tracks if generators else ())
+    _require_rows(coresets, ORACLE_CONTROL in controls, sizes)
     for size, (method, first) in itertools.product(sizes["fixed"], coresets.items()):
         evaluator.require_coreset(size, method, first)
     budgets = sizes["stream"] if ORACLE_CONTROL in controls else []
@@ -110,6 +111,16 @@ def _coresets(controls: Sequence[str], end: End | None) -> dict[str, End | None]
         suited = methods_with(lambda kind: kind.has_end)
         raise InputError(f"coreset-end is {end!r}: it is for --controls {suited}; add one of them")
     return {name: end if rule.has_end else None for name, rule in rules.items()}
+
+
+def _require_rows(coresets: Collection[str], oracle: bool, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse controls that belong to no row of the table."""
+    if coresets and not sizes["fixed"]:
+        what = f"controls are {' and '.join(coresets)}, and there is no set of equally many images per class beside them"
+        raise InputError(f"{what}: a generator has one with --track fixed, and --controls oracle is for its stream")
+    if oracle and not sizes["stream"]:
+        what = f"controls are {ORACLE_CONTROL}, and there is no stream beside it"
+        raise InputError(f"{what}: a generator has one with --track stream, and --controls random and full are for sets")
 
 
 def _sizes(

@@ -245,12 +245,12 @@ def _head(run: Path, description: Mapping[str, Any], metrics: Sequence[Mapping[s
 def score_findings(scores: Sequence[Score]) -> list[str]:
     """What rows say beside their controls, in sentences: sets beside random real images, streams beside real data."""
     found = []
-    controls = {(row.name, row.ipc, row.student): row for row in scores if row.mean is not None}
+    controls = {(row.name, row.ipc, row.student, row.labels): row for row in scores if row.mean is not None}
     for row in scores:
         if row.mean is None or row.ipc is None or is_control(row):
             continue
-        random = controls.get(("random real", row.ipc, row.student))
-        oracle = controls.get((ORACLE, row.ipc, row.student))
+        random = controls.get(("random real", row.ipc, row.student, row.labels))
+        oracle = controls.get((ORACLE, row.ipc, row.student, row.labels))
         many = f"{row.ipc} image{'s' if row.ipc > 1 else ''} per class"
         if row.track == "fixed" and random is not None:
             words = f"{row.name} trains {row.student} to {row.mean:.1f} %, as many random real images to {random.mean:.1f} %"

@@ -38,7 +38,7 @@ def verdict(row: TimedScore, real: TimedScore) -> str:
     """`better` or `worse` than the real data where the interval is on one side of zero, else `no difference found`."""
     found = difference(row, real)
     if found is None:
-        return "diverged"
+        return "the real data diverged" if real.mean is None else "diverged"
     apart, half = found
     return "better" if apart > half else "worse" if -apart > half else "no difference found"
 

@@ -266,6 +266,13 @@ def test_other_labels_are_another_line(drawn):
     assert {label: len(points) for label, points in lines(drawn[0].axes[0]).items()} == {"a": 2, "a [soft (2 experts)]": 1}
 
 
+def test_a_name_that_ends_in_a_size_by_chance_is_one_line():
+    """As runs have them, whose name is the same at every size."""
+    sizes = (1, 10, 50)
+    comparison = Comparison([*(score("runs/cifar10", ipc) for ipc in sizes), *(score(f"sets/mtt-{ipc}", ipc) for ipc in sizes)])
+    assert [row.method for row in comparison._rows] == ["runs/cifar10"] * 3 + ["sets/mtt"] * 3
+
+
 def test_the_picture_is_a_png():
     with Image.open(io.BytesIO(Comparison([score()]).picture())) as image:
         image.load()

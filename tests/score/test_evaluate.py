@@ -239,6 +239,8 @@ def test_full_data_has_the_budget_of_its_epochs_or_of_the_table(data, fed):
     assert (score.steps, score.distinct_images) == (7, 112)
     with pytest.raises(InputError, match="full_epochs"):
         Evaluator(data, PROTOCOL, seeds=1).full()
+    large = dataclasses.replace(PROTOCOL, full_epochs=3, batch_size=10 * len(data.train))
+    assert Evaluator(data, large, seeds=1).full_steps() == 3, "a step has all images, and no more"
 
 
 @pytest.mark.parametrize(("teacher", "said"), [("resnet18", "soft (resnet18)"), (None, "soft (unnamed teacher)")])

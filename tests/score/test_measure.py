@@ -110,6 +110,19 @@ def test_an_unknown_control_is_refused_before_training(digits, generator, traine
     assert trained == []
 
 
+@pytest.mark.parametrize(
+    ("tracks", "control", "said"),
+    [
+        (("stream",), "random", "no set of equally many images per class beside them: a generator has one with --track fixed"),
+        (("fixed",), "oracle", "no stream beside it: a generator has one with --track stream"),
+    ],
+)
+def test_a_control_that_belongs_to_no_row_is_refused_before_training(digits, generator, trained, tracks, control, said):
+    with pytest.raises(InputError, match=said):
+        score_all(Evaluator(digits, PROTOCOL, seeds=1), {"runs/b": generator}, tracks=tracks, controls=(control,))
+    assert trained == []
+
+
 def test_what_was_measured_is_not_measured_again(digits, generator, trained):
     subjects = {"sets/a": dim.sample_set(generator, ipc=3, seed=1), "runs/b": generator}
     plan = {"ipc": (1, 2), "tracks": ("stream", "fixed"), "controls": ("random", "oracle", "full")}

@@ -153,6 +153,7 @@ def test_what_rows_say_beside_their_controls():
         score(80.0, 82.0, name="mine"),
         score(70.0, name="random real", made={"method": REAL}),
         score(60.0, name="random real", ipc=50, made={"method": REAL}),
+        score(90.0, name="random real", labels="soft (2 experts)", made={"method": REAL}),  # which is no control of hard labels
         score(75.0, name="herding real", made={"method": "herding"}),
         score(45.0, name="mine", track="stream"),
         score(50.0, name=ORACLE, track="stream", made={"method": REAL}),

@@ -241,6 +241,12 @@ def test_the_interval_is_welchs():
     assert difference(*alike)[1] == pytest.approx(float(stats.t.ppf(0.975, 2)) * 0.2)
 
 
+def test_it_is_said_which_of_the_two_diverged():
+    real, made = row("real", 1.0, 50.0, 51.0, name="real data"), row("set", 1.0, 60.0, 61.0)
+    assert verdict(row("set", 1.0, 60.0, None), real) == "diverged"
+    assert verdict(made, row("real", 1.0, 50.0, None, name="real data")) == "the real data diverged"
+
+
 def test_a_win_is_claimed_only_where_the_intervals_are_apart(capsys):
     table = [
         *(
