@@ -20,6 +20,7 @@ from dim.data.real import EpochBatches
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.io import load_tensors, reading, save_tensors
+from dim.launch import say_once
 from dim.nets.generator import Generator
 from dim.replay.coding import coding_of
 from dim.sampler import sample_set
@@ -94,7 +95,8 @@ class ReplayMemory:
         """Add a task: the images of a set, class by class in its order, or as many of a generator as there is room for.
 
         Where a class was added to before, old and new images take turns, so that every addition has an equal share of what
-        stays. Learned pixels are rounded to 8 bits.
+        stays; once there are as many additions as images of a class have room, later ones leave nothing of it, which is said.
+        Learned pixels are rounded to 8 bits.
 
         Args:
             subject: of the memory's data, or of some of its classes under the same names, as that of a task has them.
@@ -200,6 +202,11 @@ class ReplayMemory:
     def _hold(self, content: Mapping[int, list[_Item]], top_k: int | None) -> int:
         """Put the first images of every class in place of what is held, as many as there is room for."""
         ipc = self._room(content, top_k)
+        for label, items in content.items():
+            if items and max(item.addition for item in items) not in {item.addition for item in items[:ipc]}:
+                room = f"has room for {ipc} image{'s' if ipc > 1 else ''} of class {self.spec.class_names[label]!r}"
+                remedy = "add more at a time, or raise bytes"
+                say_once(f"dim: the memory {room}, which was added to more often: nothing of its last addition is kept; {remedy}")
         self._content = {label: _renumbered(items[:ipc]) for label, items in content.items()}
         self.top_k = top_k
         return ipc

@@ -188,6 +188,15 @@ def test_additions_to_a_class_have_equal_shares_of_what_stays(data):
         assert len(shared) == 5
 
 
+def test_an_addition_that_leaves_nothing_is_told(data, capsys):
+    memory = ReplayMemory(data, bytes=3 * IMAGE + 4 + 4 * 4)
+    for seed in range(3):
+        memory.add(a_set(data, {0: 5}, seed=seed))
+    assert capsys.readouterr().err == ""
+    assert memory.add(a_set(data, {0: 5}, seed=3)) == 3
+    assert "room for 3 images of class 'class 0', which was added to more often: nothing of its last" in capsys.readouterr().err
+
+
 def test_shares_stay_equal_where_an_addition_had_few_images(data):
     parts = [a_set(data, {0: count}, seed=seed) for seed, count in enumerate((2, 20, 20))]
     memory = ReplayMemory(data, bytes=10**6)
