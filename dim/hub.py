@@ -26,8 +26,12 @@ from dim.sampler import sample_grid, set_grid
 from dim.score.privacy import read_audit
 from dim.score.record import Score
 
-_FILES_OF_SETS = ("*/*.png", "data.*", "data-*.tar", "images.jsonl", "images.pt", "labels.pt", "lr.pt", "TM/*")
-"""That formats write, beside those that every set has."""
+_FILES_OF_SETS = (
+    *("[0-9]*/[0-9][0-9][0-9][0-9][0-9]*.png", "images.jsonl"),
+    *("data.npz", "data.parquet", "data.safetensors", "data-[0-9]*.tar"),
+    *("images.pt", "labels.pt", "lr.pt", "TM/*/IPC*/*_best*.pt"),
+)
+"""That formats write, beside those that every set has. Nothing else in a repository matches."""
 
 
 def load_generator(name: Path | str, device: torch.device | str = "cpu", *, code: Collection[type[Generator]] = ()) -> Generator:

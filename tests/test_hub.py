@@ -392,5 +392,5 @@ def test_files_of_an_earlier_set_are_removed_and_others_are_not(api, subject, fo
     written = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()}
     left = {name for name in written if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     assert left <= {"README.md", "samples.png", "set.json"}, "which every set replaces"
-    for own in ("LICENSE", "notes/paper.pdf", ".gitattributes", "picture.png"):
+    for own in ("LICENSE", "notes/paper.pdf", ".gitattributes", "picture.png", "figures/accuracy.png", "data.md", "data.py"):
         assert not any(fnmatch.fnmatch(own, pattern) for pattern in patterns)
