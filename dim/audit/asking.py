@@ -4,6 +4,7 @@ What they said is kept in the cache folder, so that a killed audit goes on, and 
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ from dim.data.real import RealData
 from dim.data.splits import in_chunks
 from dim.errors import InputError
 from dim.io import cache_folder, digest, keep_tensors, load_tensors
+from dim.nets.student import mixed_parts
 from dim.score.evaluate import Evaluator
 from dim.score.record import Score
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,10 @@ class Asker:
         said: list[Tensor] = []
 
         def trained(student: str, seed: int, predict: Callable[[Tensor], Tensor]) -> None:
-            parts = in_chunks(self.candidates.images, largest=JUDGED, budget=FORWARD)
-            said.append(torch.cat([confidence(predict(images.to(self.device)), labels).cpu() for _, images, labels in parts]))
+            parts = mixed_parts(len(self.candidates.images))  # some students normalise by the images that they are asked about
+            chunks = itertools.chain(*(in_chunks(self.candidates.images, part, largest=JUDGED, budget=FORWARD) for part in parts))
+            found = [confidence(predict(images.to(self.device)), labels).cpu() for _, images, labels in chunks]
+            said.append(torch.cat(found)[torch.argsort(torch.cat(parts))])
 
         evaluator = Evaluator(data, self.protocol, seeds=seeds, device=self.device, trained=trained)
         (score,) = measure(evaluator)

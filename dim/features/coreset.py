@@ -6,6 +6,7 @@ training runs; one file each in `dim.features.coresets`.
 """
 
 import functools
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_name, device_of, trained_features
 from dim.io import cache_folder, keep_tensors, load_tensors
 from dim.loop import Progress
+from dim.nets.student import judged_parts
 from dim.nets.student_step import settled
 
 End = Literal["easiest", "hardest"]
@@ -74,9 +76,11 @@ class Training:
     @functools.cached_property
     def logits(self) -> Tensor:
         """float (N, classes) of all training images, on the CPU."""
-        train = self._data.train
+        train, parts = self._data.train, judged_parts(self._net, len(self._data.train))
+        chunks = itertools.chain(*(in_chunks(train, part, largest=JUDGED, budget=FORWARD) for part in parts))
         with torch.no_grad():
-            return torch.cat([self._net(images).cpu() for _, images, _ in in_chunks(train, largest=JUDGED, budget=FORWARD)])
+            found = torch.cat([self._net(images).cpu() for _, images, _ in chunks])
+        return found[torch.argsort(torch.cat(parts))]
 
 
 class ScoreRule(Rule):

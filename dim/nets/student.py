@@ -81,10 +81,13 @@ def batch_statistics(net: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def judged_parts(net: nn.Module | None, count: int) -> list[Tensor]:
-    """Indices of so many images in parts that are judged by themselves: all in their order, or, where `net` has such layers, in a
-    fixed random order and parts of nearly one size, as a split can be sorted by class."""
-    if net is None or not batch_statistics(net):
-        return [torch.arange(count)]
+    """Indices of so many images in parts that are judged by themselves: all in their order, or, where `net` has such layers, as
+    `mixed_parts` has them."""
+    return mixed_parts(count) if net is not None and batch_statistics(net) else [torch.arange(count)]
+
+
+def mixed_parts(count: int) -> list[Tensor]:
+    """Indices of so many images in a fixed random order and in parts of nearly one size, as a split can be sorted by class."""
     order = torch.randperm(count, generator=rng.generator(0, "judged"))
     return list(order.tensor_split(-(-count // JUDGED)))
 
