@@ -27,6 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     from dim.io import write_document
     from dim.score.claims import claim, keep_claims
+    from dim.score.compare import require_made_from
     from dim.score.evaluate import Evaluator
     from dim.score.measure import score_all
     from dim.score.report import print_scores, scores_to_json
@@ -40,6 +41,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     _require_used(parsed)
     processes.once(lambda: (_require_targets(parsed, "json"), _require_claims(parsed, subjects)))
     data = processes.in_turn(lambda: data_of_subjects(subjects, parsed.data_root, device))
+    if parsed.claim:  # which is of its own data, and verified on these
+        require_made_from(subjects, data.spec)
+    elif processes.main:
+        _tell_other_data(subjects, data.spec)
     if parsed.student_seconds:
         return _evaluate_by_time(parsed, subjects, data, device, processes)
     teacher = parsed.teacher.load(data, device)
@@ -155,6 +160,7 @@ def coverage(arguments: Sequence[str]) -> None:
     from dim.io import write_document
     from dim.pictures import save_png
     from dim.run_folder import RUN
+    from dim.score.compare import require_made_from
     from dim.score.coverage import Coverage, CoverageScore
     from dim.score.report import coverage_to_json, print_coverage
 
@@ -162,6 +168,7 @@ def coverage(arguments: Sequence[str]) -> None:
     device = device_of(parsed.device)
     subjects = load_subjects(parsed.subjects, device, parsed.sampler)
     data = data_of_subjects(subjects, parsed.data_root, device)
+    require_made_from(subjects, data.spec)
     measure = Coverage(data, samples=parsed.samples, seed=parsed.seed, features=parsed.features)
     asked = {name: getattr(parsed, name) for name in ("samples", "seed")} | {"features": measure.features.to_dict()}
     asked |= {part: data.digest(part) for part in ("val", "test")}
@@ -203,6 +210,15 @@ def report(arguments: Sequence[str]) -> None:
         config = from_dict(DataConfig, description["config"]["data"])
         root = parsed.data_root or usual_root(config.dataset, description["spec"]["fingerprint"], root_of_runs([parsed.run]))
     say(f"report: {write_report(parsed.run, load_data(dataclasses.replace(config, root=root or config.root)))}")
+
+
+def _tell_other_data(subjects: Mapping[str, Any], spec: Any) -> None:
+    """Say which subjects are scored on data, those of the first one, that they were not made from."""
+    first = next(iter(subjects))
+    for name, subject in subjects.items():
+        if name != first and subject.spec.fingerprint != spec.fingerprint:
+            what = f"{name} was made from other training images, and is scored beside those of {first}"
+            say_note(f"dim: {what}: if these are split otherwise, it may have seen some that score it")
 
 
 def _require_used(parsed: EvaluateArguments | CompareArguments) -> None:

@@ -24,7 +24,8 @@ def usual_root(dataset: str, fingerprint: str, of_run: str | None = None) -> str
     """
     if not reads_files(dataset):
         return None
-    usual, found = os.environ.get("DIM_DATA_ROOT"), of_run or known_root(fingerprint)
+    sure = of_run if of_run and os.path.isabs(of_run) else None  # the command may run elsewhere than the run did
+    usual, found = os.environ.get("DIM_DATA_ROOT"), sure or known_root(fingerprint) or of_run
     return (found or usual) if needs_size(dataset) else (usual or found)
 
 
@@ -56,7 +57,8 @@ def real_data_of(
     data = load_data(located(replace(config, root=root) if root else config), device)
     if spec is not None and spec.fingerprint and spec.fingerprint != data.spec.fingerprint:
         place = f" in {data.config.root}" if data.config.root else ""
-        say_once(f"dim: {data.spec.name!r}{place} has other training images or labels now than when this was made from it")
+        what = f"{data.spec.name!r}{place} has other training images or labels now than when this was made from it"
+        say_once(f"dim: {what}: if the test part was taken from them, images that were trained on may be in it now")
     return data
 
 
