@@ -1,4 +1,4 @@
-"""Weights in few bits: symmetric integers with a scale for each output channel, entropy coded.
+"""Weights in few bits: symmetric integers with a scale for each output channel (of a transposed convolution: input), coded.
 
 Matrices and kernels have the bits that are asked for, vectors (biases) eight, with one scale; buffers stay as they are, but for
 anchors, which have at least six. A scale is the one of several under which the rounding error of its channel is smallest, in

@@ -184,7 +184,12 @@ def _size(look: Look, data: DataConfig, shown: Callable[[int, int], float]) -> t
     size = _largest(fitting, lambda size: shown(size, 24) >= ENOUGH) or fitting[0]
     if size == own:
         return size, "their own size"
-    limit = "the largest that the networks are meant for" if size == fitting[-1] else "what the time allows: more --minutes, more"
+    if size < fitting[-1]:
+        limit = "what the time allows: more --minutes, more"
+    elif size == SIZES[-1]:
+        limit = "the largest that the networks are meant for"
+    else:
+        limit = f"the next smaller one of {', '.join(map(str, SIZES))}"
     return size, f"of {own} pixels (median): {limit}"
 
 
