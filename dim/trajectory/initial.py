@@ -26,6 +26,12 @@ def open_experts(folder: Path | str, config: TrajectoryRecipe, data: RealData) -
         there, here = getattr(recorded, name), getattr(config, name)
         if there != here:
             raise InputError(f"{folder} holds experts with {name} {there!r}: expected {here!r}; record experts with this recipe")
+    if config.trajectory.path == "convex" and recorded.experts.waypoints:  # else they are made of checkpoints as is asked for
+        for name in ("waypoints", "smooth"):
+            there, here = getattr(recorded.experts, name), getattr(config.trajectory, name)
+            if there != here:
+                what = f"{folder} holds waypoints that were recorded with {name} {there}"
+                raise InputError(f"{what}, and trajectory.{name} is {here}: expected the same, or a store of every checkpoint")
     return store
 
 

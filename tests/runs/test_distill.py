@@ -948,6 +948,18 @@ def test_a_store_that_lacks_a_file(refused, experts, tmp_path, missing):
     assert str(tmp_path / "store") in refused(store=tmp_path / "store")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"waypoints": 2}, "waypoints 3, and .*waypoints is 2"), ({"smooth": True}, "smooth")]
+)
+def test_waypoints_that_were_recorded_otherwise(digits, experts, tmp_path, changed, said):
+    few = to_waypoints(ExpertStore.open(experts), tmp_path / "waypoints", 3).folder
+    path = {"path": "convex", "waypoints": 3}
+    distill(recipe(trajectory=path, distill={"iterations": 0}), digits, few, tmp_path / "fits")
+    with pytest.raises(InputError, match=said):
+        distill(recipe(trajectory={**path, **changed}), digits, few, tmp_path / "out")
+    distill(recipe(trajectory={**path, **changed}, distill={"iterations": 0}), digits, experts, tmp_path / "whole")
+
+
 def test_a_folder_that_is_no_store(refused, tmp_path):
     (tmp_path / "photos").mkdir()
     for path in (tmp_path / "photos", tmp_path / "nowhere"):
