@@ -73,17 +73,19 @@ def _kind(folder: Path) -> str:
     """How the images in a folder are labelled. A dataset.json is always meant for that; shards and the other files lie beside
     class folders, too, and are meant where these are fewer than two."""
     from dim.data.files import EXTENSIONS, subfolders
-    from dim.data.labels import label_file
+    from dim.data.labels import label_file, labels_within_folders
     from dim.data.parts import are_parts
 
     if any(path.suffix.lower() == ".tar" for path in folder.glob("*")) and len(subfolders(folder)) < 2:
         return "webdataset"
-    if folder.is_dir() and label_file(folder):
+    if folder.is_dir() and (file := label_file(folder)):
         names = subfolders(folder)
-        if len(names) < 2 or (are_parts(names) and not any(subfolders(folder / name) for name in names)):
+        flat_parts = are_parts(names) and not any(subfolders(folder / name) for name in names)
+        if len(names) < 2 or flat_parts or labels_within_folders(file):
             return "listed"
     for place in (folder, *(path for path in sorted(folder.glob("*")) if path.name.lower() in ("train", "training"))):
         file = label_file(place)
-        if file and (file.suffix == ".json" or any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())):
+        beside = file and any(path.suffix.lower() in EXTENSIONS for path in place.iterdir())
+        if file and (beside or file.suffix == ".json" or len(subfolders(place)) < 2):
             return "listed"
     return "folder"

@@ -1,5 +1,6 @@
 """Labels in a file beside images, as the `datasets` library, StyleGAN and spreadsheets have them."""
 
+import contextlib
 import csv
 import io
 import json
@@ -29,6 +30,15 @@ def label_file(folder: Path) -> Path | None:
 
 def _label_files(folder: Path) -> list[Path]:
     return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def labels_within_folders(source: Path) -> bool:
+    """Whether a file gives images of one folder several labels, so that folders are no classes; False for one that is damaged."""
+    labels: dict[str, set[str]] = {}
+    with contextlib.suppress(InputError):
+        for file, label in _rows(source):
+            labels.setdefault(file.partition("/")[0] if "/" in file else "", set()).add(label)
+    return any(len(own) > 1 for folder, own in labels.items() if folder)
 
 
 def _require_one_part(source: Path, files: Sequence[str]) -> None:

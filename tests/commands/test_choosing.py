@@ -200,6 +200,8 @@ def test_settings_are_chosen_for_one_process(photos, monkeypatch, capsys):
         (("train/0.png", "train/labels.csv", "test/0.png", "test/labels.csv"), "listed"),
         (("train/0.png", "test/0.png", "labels.csv"), "listed"),  # where images without labels lie in test/
         (("train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/0.png", "labels.csv"), "folder"),
+        (("train/images/0.png", "train/labels.csv", "test/images/0.png", "test/labels.csv"), "listed"),
+        (("train/a/0.png", "train/b/0.png", "train/labels.csv"), "folder"),
         (("train-0.tar", "classes.txt"), "webdataset"),
         (("a/0.png", "b/0.png", "photos.tar"), "folder"),  # unpacked beside the archive
     ],
@@ -209,4 +211,13 @@ def test_how_a_folder_is_labelled_is_seen(tmp_path, layout, kind):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    assert own_data(str(tmp_path / "data"), DataConfig(), []).dataset == kind
+
+
+@pytest.mark.parametrize(("labels", "kind"), [("cat dog", "listed"), ("cat cat", "folder")])
+def test_folders_whose_images_have_several_labels_are_no_classes(tmp_path, labels, kind):
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    rows = [f"images/{number}.png,{label}\n" for number, label in enumerate(labels.split())]
+    (tmp_path / "data" / "labels.csv").write_text("file_name,label\n" + "".join(rows) + "masks/0.png,dog\n")
     assert own_data(str(tmp_path / "data"), DataConfig(), []).dataset == kind
