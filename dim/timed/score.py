@@ -116,6 +116,8 @@ class _Subject:
     courses: tuple[str, ...] = (OWN,)
     stored: float = math.inf
     """Images, if they are stored: no batch is larger."""
+    lr: float | None = None
+    """A learning rate that came with it."""
     made: dict[str, Any] = field(default_factory=dict)
 
 
@@ -196,6 +198,7 @@ class TimedEvaluator:
                 labels=label_kind_of(subject),
                 stored=len(subject.images),
                 made=made,
+                lr=subject.info.get("step_size") if self.protocol.learned_lr else None,
             )
         generator = subject.to(self.device)
         return _Subject(
@@ -242,7 +245,7 @@ class TimedEvaluator:
         protocol, timed = self.protocol, self.timed
         augments = {"protocol": (protocol.augment,), "none": ("",), "both": (protocol.augment, "")}[timed.augmentation]
         kinds: dict[str, Sequence[Any]] = {
-            "lr": [protocol.lr * factor for factor in timed.lr_factors],
+            "lr": [(subject.lr or protocol.lr) * factor for factor in timed.lr_factors],
             "batch_size": [size for size in (protocol.batch_size, *timed.batch_sizes) if size <= subject.stored],
             "augment": tuple(dict.fromkeys(augments)),
             "course": subject.courses,

@@ -165,6 +165,17 @@ def test_the_best_of_each_kind_is_kept_and_the_next_kind_begins_there(digits, an
     assert sum(split == "test" for split, _ in asked) == 4, "two seeds for each of two rows"
 
 
+@pytest.mark.parametrize(("learned_lr", "rates"), [(True, [0.3, 0.6]), (False, [0.1, 0.2])])
+def test_a_learned_step_size_is_where_the_search_begins(digits, anchored, learned_lr, rates):
+    drawn = sample_set(anchored, ipc=4)
+    drawn.info["step_size"] = 0.3
+    timed = dataclasses.replace(ONCE, lr_factors=(1.0, 2.0))
+    protocol = dataclasses.replace(PROTOCOL, learned_lr=learned_lr)
+    real, row = measured(evaluator(digits, timed, protocol=protocol, seeds=(0,)), made=drawn)
+    assert sorted(choice["lr"] for choice in row.tried) == pytest.approx(rates)
+    assert sorted(choice["lr"] for choice in real.tried) == pytest.approx([0.1, 0.2])
+
+
 def test_no_batch_is_larger_than_what_is_stored(digits, digits_gan, monkeypatch):
     monkeypatch.setattr(TimedEvaluator, "_train", lambda *arguments: (50.0, 1.0))
     monkeypatch.setattr(TimedEvaluator, "_time", lambda *arguments: 0.01)
