@@ -9,6 +9,7 @@ from functools import partial
 from dim.data.synthetic import SyntheticSet
 from dim.errors import InputError
 from dim.features.coreset import End, methods_with, row_name, rule_of
+from dim.launch import say_once
 from dim.nets.generator import Generator
 from dim.sampler import identity, sample_set
 from dim.score.controls import FULL_CONTROL, ORACLE_CONTROL, require_controls
@@ -82,7 +83,7 @@ def score_all(
     sets = {name: subject for name, subject in subjects.items() if isinstance(subject, SyntheticSet)}
     generators = {name: subject for name, subject in subjects.items() if name not in sets}
     sizes = _sizes(known, sets, ipc, tracks if generators else ())
-    _require_rows(coresets, ORACLE_CONTROL in controls, sizes)
+    _tell_left_out(coresets, ORACLE_CONTROL in controls, sizes)
     for size, (method, first) in itertools.product(sizes["fixed"], coresets.items()):
         evaluator.require_coreset(size, method, first)
     budgets = sizes["stream"] if ORACLE_CONTROL in controls else []
@@ -113,14 +114,14 @@ def _coresets(controls: Sequence[str], end: End | None) -> dict[str, End | None]
     return {name: end if rule.has_end else None for name, rule in rules.items()}
 
 
-def _require_rows(coresets: Collection[str], oracle: bool, sizes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse controls that belong to no row of the table."""
+def _tell_left_out(coresets: Collection[str], oracle: bool, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Say which controls are left out, as they belong to no row of the table."""
     if coresets and not sizes["fixed"]:
-        what = f"controls are {' and '.join(coresets)}, and there is no set of equally many images per class beside them"
-        raise InputError(f"{what}: a generator has one with --track fixed, and --controls oracle is for its stream")
+        what = f"{' and '.join(coresets)}: there is no set of equally many images per class"
+        say_once(f"dim: controls are left out, {what}; a generator has one with --track fixed")
     if oracle and not sizes["stream"]:
-        what = f"controls are {ORACLE_CONTROL}, and there is no stream beside it"
-        raise InputError(f"{what}: a generator has one with --track stream, and --controls random and full are for sets")
+        what = f"{ORACLE_CONTROL}: there is no stream"
+        say_once(f"dim: controls are left out, {what}; a generator has one with --track stream")
 
 
 def _sizes(

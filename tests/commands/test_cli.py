@@ -595,7 +595,8 @@ def test_a_store_is_converted_to_waypoints(store, trajectory_recipe, tmp_path, c
     mean = (whole.weights(1, 1) + whole.weights(1, 3)) / 2
     assert torch.equal(few.weights(1, 1), mean.bfloat16().float())
     options = ["--trajectory.path", "convex", "--trajectory.continuous", "--experts", str(tmp_path / "few")]
-    assert main(["distill", "--recipe", trajectory_recipe, "--out", str(tmp_path / "set"), *options]) == 0
+    made = ["--trajectory.waypoints", "3", "--trajectory.smooth"]
+    assert main(["distill", "--recipe", trajectory_recipe, "--out", str(tmp_path / "set"), *options, *made]) == 0
 
 
 def test_converting_needs_no_recipe(store, tmp_path):
