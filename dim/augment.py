@@ -168,3 +168,8 @@ _FAMILIES: dict[str, tuple[int, Callable[[Tensor, Tensor, DataSpec], Tensor]]] =
     "scale": (2, _scale),
     "rotate": (1, _rotate),
 }
+
+
+def without_flips(families: str) -> str:
+    """Families of which one is picked per batch, joined by `|`, without mirrored images."""
+    return "|".join(family for family in families.split("|") if family != "flip")

@@ -116,6 +116,7 @@ def say_if_part_is_refined(parsed: SampleArguments, ipc: int) -> None:
 
 def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> SampleArguments:
     """The arguments of `dim sample`, with the policies that a run's own experts make possible, where none is named."""
+    from dim.augment import without_flips
     from dim.run_folder import load_run_config
     from dim.runs.beside import FOLDER
     from dim.trajectory.store import LAYOUT
@@ -127,6 +128,6 @@ def with_own_experts(parsed: SampleArguments, arguments: Sequence[str]) -> Sampl
     policy, refine = replace(parsed.policy, steps=("refined",)), parsed.refine
     if not values_of(arguments, "--refine.augment") and hasattr(refine, "augment"):
         seen = load_run_config(experts, RecordConfig, "experts").experts.augment
-        kept = [name for name in refine.augment.split("|") if name != "flip" or "flip" in seen]
-        refine = replace(refine, augment="|".join(kept))  # mirrored images are none of theirs where the experts saw none
+        if "flip" not in seen:  # mirrored images are none of theirs
+            refine = replace(refine, augment=without_flips(refine.augment))
     return replace(parsed, policy=policy, refine=refine, teacher=replace(parsed.teacher, folder=str(experts)), hard=True)

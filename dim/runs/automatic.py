@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from dim.augment import without_flips
 from dim.compiling import compiler_found, native_bfloat16
 from dim.config import (
     ADVERSARIES,
@@ -83,6 +84,7 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
     size, why_size = _size(look, data, shown)
     wide = _largest(WIDTHS, lambda width: shown(size, width) >= PLENTY)
     width = wide or (24 if shown(size, 24) >= ENOUGH else 16)
+    augment = ProtocolConfig().augment if channels == 3 else without_flips(ProtocolConfig().augment)
     flips = "flip_" if channels == 3 else ""  # grey images are often of letters and digits
     training = _training(look.parts["train"], width, f"{flips}color_crop_cutout", shown(size, width))
     config = TrainConfig(
@@ -91,9 +93,7 @@ def choose(look: Look, data: DataConfig, *, minutes: float, device: torch.device
         generator=from_dict(GeneratorConfig, {"name": "gan", "width": width, "latent_dim": 64}),
         discriminator=DiscriminatorConfig(width=width),
         pool=from_dict(PoolConfig, {"students": ("convnet:width=32",), "members": 2, "upkeep_steps": 2, "precision": "auto"}),
-        protocol=ProtocolConfig(
-            epochs=_protocol_epochs(len(look.classes)), augment=_student_augmentation(mirrored=channels == 3)
-        ),
+        protocol=ProtocolConfig(epochs=_protocol_epochs(len(look.classes)), augment=augment),
         **training,
     )
     bf16 = native_bfloat16(device)
@@ -191,12 +191,6 @@ def _size(look: Look, data: DataConfig, shown: Callable[[int, int], float]) -> t
     else:
         limit = f"the next smaller one of {', '.join(map(str, SIZES))}"
     return size, f"of {own} pixels (median): {limit}"
-
-
-def _student_augmentation(*, mirrored: bool) -> str:
-    """The published families, with flips only where mirrored images are of the same class."""
-    families = ProtocolConfig().augment.split("|")
-    return "|".join(family for family in families if mirrored or family != "flip")
 
 
 def _protocol_epochs(classes: int) -> int:
