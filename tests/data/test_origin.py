@@ -8,7 +8,7 @@ from PIL import Image
 
 import dim
 from dim.config import DataConfig, DistillConfig, ProtocolConfig, TrajectoryConfig, TrajectoryRecipe, from_dict
-from dim.data.real import from_dataset, load_data
+from dim.data.real import from_dataset, load_data, with_training_part
 from dim.errors import InputError
 from dim.run_folder import read_run
 from dim.runs.distill import distill
@@ -100,3 +100,4 @@ def test_what_is_made_of_other_data_has_no_place_to_be_found(folder):
     data = load_data(folder)
     assert data.config == folder
     assert dataclasses.replace(data).config == folder
+    assert with_training_part(data, data.test).config is None
