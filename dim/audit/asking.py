@@ -4,7 +4,6 @@ What they said is kept in the cache folder, so that a killed audit goes on, and 
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from dim.audit.likelihood import confidence
 from dim.chunks import FORWARD, JUDGED
 from dim.config import ProtocolConfig, to_dict
 from dim.data.real import RealData
-from dim.data.splits import in_chunks
+from dim.data.splits import asked_in_parts
 from dim.errors import InputError
 from dim.io import cache_folder, digest, keep_tensors, load_tensors
 from dim.nets.student import mixed_parts
@@ -101,9 +100,11 @@ class Asker:
 
         def trained(student: str, seed: int, predict: Callable[[Tensor], Tensor]) -> None:
             parts = mixed_parts(len(self.candidates.images))  # some students normalise by the images that they are asked about
-            chunks = itertools.chain(*(in_chunks(self.candidates.images, part, largest=JUDGED, budget=FORWARD) for part in parts))
-            found = [confidence(predict(images.to(self.device)), labels).cpu() for _, images, labels in chunks]
-            said.append(torch.cat(found)[torch.argsort(torch.cat(parts))])
+
+            def answer(images: Tensor, labels: Tensor) -> Tensor:
+                return confidence(predict(images.to(self.device)), labels)
+
+            said.append(asked_in_parts(answer, self.candidates.images, parts, largest=JUDGED, budget=FORWARD))
 
         evaluator = Evaluator(data, self.protocol, seeds=seeds, device=self.device, trained=trained)
         (score,) = measure(evaluator)

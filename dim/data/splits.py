@@ -2,7 +2,8 @@
 when they are too large for that, decoded batch by batch. All have the same interface, so nothing above knows which it has.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Protocol
@@ -165,6 +166,15 @@ class JoinedSplit:
         back = torch.cat(found).argsort().to(parts[0][0].device)
         images, labels = (torch.cat(each) if len(parts) > 1 else each[0] for each in zip(*parts, strict=True))
         return (images, labels) if len(parts) == 1 else (images[back], labels[back])
+
+
+def asked_in_parts(
+    answer: Callable[[Tensor, Tensor], Tensor], split: Split, parts: Sequence[Tensor], *, largest: int, budget: int
+) -> Tensor:
+    """What `answer` says of images and labels, (B, C, H, W) and (B,) -> (B, ...), asked part by part of a split's indices, which
+    are all of them; on the CPU, in the order of the split. For the rest see `in_chunks`."""
+    chunks = itertools.chain(*(in_chunks(split, part, largest=largest, budget=budget) for part in parts))
+    return torch.cat([answer(images, labels).cpu() for _, images, labels in chunks])[torch.argsort(torch.cat(list(parts)))]
 
 
 def in_chunks(

@@ -6,7 +6,6 @@ training runs; one file each in `dim.features.coresets`.
 """
 
 import functools
-import itertools
 import re
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from dim import rng
 from dim.chunks import FORWARD, JUDGED
 from dim.config import CORESETS, ProtocolConfig, ScoringConfig, to_dict
 from dim.data.real import EpochBatches, RealData, per_class_indices
-from dim.data.splits import in_chunks
+from dim.data.splits import asked_in_parts
 from dim.errors import InputError
 from dim.features.classifier import train_student
 from dim.features.spaces import Features, cache_name, device_of, trained_features
@@ -77,10 +76,8 @@ class Training:
     def logits(self) -> Tensor:
         """float (N, classes) of all training images, on the CPU."""
         train, parts = self._data.train, judged_parts(self._net, len(self._data.train))
-        chunks = itertools.chain(*(in_chunks(train, part, largest=JUDGED, budget=FORWARD) for part in parts))
         with torch.no_grad():
-            found = torch.cat([self._net(images).cpu() for _, images, _ in chunks])
-        return found[torch.argsort(torch.cat(parts))]
+            return asked_in_parts(lambda images, _: self._net(images), train, parts, largest=JUDGED, budget=FORWARD)
 
 
 class ScoreRule(Rule):
